@@ -1,0 +1,175 @@
+"""env.sh in bash and zsh, and the papermill command as a user types it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHELLS = [
+    "bash",
+    pytest.param("zsh", marks=pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed")),
+]
+LAUNCHER = ROOT / "workflow/bin/papermill"
+
+
+def clean(**changes):
+    """Return an environment as in a fresh terminal, where no virtual environment is active."""
+    outside = {"VIRTUAL_ENV", "PRUNING_VENV", "PRUNING_RUNS", "PRUNING_FIGURES", "PYTHON", "BASH_ENV"}
+    inherited = {key: value for key, value in os.environ.items() if key not in outside}
+    return inherited | {"PYTHON": sys.executable} | changes
+
+
+def shell(name, script, cwd, **environment):
+    """Return what a shell without start-up files makes of a script."""
+    flag = "--norc" if name == "bash" else "-f"
+    command = [name, flag, "-c", script]
+    return subprocess.run(command, cwd=cwd, env=clean(**environment), capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A copy of the set-up files with empty requirements, and the environment made once (some seconds)."""
+    root = tmp_path_factory.mktemp("a repository")  # with a space in its path
+    shutil.copy(ROOT / "env.sh", root)
+    shutil.copytree(ROOT / "workflow/bin", root / "workflow/bin")
+    (root / "requirements.txt").write_text("# nothing\n")
+    first = shell("bash", ". ./env.sh && command -v python", root)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.strip() == f"{root}/.venv/bin/python"
+    assert "making" in first.stderr and "installing" in first.stderr
+    return root
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_sourcing_again_is_silent_and_quick(repository, name):
+    script = '. ./env.sh; . ./env.sh; echo "$VIRTUAL_ENV"; command -v papermill; echo "$PATH"'
+    seconds = []
+    for _ in range(3):  # the best of three, because the machine may be busy
+        start = time.monotonic()
+        done = shell(name, script, repository)
+        seconds.append(time.monotonic() - start)
+    venv, papermill, path = done.stdout.split("\n")[:3]
+    assert done.stderr == "" and venv == f"{repository}/.venv"
+    assert papermill == f"{repository}/workflow/bin/papermill"
+    assert path.count(str(repository)) == 2, "sourced twice, on the path once"
+    assert min(seconds) < 1, "it takes 0.1 s unless pip is started"
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_the_caller_is_left_as_it_was(repository, name, tmp_path):
+    look = 'echo "$-"; set -o; typeset -f | grep -c "^_pruning" || :; set | grep -c "^_pruning" || :; pwd'
+    script = f'set -eu; {{ {look}; }} >before; . "{repository}/env.sh"; {{ {look}; }} >after'
+    done = shell(name, script, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "before").read_text() == (tmp_path / "after").read_text()
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_an_old_python_is_refused_and_the_terminal_stays_open(repository, name, tmp_path):
+    old = tmp_path / "python-old"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    script = f'. "{repository}/env.sh"; echo "returned $?"'
+    done = shell(name, script, tmp_path, PYTHON=str(old), PRUNING_VENV=str(tmp_path / "venv"))
+    assert done.stdout == "returned 1\n"
+    assert "3.11 or newer" in done.stderr and str(old) in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_failed_installation_is_taken_up_again(repository):
+    stamp = repository / ".venv/.pruning-installed"
+    before = stamp.read_text()
+    requirements = repository / "requirements.txt"
+    requirements.write_text("./not-there-yet\n")
+    try:
+        failed = shell("bash", '. ./env.sh; echo "returned $?"', repository)
+    finally:
+        requirements.write_text("# nothing\n")
+    assert failed.stdout == "returned 1\n" and "go on from here" in failed.stderr
+    assert stamp.read_text() == before, "no stamp for what was not installed"
+    stamp.unlink()  # as an interrupted installation leaves it
+    again = shell("bash", ". ./env.sh", repository)
+    assert again.returncode == 0 and stamp.read_text() == before
+    assert "installing" in again.stderr and "making" not in again.stderr
+
+
+# ------------------------------------------------------------------------------------------------- papermill
+
+
+@pytest.fixture(scope="module")
+def default_output():
+    """The launcher's own decision, read from the file that has no .py at its end."""
+    scope = {"__file__": str(LAUNCHER), "__name__": "launcher"}
+    exec(compile(LAUNCHER.read_text(), str(LAUNCHER), "exec"), scope)
+    return scope["default_output"]
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    """`nb.ipynb` in the current folder: takes a seed, says it, and says whether standard input is empty."""
+    cells = [nbformat.v4.new_code_cell("seed: int = 1  # any", metadata={"tags": ["parameters"]})]
+    cells += [nbformat.v4.new_code_cell("print('the seed is', seed)")]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / "nb.ipynb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PRUNING_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "nb.ipynb"
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("nb.ipynb", "nb"),
+        ("nb.ipynb -p seed 3 -p type SWN", "nb-seed-3-type-SWN"),
+        ("-p seed 3 nb.ipynb --cwd other -k python3 --no-progress-bar", "nb-seed-3"),
+        ("nb.ipynb -y {seed:[1,2],type:[EWN,no-WN]}", "nb-seed-1-2-type-EWN-no-WN"),
+        ("nb.ipynb --parameters=seed 3 -r type 7 --log-level DEBUG", "nb-seed-3-type-7"),
+        ("nb.ipynb -f nb.ipynb", "nb-nb.ipynb"),
+        ("nb.ipynb -p a ../../b", "nb-a-..-..-b"),
+        (f"nb.ipynb -p a {'x' * 300}", "nb-a-" + "x" * 115),
+    ],
+)
+def test_an_output_path_is_supplied(notebook, default_output, line, name):
+    assert default_output(line.split()) == f"runs/executed/{name}.ipynb"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "--help",
+        "--version",
+        "nb.ipynb out.ipynb",
+        "nb.ipynb -",
+        "nb.ipynb -p seed 3 out.ipynb -p type SWN",
+        "nb.ipynb --help",
+        "nb.ipynb --help-notebook",
+        "-",
+        "missing.ipynb",
+        "nb.ipynb -p seed",
+        "nb.ipynb out.ipynb surplus.ipynb",
+        "nb.ipynb --no-such-option",
+    ],
+)
+def test_papermill_is_left_alone(notebook, default_output, line):
+    assert default_output(line.split()) is None
+
+
+@pytest.mark.parametrize("stdin", ["pipe", "notebook"])
+def test_the_command_works_as_written(notebook, stdin):
+    """In a pipe plain papermill saves nothing; with standard input it overwrites the notebook."""
+    before = notebook.read_bytes()
+    script = f'. "{ROOT}/env.sh" && papermill nb.ipynb -p seed 3 2>&1 | cat'
+    environment = {**os.environ, "PRUNING_VENV": sys.prefix}
+    given = before if stdin == "notebook" else b""
+    done = subprocess.run(["bash", "-c", script], env=environment, input=given, capture_output=True, check=False)
+    assert notebook.read_bytes() == before
+    executed = notebook.parent / "runs/executed/nb-seed-3.ipynb"
+    assert executed.exists(), done.stdout.decode() + done.stderr.decode()
+    assert "the seed is 3" in executed.read_text()

@@ -1,0 +1,299 @@
+"""run_all.sh on a small repository of its own: Snakemake schedules, records decide."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+from nbclient.exceptions import DeadKernelError
+
+ROOT = Path(__file__).resolve().parents[1]
+TOY = [
+    'seed: int = 1  # any\ntype: str = "good"  # good or bad\nforce: bool = False  # operational',
+    'import sys; sys.path[:0] = [".", ".."]\nimport os, time\nfrom lib.runs import open_run\n'
+    'run = open_run("NAME", globals())',
+    "for seed, type in run.todo:\n"
+    '    time.sleep(float(os.environ.get("TOY_SECONDS", 0)) if seed == 2 else 0)\n'
+    '    assert type != "bad", "a bad one"\n'
+    '    run.save(type=type, seed=seed, scores={"threads": int(os.environ["OMP_NUM_THREADS"])})',
+]
+SUMMARY = [
+    "width: float = 3.3  # inches",
+    'import sys; sys.path[:0] = [".", ".."]\nimport os\nfrom lib.runs import ROOT, records\n'
+    'folder = ROOT / os.environ["PRUNING_FIGURES"]\nfolder.mkdir(parents=True, exist_ok=True)',
+    'for end in ("png", "pdf"):\n    (folder / f"toy.{end}").write_text(f"{len(records(\'toy\'))} runs")',
+]
+EXPERIMENTS = """
+profiles:
+  quick:
+    {runs: runs/quick, figures: figures/quick, machine: any, experiments: {
+      toy: {parameters: {seed: [1, 2], type: [good, bad]}, stack: [seed], threads: 1, minutes: 4}}}
+  cpu:
+    {runs: runs, figures: figures, machine: any, experiments: {
+      toy: {parameters: {seed: [1, 2]}, stack: [], threads: 1, minutes: 4}}}
+  full:
+    {runs: runs, figures: figures, machine: a fast one, experiments: {
+      toy: {parameters: {seed: [1, 2]}, stack: [], minutes: 300},
+      other: {parameters: {seed: 5}}}}
+summaries:
+  summary_toy: {toy: [toy], other: [other]}
+"""
+
+
+def write_notebook(path, parameters, *code):
+    cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    cells += [nbformat.v4.new_code_cell(source.replace("NAME", path.stem)) for source in code]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+
+
+class Repository:
+    """A copy of what schedules and records, with notebooks that take no time."""
+
+    def __init__(self, root):
+        self.root = root
+        for name in "run_all.sh", "env.sh", "requirements.txt":
+            shutil.copy(ROOT / name, root)
+        shutil.copytree(ROOT / "workflow", root / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+        (root / "workflow/experiments.yaml").write_text(EXPERIMENTS)
+        write_notebook(root / "notebooks/toy.ipynb", *TOY)
+        write_notebook(root / "notebooks/other.ipynb", *TOY)
+        write_notebook(root / "notebooks/summary_toy.ipynb", *SUMMARY)
+        outside = {"PRUNING_RUNS", "PRUNING_FIGURES", "OMP_NUM_THREADS"}
+        self.environment = {key: value for key, value in os.environ.items() if key not in outside}
+        self.environment["PRUNING_VENV"] = sys.prefix
+
+    def start(self, *arguments, **environment):
+        """Return the process of a call of run_all.sh, leader of a process group of its own."""
+        return subprocess.Popen(
+            ["./run_all.sh", *arguments],
+            cwd=self.root,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run_all(self, *arguments):
+        """Return (exit status, all that a call of run_all.sh said)."""
+        process = self.start(*arguments)
+        said, _ = process.communicate(timeout=120)
+        return process.returncode, said
+
+    def python(self, code):
+        """Return what a line of Python prints in this repository."""
+        command = [sys.executable, "-c", code]
+        return subprocess.run(
+            command, cwd=self.root, env=self.environment, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    def due(self, profile, *targets):
+        """Return the names of the executions and summaries that are due, sorted."""
+        due = "sorted([one.name for one in plan.due] + plan.due_summaries)"
+        code = f"import json; from workflow.plan import Plan; plan = Plan({profile!r}, {targets!r})"
+        return json.loads(self.python(f"{code}; print(json.dumps({due}))"))
+
+    def save(self, experiment, seed, score=1):
+        """Make a record without a kernel."""
+        code = f"namespace = dict(seed={seed}, type='good', force=True)"
+        code += f"; from lib.runs import open_run; run = open_run({experiment!r}, namespace)"
+        self.python(f"{code}; run.save(type='good', seed={seed}, scores=dict(threads={score}))")
+
+    def records(self, folder="runs"):
+        return sorted(path.stem for path in (self.root / folder / "toy").glob("*.json"))
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository(tmp_path)
+
+
+def test_a_failed_run_stops_nothing_else(repository):
+    status, said = repository.run_all("--quick")
+    assert status == 1
+    assert "runs to make: 4, in 2 executions, about 4 min on any" in said
+    end = said.split("These did not succeed")[1]
+    assert "FAILED toy-type=bad: AssertionError: a bad one" in end
+    assert "missing: [(1, 'bad'), (2, 'bad')]" in end and "type=good" not in end
+    assert repository.records("runs/quick") == ["good-1", "good-2"]
+    record = json.loads((repository.root / "runs/quick/toy/good-1.json").read_text())
+    assert record["scores"] == {"threads": 1}, "the cores that the entry says"
+    figure = repository.root / "figures/quick/toy.png"
+    assert figure.read_text() == "2 runs", "the summary draws what there is"
+    assert not list((repository.root / ".snakemake/stamps").iterdir())
+    assert repository.due("quick") == ["summary_toy", "toy-type=bad"], "what failed is tried again"
+
+
+def test_a_second_call_does_nothing(repository):
+    for seed in 1, 2:
+        repository.save("toy", seed)
+    assert repository.due("cpu") == ["summary_toy"], "what has its record is not in the plan"
+    status, said = repository.run_all("--profile", "cpu", "--cores", "1")
+    assert status == 0 and "summaries to draw: 1" in said, said
+    assert (repository.root / "figures/toy.pdf").read_text() == "2 runs"
+    start = time.monotonic()
+    status, said = repository.run_all("--profile=cpu")
+    assert status == 0 and "nothing to do" in said and "runs to make: 0; summaries to draw: 0" in said
+    assert time.monotonic() - start < 15, "2 s on a machine that does nothing else"
+
+    record = repository.root / "runs/toy/good-1.json"
+    os.utime(record, (1, 1))
+    os.utime(repository.root / "figures/toy.png")
+    notebook = repository.root / "notebooks/toy.ipynb"
+    notebook.write_text(notebook.read_text().replace("a bad one", "edited"))
+    assert repository.due("cpu") == [], "neither the age of a file nor an edit makes anything due"
+    figure = repository.root / "figures/toy.png"
+    figure.rename(figure.with_suffix(".away"))
+    assert repository.due("cpu") == ["summary_toy"], "a lost figure"
+    figure.with_suffix(".away").rename(figure)
+    assert repository.due("cpu") == []
+    repository.save("toy", 1, score=2)
+    assert repository.due("cpu") == ["summary_toy"], "a changed record"
+    record.unlink()
+    assert repository.due("cpu") == ["summary_toy", "toy-seed=1"], "a lost record"
+
+
+def test_a_dry_run_says_what_would_be_done(repository):
+    repository.save("toy", 2)
+    before = sorted(repository.root.rglob("*.json"))
+    status, said = repository.run_all("-n")
+    assert status == 0
+    assert "runs to make: 2, in 2 executions, about 2 h on a fast one; summaries to draw: 1" in said, said
+    assert "toy-seed=1" in said and "other" in said and "toy-seed=2" not in said
+    assert sorted(repository.root.rglob("*.json")) == before and not (repository.root / "figures").exists()
+
+
+def test_one_figure_by_name(repository):
+    assert repository.due("full", "figures/other.png") == ["other", "summary_toy"]
+    assert repository.due("full", "./figures/toy.pdf") == ["summary_toy", "toy-seed=1", "toy-seed=2"]
+    assert repository.due("full", "notebooks/other.ipynb") == ["other"]
+    status, said = repository.run_all("-n", "figures/other.png")
+    assert status == 0 and "runs to make: 1, in 1 executions" in said, said
+    status, said = repository.run_all("-n", "--quick", "figures/toy.png")
+    assert status != 0 and "figures/quick/toy.png" in said, "the names are those of the profile"
+
+
+def test_killed_whole_and_called_again(repository):
+    """kill -9 of the process group: what was done stays, and neither a lock nor a kernel is in the way."""
+    killed = repository.start("--profile", "cpu", "--cores", "2", TOY_SECONDS="30")
+    limit = time.monotonic() + 60
+    while repository.records() != ["good-1"] and time.monotonic() < limit:
+        time.sleep(0.1)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert repository.records() == ["good-1"]
+    first = (repository.root / "runs/toy/good-1.json").read_bytes()
+    locks = repository.root / ".snakemake/locks"  # as a Snakemake that locks leaves them when it is killed
+    locks.mkdir(exist_ok=True)
+    for kind in "input", "output":
+        (locks / f"0.{kind}.lock").write_text(f"{repository.root}/.snakemake/stamps\n")
+    status, said = repository.run_all("--profile", "cpu")
+    assert status == 0 and "runs to make: 1, in 1 executions" in said, said
+    assert repository.records() == ["good-1", "good-2"]
+    assert (repository.root / "runs/toy/good-1.json").read_bytes() == first
+    assert (repository.root / "figures/toy.png").read_text() == "2 runs"
+
+
+# --------------------------------------------------------------------------------------------- one execution
+
+
+@pytest.fixture
+def attempts(monkeypatch, tmp_path):
+    """What papermill does at each attempt: raise this exception, or succeed for None; used from the front."""
+    plan = []
+
+    def execute_notebook(*arguments, **options):
+        error = plan.pop(0)
+        if error:
+            raise error
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute_notebook)
+    monkeypatch.setenv("PRUNING_RUNS", str(tmp_path))
+    return plan
+
+
+def test_a_kernel_that_does_not_start_is_tried_again(attempts):
+    from workflow.execute import execute
+
+    attempts += [RuntimeError("Kernel died before replying to kernel_info")]
+    attempts += [RuntimeError("Address already in use (addr='tcp://...')"), None]
+    assert execute("toy", "toy", {}) is None
+    assert attempts == []
+    attempts += [RuntimeError("Kernel didn't respond in 60 seconds")] * 9
+    assert "didn't respond" in execute("toy", "toy", {})
+    assert len(attempts) == 5
+
+
+def test_an_error_of_the_experiment_is_not_tried_again(attempts):
+    from workflow.execute import execute
+
+    saying = "Address already in use"  # even if it says so: then it is the notebook's own
+    attempts += [papermill.PapermillExecutionError(1, 1, "code", "ValueError", saying, []), None]
+    assert execute("toy", "toy", {}).startswith("ValueError: Address already in use (see ")
+    attempts[:] = [DeadKernelError("Kernel died"), None]
+    assert execute("toy", "toy", {}).startswith("DeadKernelError")
+    assert attempts == [None]
+
+
+# -------------------------------------------------------------------------------------------------- the plan
+
+
+def test_what_is_stacked_and_what_is_not():
+    from workflow.plan import expand
+
+    entry = {"parameters": {"seed": [1, 2], "type": ["a", "b"], "levels": [-1, -2]}, "minutes": 4}
+    (all_as_one,) = expand({"e": entry})
+    assert (all_as_one.name, all_as_one.parameters, all_as_one.minutes) == ("e", entry["parameters"], 4)
+    by_seed = list(expand({"e": entry | {"stack": ["type"]}}))
+    assert [(one.name, one.parameters["seed"], one.minutes) for one in by_seed] == [
+        ("e-seed=1", 1, 2),
+        ("e-seed=2", 2, 2),
+    ]
+    assert all(one.parameters["type"] == ["a", "b"] and one.parameters["levels"] == [-1, -2] for one in by_seed)
+    assert len(list(expand({"e": entry | {"stack": []}}))) == 4
+
+
+def test_grids_and_lists_of_entries():
+    from workflow.plan import expand
+
+    entries = [
+        {"parameters": {"seed": 1}, "grid": {"net": ["v", "r"], "lr": [0.1, 1]}},
+        {"grid": {"net": ["a/b"]}},
+    ]
+    names = [one.name for one in expand({"e": entries})]
+    assert names == [
+        "e.1-net=v-lr=0.1",
+        "e.1-net=v-lr=1",
+        "e.1-net=r-lr=0.1",
+        "e.1-net=r-lr=1",
+        "e.2-net=a_b",
+    ]
+    with pytest.raises(ValueError, match="theads.*allowed.*threads"):
+        list(expand({"e": {"theads": 1}}))
+
+
+@pytest.mark.parametrize("profile", ["quick", "cpu", "full"])
+def test_every_profile_can_be_planned(profile, monkeypatch, tmp_path):
+    """Its notebooks exist and take its parameters; no two executions have the same name."""
+    from workflow.plan import Plan, expand
+
+    monkeypatch.setenv("PRUNING_RUNS", str(tmp_path))
+    monkeypatch.setenv("PRUNING_FIGURES", str(tmp_path))
+    plan = Plan(profile)
+    assert plan.due and len(plan.due) == len(plan.executions)
+    assert all((ROOT / "notebooks" / f"{summary}.ipynb").exists() for summary in plan.summaries)
+    everything = yaml.safe_load((ROOT / "workflow/experiments.yaml").read_text())
+    assert len(list(expand(everything["profiles"][profile]["experiments"]))) == len(plan.executions)
+    drawn_from = {name for figures in plan.summaries.values() for names in figures.values() for name in names}
+    assert {one.experiment for one in plan.due} <= drawn_from, "an experiment that no figure shows"

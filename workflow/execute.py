@@ -1,0 +1,95 @@
+"""Executes one notebook of the plan and leaves a stamp that says how it went: `python -m workflow.execute`.
+
+The stamp is written whether the notebook succeeded or failed, and the exit status is 0 in both cases: for
+Snakemake a failed run is a finished job, so that the summaries that wait for it still say what there is.
+run_all.sh lists the failures and exits with 1. What counts as done is the record and nothing else.
+"""
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import papermill
+from traitlets.config import Config
+
+from lib import runs
+from workflow.plan import ROOT, Plan
+
+# A kernel that listens on TCP ports sometimes chooses one that another has just taken, and dies before it
+# answers. Sockets in a folder of its own cannot collide; where there are none (Windows) or where they fail (too
+# long a path), it is TCP after all. Only a kernel that did not start is tried again: an error of the
+# experiment would come back, after hours.
+START_FAILURE = re.compile(r"Kernel died before|Kernel didn't respond|ZMQError|Address already in use")
+ATTEMPTS = 4
+
+
+def execute(notebook, name, parameters):
+    """Return None when the notebook ran to its end, else the error in one line."""
+    output = runs.folder() / "executed" / f"{name}.ipynb"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
+                sockets = {"transport": "ipc", "ip": f"{folder}/k"}
+                papermill.execute_notebook(
+                    ROOT / "notebooks" / f"{notebook}.ipynb",
+                    output,
+                    parameters,
+                    cwd=ROOT,
+                    progress_bar=False,
+                    config=Config(KernelManager=sockets if attempt == 1 and os.name == "posix" else {}),
+                )
+            return None
+        except papermill.PapermillExecutionError as error:
+            message = f"{error.ename}: {error.evalue}"
+        except Exception as error:  # papermill, nbclient and zmq have no common one
+            message = f"{error.__class__.__name__}: {error}"
+            if START_FAILURE.search(message) and attempt < ATTEMPTS:
+                print(f"{name}: the kernel did not start, again ({message})", file=sys.stderr)
+                continue
+        return " ".join(message.split())[:300] + f" (see {os.path.relpath(output)})"
+
+
+def run(plan, name):
+    """Return None when all runs of the execution called `name` have a record, else what is wrong."""
+    execution = plan.executions[name]
+    error = execute(execution.experiment, name, execution.parameters)
+    missing = execution.missing()
+    if missing:
+        error = f"{error or 'the notebook ended without an error'}; missing: {missing}"
+    return error
+
+
+def summarise(plan, name):
+    """Return None when all figures of the summary called `name` are drawn, else what is wrong."""
+    digest = plan.digest(name)  # before it reads, so that a record that arrives meanwhile counts as new
+    if not plan.outdated(name):
+        return None  # all the runs that it waited for have failed
+    error = execute(name, name, {})
+    error = error or ", ".join(f"{path} was not drawn" for path in plan.undrawn(name)) or None
+    if error is None:
+        plan.seen(name).parent.mkdir(parents=True, exist_ok=True)
+        plan.seen(name).write_text(digest)
+    return error
+
+
+def main():
+    """Execute what the command line names and write its stamp."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("profile")
+    parser.add_argument("name", help="an execution or a summary")
+    parser.add_argument("stamp", type=Path)
+    given = parser.parse_args()
+    plan, start = Plan(given.profile), time.monotonic()
+    error = (summarise if given.name in plan.summaries else run)(plan, given.name)
+    line = f"FAILED {given.name}: {error}" if error else f"done {given.name} in {time.monotonic() - start:.0f} s"
+    print(line, file=sys.stderr)
+    given.stamp.write_text(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
