@@ -1,0 +1,1 @@
+"""The pruning laboratory's library: kernels, networks, masks, training, records and figures."""

@@ -1,0 +1,278 @@
+"""What a run is called: the parameters a notebook declares, the values it was given, the name they make.
+
+A name lists the scientific parameters that differ from the notebook's defaults, so that a person can read it
+and no two runs share it. The only file looked at is the notebook.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Sequence, Set
+from pathlib import Path
+from urllib.parse import quote
+
+from lib.errors import ParameterError, hint, listed
+
+# How a run is computed, not what: these change no result, so they enter no name and are not compared.
+OPERATIONAL = frozenset({"device", "force", "stack"})
+
+LONGEST = 180  # characters of a name; file systems end at 255 bytes, and endings and locks need some of them
+
+Pair = tuple[int | str, str]
+
+
+# ---- what the notebook declares
+
+
+def declared(notebook: Path) -> dict:
+    """Return the parameters cell of a notebook as name -> default, in order."""
+    cells = [cell for cell in code_cells(notebook) if is_parameters(cell)]
+    if len(cells) != 1:
+        raise ParameterError(f"{notebook.name} has {len(cells)} cells tagged 'parameters'; papermill needs one.")
+    defaults = {}
+    for statement in ast.parse(source(cells[0])).body:
+        name, value = _literal(statement, notebook)
+        _value(name, value, value)  # of a kind that papermill can pass
+        defaults[name] = value
+    for name in {"seed", "type"} - defaults.keys():
+        raise ParameterError(f"{notebook.name} declares no {name!r}; every experiment has one.")
+    return defaults
+
+
+def code_cells(notebook: Path) -> list[dict]:
+    """Return the code cells of a notebook as it is on disk."""
+    if not notebook.exists():
+        known = sorted(path.stem for path in notebook.parent.glob("*.ipynb"))
+        raise ParameterError(
+            f"there is no notebook {notebook}.{hint(notebook.stem, known)} There are: {listed(known)}."
+        )
+    return [cell for cell in json.loads(notebook.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+
+
+def is_parameters(cell: dict) -> bool:
+    """Return whether this is the cell that papermill overrides."""
+    return "parameters" in cell["metadata"].get("tags", [])
+
+
+def source(cell: dict) -> str:
+    """Return the text of a cell; a notebook stores it as one text or as lines."""
+    return "".join(cell["source"])
+
+
+def _literal(statement: ast.stmt, notebook: Path) -> tuple[str, object]:
+    """Return the name and value of `name = literal` or `name: kind = literal`."""
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    if len(targets) == 1 and isinstance(targets[0], ast.Name):
+        try:
+            return targets[0].id, ast.literal_eval(statement.value)
+        except ValueError:
+            pass  # not a literal: the message below holds for it too
+    raise ParameterError(
+        f"the parameters cell of {notebook.name} holds `{ast.unparse(statement)}`; only lines "
+        f"such as `levels: list = [-10]` may stand there, since papermill injects its values after that cell."
+    )
+
+
+# ---- what it was given
+
+
+def _kind(name: str, value) -> str:
+    """Return which kind of scalar a parameter's value is: 'bool', 'int', 'float' or 'str'."""
+    for kind in (bool, int, float, str):  # bool first: it is an int to Python
+        if isinstance(value, kind):
+            if kind is float and not math.isfinite(value):
+                break
+            return kind.__name__
+    raise ParameterError(
+        f"{name} = {value!r}: a parameter is a finite number, a text, True or False, or a list of these."
+    )
+
+
+def checked(values: dict, defaults: dict) -> dict:
+    """Return every declared parameter in its canonical form: `values` where given, else the default.
+
+    seed and type become lists (a sweep's seed a text, "0..99"), a scalar for a list parameter a list of one,
+    an int for a float a float.
+    """
+    reject_unknown(values, defaults)
+    values = {**defaults, **values}
+    return {name: _value(name, values[name], defaults[name]) for name in defaults}
+
+
+def _value(name: str, value, default):
+    """Return `value` in the kind of its `default`; ParameterError if it is of another kind."""
+    if name in ("seed", "type"):
+        return _seeds(value, default) if name == "seed" else _types(value, default)
+    if not isinstance(default, list):
+        return _scalar(name, value, [default])
+    values = many(value)
+    if not values:
+        raise ParameterError(f"{name} = []: the list needs at least one value.")
+    return [_scalar(name, item, default) for item in values]
+
+
+def _scalar(name: str, value, examples: list):
+    """Return `value` if it is of the kind of one of the `examples`; an int becomes a float where those go."""
+    if isinstance(value, list | tuple):
+        raise ParameterError(f"{name} = {value!r}: it takes one value; only seed, type and list parameters take more.")
+    kinds = {_kind(name, example) for example in examples}
+    kind = _kind(name, value)
+    if kind == "int" and "float" in kinds:
+        return float(value)
+    if kind not in kinds:
+        raw = f" With papermill, `-r {name} {value}` passes a text." if kinds == {"str"} else ""
+        raise ParameterError(
+            f"{name} = {value!r} is of kind {kind}; {name} is of kind {' or '.join(sorted(kinds))}, "
+            f"such as {examples[0]!r}.{raw}"
+        )
+    return value
+
+
+def many(value) -> list:
+    """Return a list of values, whether given one or several."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _types(value, default=None) -> list[str]:
+    """Return the types as a list of distinct texts."""
+    types = many(value)
+    if not types or not all(isinstance(type, str) and type for type in types):
+        raise ParameterError(f"type = {value!r}: it is a text, or a list of them; the default is {default!r}.")
+    _reject_repeated("type", types)
+    return types
+
+
+def _seeds(value, default=0) -> list[int] | str:
+    """Return the seeds as a list of distinct integers >= 0, or the text "first..last" of a sweep.
+
+    A notebook whose default seed is a text like "0..99" is a sweep: it saves all its seeds in one record.
+    """
+    if isinstance(default, str):
+        return _sweep(value, default)
+    seeds = many(value)
+    if not seeds or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in seeds):
+        raise ParameterError(f"seed = {value!r}: it is an integer >= 0, or a list of them; the default is {default!r}.")
+    _reject_repeated("seed", seeds)
+    return seeds
+
+
+def _sweep(value, default: str) -> str:
+    """Return a sweep's seeds as "first..last"; one integer is a sweep of one."""
+    match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value), re.ASCII)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if first > last:
+        raise ParameterError(
+            f"seed = {value!r}: this notebook sweeps over consecutive seeds, first..last such as {default!r}."
+        )
+    return f"{first}..{last}"
+
+
+def counted_out(seeds: list[int] | str) -> list[int]:
+    """Return the seeds one by one: "0..2" is [0, 1, 2]."""
+    if isinstance(seeds, str):
+        first, last = map(int, seeds.split(".."))
+        return list(range(first, last + 1))
+    return seeds
+
+
+def _reject_repeated(name: str, values: list) -> None:
+    repeated = [value for index, value in enumerate(values) if value in values[:index]]
+    if repeated:
+        raise ParameterError(f"{name} = {values!r}: {repeated[0]!r} stands there twice; every value goes once.")
+
+
+def reject_unknown(names, defaults: dict) -> None:
+    """Return nothing; ParameterError for the first name that is not declared."""
+    for name in names:
+        if name not in defaults:
+            raise ParameterError(
+                f"there is no parameter {name!r}.{hint(name, defaults)} The parameters are: {listed(defaults)}."
+            )
+
+
+def reject_unallowed(parameters: dict, allowed: dict[str, Sequence | Callable]) -> None:
+    """Return nothing; ParameterError for the first value that is no choice, or whose check objects."""
+    reject_unknown(allowed, parameters)
+    for name, choices in allowed.items():
+        if callable(choices):
+            message = choices(parameters[name])
+            if message is not None:
+                raise ParameterError(f"{name} = {parameters[name]!r}: {message}")
+            continue
+        choices = [choices] if isinstance(choices, str) else choices  # else "E" would be a choice of "EWN"
+        for value in many(parameters[name]):
+            if value not in choices:
+                raise ParameterError(
+                    f"{name} = {value!r} is not a choice.{hint(value, choices)} Allowed: {listed(choices)}."
+                )
+
+
+def injected(namespace: dict) -> list[str]:
+    """Return the names that papermill injected into this kernel; none where a person runs the cells.
+
+    papermill only warns of a name that the notebook does not declare. Its cell is found in IPython's history
+    by the comment it begins with, so that the variables of a person at work are never taken for parameters.
+    """
+    cells = [source for source in namespace.get("In", []) if source.startswith("# Parameters\n")]
+    statements = ast.parse(cells[-1]).body if cells else []
+    return [ast.unparse(line.targets[0]) for line in statements if isinstance(line, ast.Assign)]
+
+
+# ---- what that is called
+
+
+def pairs(parameters: dict) -> list[Pair]:
+    """Return the (seed, type) of every record that these parameters ask for: for each seed, each type."""
+    return [(seed, type) for seed in many(parameters["seed"]) for type in many(parameters["type"])]
+
+
+def record_name(type: str, seed: int | str, parameters: dict, defaults: dict) -> str:
+    """Return what a record is called, such as "EWN-9192" or "EWN-9192;dataset=digits;levels=-10,-20".
+
+    The suffix lists the scientific parameters that differ from `defaults`, sorted. Different runs have
+    different names, and every name is a safe file name (see `name_of`).
+    """
+    values = scientific(checked(without(parameters, {"seed", "type"}), defaults))
+    return name_of(type, seed, {name: value for name, value in values.items() if value != defaults[name]})
+
+
+def scientific(parameters: dict) -> dict:
+    """Return the parameters that can change a result, those beside seed and type."""
+    return without(parameters, OPERATIONAL | {"seed", "type"})
+
+
+def without(entries: dict, names: Set[str]) -> dict:
+    """Return the entries but those of these names."""
+    return {name: value for name, value in entries.items() if name not in names}
+
+
+def name_of(type: str, seed: int | str, values: dict) -> str:
+    """Return "type-seed;name=value;…"; texts are percent-encoded, so no separator of names or paths gets in.
+
+    A name longer than 180 characters keeps its beginning and ends with "#" and a checksum of the whole.
+    """
+    for key, value, check in (("type", type, _types), ("seed", seed, _seeds)):
+        if check(value, default=value) not in (value, [value]) or isinstance(value, list | tuple):
+            raise ParameterError(f"{key} = {value!r}: a record has one type, and one seed or first..last.")
+    suffix = "".join(f";{quote(name, safe='')}={text(name, values[name])}" for name in sorted(values))
+    name = visible(f"{text('type', type)}-{seed}{suffix}")
+    if len(name) > LONGEST:
+        name = f"{name[: LONGEST - 20]}#{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return name
+
+
+def visible(name: str) -> str:
+    """Return a file name that no system hides or takes for a folder above."""
+    return "%2E" + name[1:] if name.startswith(".") else name
+
+
+def text(name: str, value) -> str:
+    """Return a parameter's value as it stands in a name: floats by repr, lists joined by commas."""
+    if isinstance(value, list | tuple):
+        return ",".join(text(name, item) for item in value)
+    kind = _kind(name, value)
+    return quote(value, safe="+") if kind == "str" else repr(float(value)) if kind == "float" else str(value)

@@ -1,0 +1,171 @@
+"""Records that are killed while being saved or replaced: the old one or the new one, whole, never neither."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lib.disk as disk
+import lib.records as records
+from lib.records import RecordError
+
+HOME = Path(records.__file__).resolve().parent.parent
+REST = {"experiment": "toy", "type": "EWN", "seed": 1, "parameters": {}, "cost": {}, "provenance": {}}
+
+
+def save(path: Path, value: int) -> None:
+    """Save a record in which everything says `value`."""
+    axes = {"i": list(range(50))}
+    npz, arrays = records.pack({"a": (np.full(50, value), ["i"])}, axes)
+    records.write(path, {**REST, "scores": {"value": value}, "axes": axes, "arrays": arrays}, npz)
+
+
+def value_of(path: Path) -> int:
+    """Return the value of a record, after a look at whether all of it agrees."""
+    record = records.read(path)
+    value = record.scores["value"]
+    assert record.array("a")[0].tolist() == [value] * 50
+    return value
+
+
+class Killed(BaseException):
+    """What stands for the death of the process."""
+
+
+def die_at(monkeypatch, step: int, halfway: bool) -> None:
+    """Make the `step`-th action on the disk the last: not done at all, or (a write) half done."""
+    count = 0
+
+    def dying(action):
+        def act(*arguments):
+            nonlocal count
+            count += 1
+            if count < step:
+                return action(*arguments)
+            if halfway and action is disk.put:
+                arguments[0].write_bytes(arguments[1][: len(arguments[1]) // 2])
+            raise Killed
+
+        return act
+
+    for module, name in ((records, "put"), (records, "sync"), (disk, "sync"), (os, "replace")):
+        monkeypatch.setattr(module, name, dying(getattr(module, name)))
+
+
+STEPS = 7  # two writes, the folder, and twice a move and the folder
+
+
+def test_the_steps_are_all_there_are(tmp_path, monkeypatch):
+    die_at(monkeypatch, STEPS + 1, halfway=False)
+    save(tmp_path / "EWN-1.json", 1)
+    with pytest.raises(Killed):
+        disk.sync(tmp_path)
+
+
+@pytest.mark.parametrize("halfway", [False, True])
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_a_first_save_killed_at_any_step_left_a_record_or_none(tmp_path, monkeypatch, step, halfway):
+    path = tmp_path / "EWN-1.json"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_at(patch, step, halfway)
+        save(path, 1)
+    assert path.exists() == (step == STEPS)
+    if path.exists():
+        assert value_of(path) == 1
+    else:
+        with pytest.raises(RecordError, match="no record"):
+            records.read(path)
+    save(path, 2)
+    assert value_of(path) == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".locks", "EWN-1.json", "EWN-1.npz"]
+
+
+@pytest.mark.parametrize("halfway", [False, True])
+@pytest.mark.parametrize("second", [*range(1, STEPS + 1), None])
+@pytest.mark.parametrize("first", range(1, STEPS + 1))
+def test_a_replacement_killed_twice_left_the_old_record_or_a_new_one(tmp_path, monkeypatch, first, second, halfway):
+    path = tmp_path / "EWN-1.json"
+    save(path, 1)
+    for value, step in ((2, first), (3, second)):
+        if step is not None:
+            with monkeypatch.context() as patch, pytest.raises(Killed):
+                die_at(patch, step, halfway)
+                save(path, value)
+    stands = value_of(path)
+    assert stands in (1, 2, 3)
+    assert (stands == 1) == (first < 5 and (second is None or second < 5))  # step 4 is the move of the npz
+    save(path, 4)
+    assert value_of(path) == 4
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".locks", "EWN-1.json", "EWN-1.npz"]
+
+
+def test_another_leftover_is_never_taken_for_the_record(tmp_path):
+    path = tmp_path / "EWN-1.json"
+    save(path, 1)
+    (tmp_path / "EWN-1.json.new").write_bytes(path.read_bytes())
+    save(tmp_path / "EWN-2.json", 2)
+    (tmp_path / "EWN-1.npz").write_bytes((tmp_path / "EWN-2.npz").read_bytes())
+    with pytest.raises(RecordError, match="missing, truncated or altered"):
+        records.read(path)
+
+
+FORKING = """import os, pathlib, random, signal, sys, time
+sys.path.insert(0, {home!r})
+import numpy as np
+import lib.disk as disk
+import lib.records as records
+path = pathlib.Path({path!r})
+random.seed(0)
+
+def child(first, done):
+    rng = np.random.default_rng(first)
+    axes = dict(i=list(range(100)))
+    rest = dict(experiment="toy", type="EWN", seed=1, parameters={{}}, cost={{}}, provenance={{}})
+    for value in range(first, 10**9):
+        noise = rng.random(100).astype(np.float32)
+        npz, arrays = records.pack(dict(a=(noise, ["i"])), axes)
+        scores = dict(value=value, noise=noise.tolist())
+        records.write(path, dict(rest, scores=scores, axes=axes, arrays=arrays), npz)
+        os.write(done, b"%d\\n" % value)
+
+def look():
+    record = records.read(path)
+    assert record.scores["noise"] == record.array("a")[0].tolist()
+    return record.scores["value"]
+
+value, met = -1, 0
+for kill in range({kills}):
+    done, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        child(value + 1, write)
+    os.close(write)
+    told = os.read(done, 99)                     # its first save, so that every kill meets a replacement
+    end = time.monotonic() + random.uniform(0, 0.02)
+    while time.monotonic() < end:
+        assert look() >= value                   # a reader beside the writer sees whole records alone
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    met += any(path.parent.glob("*.new"))        # this kill met a save at work
+    while more := os.read(done, 65536):
+        told += more
+    os.close(done)
+    said = int(told.split()[-1])
+    value = look()
+    assert value in (said, said + 1), (value, said)   # nothing that was said to be saved is lost
+print(met)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_records_survive_kills_at_random_moments(tmp_path):
+    script = FORKING.format(home=str(HOME), path=str(tmp_path / "EWN-1.json"), kills=40)
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # fork goes with one thread only
+    command = [sys.executable, "-W", "error", "-c", script]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert answer.returncode == 0, answer.stderr
+    assert int(answer.stdout) > 0  # else no kill met a save, and nothing was tested
