@@ -1,0 +1,26 @@
+"""Every random draw: a generator is keyed by what it is for, never by what was drawn before it.
+
+Because the key says (seed, purpose, position), a draw does not depend on how many networks are trained
+together, on the order in which they are trained, or on where a killed run was resumed.
+"""
+
+import hashlib
+
+import numpy as np
+
+KEY_BYTES = 16  # a Philox key is 128 bits
+
+
+def generator(seed: int, purpose: str, *position: int) -> np.random.Generator:
+    """Return the generator of one purpose of one run, for example `generator(3, "order", epoch)`.
+
+    The stream is Philox (Salmon et al. 2011), a counter-based generator: the key alone decides it.
+    """
+    name = "/".join(map(str, (int(seed), purpose, *position)))
+    key = hashlib.blake2b(name.encode(), digest_size=KEY_BYTES).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+
+
+def permutation(seed: int, purpose: str, position: int, size: int) -> np.ndarray:
+    """Return the `(size,)` int64 order in which run `seed` sees its examples in one pass."""
+    return generator(seed, purpose, position).permutation(size)
