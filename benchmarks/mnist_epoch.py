@@ -1,0 +1,138 @@
+"""One attempt of the MNIST descent (a training pass and an evaluation pass) beside plain PyTorch.
+
+The baseline is the same network, rate, batch size and rescaled loss, written the usual way: torchvision's `MNIST`
+from decompressed files, a `DataLoader`, modules, autograd, `torch.optim.SGD`. Both run in turn in one process.
+Also measured: the cost per run in a stack of nine. Run: python benchmarks/mnist_epoch.py [rounds]
+"""
+
+import math
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lib import data, nets, train  # noqa: E402
+
+TYPES = ("no-WN", "EWN", "SWN")
+BATCH, WIDTH, STEP = 128, 1024, 0.01
+
+
+class Normalised(nn.Module):
+    """A weight-normalised linear layer as one would first write it."""
+
+    def __init__(self, inputs, units, kind):
+        super().__init__()
+        w = torch.randn(units, inputs) * (2 / inputs) ** 0.5
+        size = w.norm(dim=1)
+        self.v, self.kind = nn.Parameter(w / size[:, None]), kind
+        self.s = nn.Parameter(size.log() if kind == "EWN" else size)
+        self.bias = nn.Parameter(torch.zeros(units))
+
+    def forward(self, x):
+        size = self.s.exp() if self.kind == "EWN" else self.s
+        weight = size[:, None] * self.v / self.v.norm(dim=1, keepdim=True)
+        return nn.functional.linear(x, weight, self.bias)
+
+
+def plain_network(kind):
+    hidden = nn.Linear(784, WIDTH) if kind == "no-WN" else Normalised(784, WIDTH, kind)
+    return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(WIDTH, 10, bias=False))
+
+
+def plain_loss(logits, y, level):
+    wrong = torch.ones_like(logits, dtype=torch.bool).scatter_(1, y[:, None], False)
+    delta = (logits.gather(1, y[:, None]) - logits)[wrong].view(len(y), -1)
+    return torch.log1p(torch.exp(-delta).sum(1)).mean() * math.exp(-level)
+
+
+def plain_attempt(net, loader, level):
+    optimizer = torch.optim.SGD(net.parameters(), lr=STEP)
+    for x, y in loader:
+        optimizer.zero_grad()
+        plain_loss(net(x), y, level).backward()
+        optimizer.step()
+    with torch.no_grad():
+        return sum(plain_loss(net(x), y, level).item() * len(y) for x, y in loader) / len(loader.dataset)
+
+
+def plain_loader(real, folder):
+    """Return a DataLoader over torchvision's own MNIST, its files laid out decompressed beforehand."""
+    from torchvision import datasets, transforms
+
+    raw = Path(folder, "MNIST", "raw")
+    raw.mkdir(parents=True)
+    for prefix, x, y in (("train", real.train_x, real.train_y), ("t10k", real.test_x, real.test_y)):
+        images, labels = x[:, 0].numpy().tobytes(), y.to(torch.uint8).numpy().tobytes()
+        sizes = b"".join(n.to_bytes(4, "big") for n in (len(y), 28, 28))
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + images)
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + sizes[:4] + labels)
+    steps = [transforms.ToTensor(), transforms.Normalize(real.mean, real.std)]
+    found = datasets.MNIST(folder, train=True, transform=transforms.Compose(steps))
+    return torch.utils.data.DataLoader(found, batch_size=BATCH, shuffle=True)
+
+
+def our_stack(kinds, sets):
+    net = nets.MLP([784, WIDTH, 10], kinds)
+    nets.init_(net, list(range(len(kinds))))
+    return train.start(net, list(range(len(kinds))), sets)
+
+
+def our_attempt(state, sets):
+    train.attempt(state, sets, ["order"] * len(state.seeds), BATCH)
+
+
+def seconds(function, *arguments):
+    began = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - began
+
+
+def spread(values):
+    return f"{statistics.median(values):7.3f} s  ({min(values):.3f} to {max(values):.3f})"
+
+
+def main(rounds):
+    real = data.load("mnist")
+    test = tuple(part[:1] for part in real.split("test"))  # an attempt has no test pass
+    sets = real.split("train"), test
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"784-{WIDTH}-10 on MNIST, batch {BATCH}, float32: an attempt, median (range) of {rounds} alternating rounds")
+    with tempfile.TemporaryDirectory() as folder:
+        loader = plain_loader(real, folder)
+        ratios = {kind: compare(kind, loader, sets, rounds) for kind in TYPES}
+    stacked(sets, rounds)
+    print(f"mnist_epoch: {ratios['EWN']:.1f}x")
+
+
+def compare(kind, loader, sets, rounds):
+    """Print one type's two times and return their ratio."""
+    net, state = plain_network(kind), our_stack([kind], sets)
+    times = {"plain": [], "ours": []}
+    for _ in range(rounds):
+        times["plain"].append(seconds(plain_attempt, net, loader, 0.0))
+        times["ours"].append(seconds(our_attempt, state, sets))
+    ratio = statistics.median(p / o for p, o in zip(times["plain"], times["ours"], strict=True))
+    print(f"{kind:6}  plain {spread(times['plain'])}   ours {spread(times['ours'])}   {ratio:.1f}x")
+    return ratio
+
+
+def stacked(sets, rounds):
+    """Print the cost per run of nine runs in one stack, relative to the same runs alone."""
+    kinds = [kind for kind in TYPES for _ in range(3)]
+    nine, alone = our_stack(kinds, sets), [our_stack([kind], sets) for kind in TYPES]
+    ratios = []
+    for _ in range(rounds):
+        single = sum(seconds(our_attempt, state, sets) for state in alone) / len(alone)
+        ratios.append(seconds(our_attempt, nine, sets) / len(kinds) / single)
+    middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
+    print(f"per run in a stack of nine: {middle:.2f} of the cost alone ({low:.2f} to {high:.2f})")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)

@@ -1,0 +1,80 @@
+"""How good a stack of networks is: log-loss and accuracy of every run, in passes of a bounded size."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+
+from lib import kernels, masks, nets
+
+# Examples of one run that go through at once: large enough for full speed of the matrix product, small
+# enough that a layer's activations stay in the cache of a CPU.
+CHUNK = {"cpu": 1000, "cuda": 20_000}
+BATCH = 128  # of the EWN study's test loader
+
+
+@dataclass
+class Evaluation:
+    """What one pass over N examples says of R runs; each tensor is (R,) float64.
+
+    log_loss: the natural log of the mean cross-entropy; log_loss_of_batches: the log of the unweighted mean of the
+    means of consecutive batches of `BATCH`, as the EWN study logs it (a short last batch counts too much);
+    accuracy in [0, 1]. `complete` is False where the pass was broken off, every loss being above its bound.
+    """
+
+    log_loss: torch.Tensor
+    log_loss_of_batches: torch.Tensor
+    accuracy: torch.Tensor
+    complete: bool = True
+
+
+@torch.no_grad()
+def evaluate(net, x, y, bound=None):
+    """Return the `Evaluation` of every run of `net` on `x (N, I)`, `y (N,)`.
+
+    With `bound (R,)`, a log-loss, the pass stops as soon as every run's loss is certainly above its
+    bound: all terms are positive, so a partial sum decides.
+    """
+    size, n = CHUNK.get(x.device.type, CHUNK["cuda"]), len(y)
+    losses, correct, total = [], 0, torch.tensor(-math.inf, dtype=torch.float64, device=x.device)
+    for start in range(0, n, size):
+        part = slice(start, start + size)
+        logits = net(x[part])
+        losses.append(kernels.log_losses(logits, y[part]).double())
+        correct = correct + (logits.argmax(2) == y[part]).sum(1)
+        total = torch.logaddexp(total, losses[-1].logsumexp(1) - math.log(n))
+        # `not <=` instead of `>`: a run whose loss is no longer a number is lost too.
+        if bound is not None and bool((~(total <= bound)).all()):
+            return Evaluation(total, total, correct.double() / n, complete=start + size >= n)
+    of_batches = (torch.cat(losses, 1) + _shares_of_batches(n, x.device)).logsumexp(1)
+    return Evaluation(total, of_batches, correct.double() / n)
+
+
+def _shares_of_batches(n, device):
+    """Return the log of every example's share in the mean of the batches' means, `(n,)` float64."""
+    batches = math.ceil(n / BATCH)
+    sizes = torch.full((n,), BATCH, dtype=torch.float64, device=device)
+    sizes[(batches - 1) * BATCH :] = n - (batches - 1) * BATCH
+    return -(sizes * batches).log()
+
+
+def sparsities_complaint(sparsities):
+    """Return what is wrong with a list of sparsities, or None."""
+    if not all(0 <= s < 1 for s in sparsities) or len(set(sparsities)) < len(sparsities):
+        return "sparsities are different shares of the units to prune, 0 <= s < 1, such as [0.0, 0.5, 0.9]"
+    return None
+
+
+def pruned_accuracy(net, x, y, scores, sparsities, rounding="prune_floor"):
+    """Return the accuracy `(R, len(sparsities))` after pruning the lowest-scored units of every hidden layer.
+
+    scores: `{layer: (R, O)}`; sparsities: shares of the units to prune, in [0, 1). Nothing is retrained.
+    """
+    plain, accuracy = nets.fold(net), []
+    for sparsity in sparsities:
+        units = masks.top_units(scores, 1 - sparsity, rounding)
+        pruned = copy.deepcopy(plain)
+        masks.apply_(pruned, masks.expand(units, dict(pruned.named_parameters())))
+        accuracy.append(evaluate(pruned, x, y).accuracy)
+    return torch.stack(accuracy, 1)

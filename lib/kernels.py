@@ -1,0 +1,179 @@
+"""The hot loops: weight normalisation, the linear layer and its update in one pass, the loss at e^-300.
+
+Every tensor of a network has a leading run axis R; N is examples, I inputs, O units of a layer.
+Weight normalisation (Salimans & Kingma 2016; exponential form arXiv 2010.12909) is a code per run:
+
+    NO_WN  w_u = v_u            SWN  w_u = s_u v_u / |v_u|            EWN  w_u = exp(s_u) v_u / |v_u|
+
+The normalised matrix is never built while training: the product with `v` is scaled afterwards, and
+<v, gradient> comes from the activations, so a step costs what it costs without normalisation.
+"""
+
+import math
+
+import torch
+
+NO_WN, SWN, EWN = 0, 1, 2
+NORMS = {"no-WN": NO_WN, "SWN": SWN, "EWN": EWN}
+
+# Below this a gradient entry is set to zero. It is far under the rounding of any weight that it would be
+# added to, and the products built from it would be denormal numbers, which CPUs multiply many times slower.
+NEGLIGIBLE = 1e-28
+# From here on softplus(a) = exp(a) to the last bit of float64, so its logarithm is `a` itself.
+FAR = -40.0
+
+
+def lengths(v):
+    """Return the Euclidean length of every unit's weights, `(R, O, *F) -> (R, O)`."""
+    return torch.linalg.vector_norm(v.flatten(2), dim=-1)
+
+
+def unit_norms(v, s, norm):
+    """Return the norm of every unit's effective weights, `(R, O)`: exp(s), |s| or |v| by the run's code."""
+    code = norm[:, None]
+    return torch.where(code == EWN, s.exp(), torch.where(code == SWN, s.abs(), lengths(v)))
+
+
+def gain(v, s, norm):
+    """Return the `(R, O)` factor g of every unit with w = g v; exactly 1 where a run is not normalised."""
+    code = norm[:, None]
+    size = torch.where(code == EWN, s.exp(), s)
+    return torch.where(code == NO_WN, torch.ones_like(size), size / lengths(v))
+
+
+def weight_norm(v, s, norm):
+    """Return the effective weights w of `v (R, O, *F)`, `s (R, O)` and the codes `norm (R,)`."""
+    g = gain(v, s, norm)
+    return v * g.reshape(g.shape + (1,) * (v.dim() - 2))
+
+
+def product(x, v):
+    """Return x vᵀ of every run, `(R, N, O)`; `x` is `(R, N, I)`, or `(N, I)` when all runs share it.
+
+    A shared input makes ONE wide matrix product: for small networks that is hundreds of times
+    cheaper than a batch of tiny ones.
+    """
+    if x.dim() == 2:
+        runs, units, _ = v.shape
+        return (x @ v.flatten(0, 1).t()).unflatten(1, (runs, units)).transpose(0, 1)
+    return torch.bmm(x, v.transpose(1, 2))
+
+
+def linear(x, v, s, bias, norm, normalised=True):
+    """Return `(R, N, O)`, the layer's output x wᵀ + bias, differentiable as often as wanted.
+
+    `normalised=False` promises that no run of the stack is normalised and saves the scaling.
+    """
+    out = product(x, v)
+    if normalised:
+        out = out * gain(v, s, norm)[:, None]
+    return out if bias is None else out + bias[:, None]
+
+
+class _LinearSGD(torch.autograd.Function):
+    """The linear layer whose backward pass takes the SGD step, so that no weight gradient is ever stored."""
+
+    @staticmethod
+    def forward(ctx, x, v, s, bias, norm, lr, normalised):
+        a = product(x, v)
+        if normalised:
+            g = gain(v, s, norm)
+            out = a * g[:, None] if bias is None else torch.addcmul(bias[:, None], a, g[:, None])
+        else:
+            g, out = None, a if bias is None else a.add_(bias[:, None])
+        ctx.layer = (x, v, s, bias, norm, lr, a, g)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, delta):
+        x, v, s, bias, norm, lr, a, g = ctx.layer
+        factor = torch.ones_like(s) if g is None else g
+        # The input's gradient needs the weights as they were, so it comes before the step.
+        grad_x = torch.bmm(delta * factor[:, None], v) if ctx.needs_input_grad[0] else None
+        if bias is not None:
+            bias.sub_(lr[:, None] * delta.sum(1))
+        if g is not None:
+            _normalised_step(v, s, norm, lr, g, (delta * a).sum(1))
+        _subtract_product(v, delta * (factor * lr[:, None])[:, None], x)
+        return grad_x, None, None, None, None, None, None
+
+
+def _normalised_step(v, s, norm, lr, g, along):
+    """Step `s`, and apply to `v` the part of its step that lies along `v` itself.
+
+    `along` is <v, G> with G the gradient of the effective weights. The gradient of v is
+    g (G - v <v, G> / |v|²); this adds the second term, a scaling of the row.
+    """
+    code, rate, square = norm[:, None], lr[:, None], lengths(v).square()
+    slope = torch.where(code == EWN, g * along, along / square.sqrt())
+    on = (code != NO_WN).to(v.dtype)
+    s.sub_(rate * slope * on)
+    v.mul_((1 + on * rate * g * along / square)[:, :, None])
+
+
+def _subtract_product(v, delta, x):
+    """Subtract deltaᵀ x from `v` in place; one wide product where the runs share `x (N, I)`."""
+    if x.dim() == 2:
+        v.flatten(0, 1).addmm_(delta.transpose(1, 2).flatten(0, 1), x, alpha=-1)
+    else:
+        v.baddbmm_(delta.transpose(1, 2), x, alpha=-1)
+
+
+def linear_sgd(x, v, s, bias, norm, lr, normalised=True):
+    """Return what `linear` returns; going backward takes the SGD step at once, with rate `lr (R,)`.
+
+    The weights change in place and no parameter gets a gradient. Every output must take part in the loss.
+    """
+    return _LinearSGD.apply(x, v, s, bias, norm, lr, normalised)
+
+
+def log_losses(logits, y):
+    """Return every example's log of its cross-entropy, `(R, N, C), (R, N) or (N,) -> (R, N)`.
+
+    With a = log Σ_{j≠y} exp(z_j - z_y) the cross-entropy is softplus(a); its logarithm is a itself when
+    the margin is large, so nothing underflows however small the loss (arXiv 2010.12909, appendix).
+    """
+    return log_softplus(_log_odds(logits, y)[0])
+
+
+def _log_odds(logits, y):
+    """Return a `(R, N)` and the margins z_j - z_y `(R, N, C)`, -inf at the true class."""
+    index = y.expand(logits.shape[:2]).unsqueeze(-1)
+    margins = (logits - logits.gather(2, index)).scatter(2, index, -math.inf)
+    return margins.logsumexp(2), margins
+
+
+def log_softplus(a):
+    """Return log softplus(a) of any shape: the log of a logistic loss whose margin is -a."""
+    return torch.where(a < FAR, a, torch.nn.functional.softplus(a.clamp_min(FAR)).log())
+
+
+class _LogLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, y):
+        a, margins = _log_odds(logits, y)
+        losses = log_softplus(a)
+        total = losses.logsumexp(1)
+        # d log softplus(a) / da = sigmoid(a) / softplus(a), in log space
+        slope = torch.nn.functional.logsigmoid(a) - losses
+        share = (losses - total[:, None] + slope).exp()[:, :, None]
+        gradient = share * (margins - a[:, :, None]).exp()
+        gradient = gradient.scatter(2, y.expand(a.shape).unsqueeze(-1), -share)
+        ctx.save_for_backward(torch.where(gradient.abs() < NEGLIGIBLE, 0, gradient))
+        return total - math.log(logits.shape[1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        (gradient,) = ctx.saved_tensors
+        return upstream.to(gradient.dtype)[:, None, None] * gradient, None
+
+
+def log_loss(logits, y):
+    """Return the log of the mean cross-entropy of every run, `(R,)`, with its gradient.
+
+    The gradient of the loss rescaled by e^-ℓ is exp(log_loss - ℓ) times this one: all of it stays of
+    order one while the loss itself goes to e^-300.
+    """
+    return _LogLoss.apply(logits, y)

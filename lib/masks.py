@@ -1,0 +1,86 @@
+"""Masks: which weights stay. True = kept, same key and shape as the weight; they only ever meet plain weights."""
+
+import torch
+
+ROUNDINGS = ("nearest", "prune_floor", "keep_floor")
+# Products such as 0.05 * 1020 carry a rounding error of a few 1e-15; it must not decide a count.
+SLACK = 1e-9
+
+
+def count(n, density, rounding="nearest"):
+    """Return how many of `n` items are kept at `density` in (0, 1], at least 0 and at most n.
+
+    rounding: "nearest" (halves up); "prune_floor", floor((1 - density) n) are pruned, as the EWN study
+    does; "keep_floor", floor(density n) are kept.
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"density is {density}; allowed is 0 < density <= 1 (density = kept / total)")
+    if rounding == "nearest":
+        return int(n * density + 0.5 + SLACK)
+    if rounding == "prune_floor":
+        return n - int(n * (1 - density) + SLACK)
+    if rounding == "keep_floor":
+        return int(n * density + SLACK)
+    raise ValueError(f"rounding is {rounding!r}; allowed are {ROUNDINGS}")
+
+
+def top_units(scores, density, rounding="nearest"):
+    """Return the mask of the units kept, `{layer: bool (R, O)}`, the highest scores of each layer of each run.
+
+    Exactly `count` units stay; among equal scores the earlier unit goes first, so a result never
+    depends on the sorting algorithm.
+    """
+    return {layer: _highest(score, count(score.shape[-1], density, rounding)) for layer, score in scores.items()}
+
+
+def _highest(score, keep):
+    if not torch.isfinite(score).all():
+        raise ValueError("a score is NaN or infinite: no order exists; look at the network that it came from")
+    # A stable ascending sort leaves equal scores in their order, so the earlier of them is pruned first.
+    order = score.argsort(dim=-1, stable=True)
+    kept = torch.zeros_like(score, dtype=torch.bool)
+    return kept.scatter_(-1, order[..., score.shape[-1] - keep :], True)
+
+
+def expand(units, parameters):
+    """Return masks `{name: bool like the parameter}` from unit masks: a pruned unit loses row, bias and column.
+
+    Without the bias a "removed" unit would go on sending relu(bias). `units` maps a layer's name to
+    `bool (R, O)`; `parameters` is `dict(net.named_parameters())` of a chain of layers in the order of the
+    forward pass. Layers that `units` does not name keep all their units.
+    """
+    weights = {name: p for name, p in parameters.items() if name.endswith(".weight")}
+    unknown = [layer for layer in units if f"{layer}.weight" not in weights]
+    if unknown:
+        known = [name.removesuffix(".weight") for name in weights]
+        raise ValueError(f"no layer is called {unknown}; the network has {known}")
+    masks, before = {}, None
+    for name, weight in weights.items():
+        layer = name.removesuffix(".weight")
+        kept, masks[name] = units.get(layer), torch.ones_like(weight, dtype=torch.bool)
+        if before is not None:
+            masks[name] &= before[:, None]
+        if kept is not None:
+            masks[name] &= kept[:, :, None]
+            if f"{layer}.bias" in parameters:
+                masks[f"{layer}.bias"] = kept
+        before = kept
+    return masks
+
+
+@torch.no_grad()
+def apply_(net, masks):
+    """Zero, in place, everything that `masks` prune. The network must be folded: masks act on plain weights."""
+    parameters = dict(net.named_parameters())
+    for name, mask in masks.items():
+        if getattr(net.get_submodule(name.rpartition(".")[0]), "normalised", False):
+            raise ValueError(f"{name} is normalised; masks act on plain weights: call nets.fold(net) first")
+        parameters[name].masked_fill_(~mask, 0)
+    return net
+
+
+def density(masks):
+    """Return the kept share of all the weights that `masks` cover, `(R,)`; biases do not count."""
+    covered = [mask for name, mask in masks.items() if name.endswith(".weight")]
+    kept = sum(mask.flatten(1).sum(1) for mask in covered)
+    return kept.double() / sum(mask[0].numel() for mask in covered)

@@ -1,0 +1,82 @@
+"""Evaluation against torch and against loops over examples."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from lib import evaluate, nets
+
+
+@pytest.fixture
+def case():
+    g = torch.Generator().manual_seed(1)
+    net = nets.init_(nets.MLP([6, 9, 4], ["EWN", "SWN", "no-WN"]), [1, 2, 3]).double()
+    return net, torch.randn(2345, 6, generator=g, dtype=torch.float64), torch.randint(4, (2345,), generator=g)
+
+
+def test_log_loss_and_accuracy_are_torchs(case):
+    net, x, y = case
+    found = evaluate.evaluate(net, x, y)
+    for r, logits in enumerate(net(x)):
+        assert math.isclose(found.log_loss[r], cross_entropy(logits, y).log().item(), rel_tol=1e-12)
+        assert found.accuracy[r] == (logits.argmax(1) == y).double().mean()
+    assert found.complete
+
+
+def test_the_published_mean_is_over_batches(case):
+    """79 batches of the MNIST test set count alike, the last of 16 too; here 18 of 128 and one of 41."""
+    net, x, y = case
+    found = evaluate.evaluate(net, x, y)
+    for r, logits in enumerate(net(x)):
+        means = [cross_entropy(z, t).item() for z, t in zip(logits.split(128), y.split(128), strict=True)]
+        assert math.isclose(found.log_loss_of_batches[r], math.log(sum(means) / len(means)), rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("shift", [-3.0, -0.5, -1e-9, 1e-9, 0.5])
+def test_a_pass_is_broken_off_only_when_all_runs_are_lost(case, shift):
+    net, x, y = case
+    whole = evaluate.evaluate(net, x, y)
+    found = evaluate.evaluate(net, x, y, bound=whole.log_loss + shift)
+    if shift > 0:
+        assert found.complete and torch.equal(found.log_loss, whole.log_loss)
+    assert bool((found.log_loss > whole.log_loss + shift).all()) == (shift < 0)
+    one = whole.log_loss - 1
+    one[1] += 2  # this run is within its bound, so the pass goes on to the end
+    assert evaluate.evaluate(net, x, y, bound=one).complete
+
+
+def test_a_run_that_is_no_number_is_lost(case):
+    net, x, y = case
+    with torch.no_grad():
+        net.layers[0].weight.fill_(float("nan"))
+    found = evaluate.evaluate(net, x, y, bound=torch.zeros(3, dtype=torch.float64))
+    assert not found.complete
+
+
+def test_pruned_accuracy_is_that_of_networks_without_the_units(case):
+    net, x, y = case
+    scores = {"layers.0": torch.rand(3, 9)}
+    sparsities = [0.0, 0.3, 0.5, 0.9]
+    found = evaluate.pruned_accuracy(net, x, y, scores, sparsities)
+    folded = nets.fold(net)
+    (w0, b0), w1 = (folded.layers[0].weight, folded.layers[0].bias), folded.layers[1].weight
+    for r in range(3):
+        for k, sparsity in enumerate(sparsities):
+            kept = scores["layers.0"][r].argsort()[int(sparsity * 9) :]
+            logits = torch.relu(x @ w0[r][kept].T + b0[r][kept]) @ w1[r][:, kept].T
+            assert found[r, k] == (logits.argmax(1) == y).double().mean()
+
+
+def test_pruning_leaves_the_network_as_it_was(case):
+    net, x, y = case
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    evaluate.pruned_accuracy(net, x, y, {"layers.0": torch.rand(3, 9)}, [0.5])
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("bad", [[1.0], [-0.1], [0.5, 0.5], [50]])
+def test_bad_sparsities_are_told(bad):
+    assert "0 <= s < 1" in evaluate.sparsities_complaint(bad)
+    assert evaluate.sparsities_complaint([0.0, 0.95]) is None

@@ -1,0 +1,109 @@
+"""Masks against tables that a person would draw."""
+
+import pytest
+import torch
+
+from lib import masks, nets
+
+
+@pytest.mark.parametrize(
+    "n, density, rounding, kept",
+    [
+        (1024, 1.0, "prune_floor", 1024),
+        (1024, 0.95, "prune_floor", 1024 - 51),  # 5 % of 1024 is 51.2
+        (64, 0.95, "prune_floor", 61),  # 5 % of 64 is 3.2
+        (1024, 0.05, "prune_floor", 52),  # 95 % is 972.8
+        (20, 1 - 0.35, "prune_floor", 13),  # 0.35 * 20 is exactly 7, whatever float says
+        (100, 1 - 0.29, "prune_floor", 71),
+        (10, 0.25, "nearest", 3),
+        (10, 0.24, "nearest", 2),
+        (10, 0.29, "keep_floor", 2),
+        (1000, 0.3, "keep_floor", 300),
+    ],
+)
+def test_counts(n, density, rounding, kept):
+    assert masks.count(n, density, rounding) == kept
+
+
+def test_published_counts_at_every_cutoff():
+    for percent in range(0, 100, 5):
+        assert 1024 - masks.count(1024, 1 - percent / 100, "prune_floor") == percent * 1024 // 100
+
+
+@pytest.mark.parametrize("density", [0, -0.1, 1.5, float("nan")])
+def test_a_density_outside_its_range_is_an_error(density):
+    with pytest.raises(ValueError, match="density"):
+        masks.count(10, density)
+
+
+def test_an_unknown_rounding_is_an_error():
+    with pytest.raises(ValueError, match="'up'.*prune_floor"):
+        masks.count(10, 0.5, "up")
+
+
+def test_top_units_keeps_the_highest_of_each_run():
+    scores = {"a": torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 1.0, -2.0, 5.0]])}
+    kept = masks.top_units(scores, 0.5)["a"]
+    assert kept.tolist() == [[True, False, True, False], [False, True, False, True]]
+
+
+def test_among_equal_scores_the_earlier_goes_first():
+    scores = {"a": torch.zeros(2, 5)}
+    assert masks.top_units(scores, 0.4)["a"].tolist() == [[False, False, False, True, True]] * 2
+
+
+def test_a_score_that_is_no_number_is_an_error():
+    with pytest.raises(ValueError, match="NaN"):
+        masks.top_units({"a": torch.tensor([[1.0, float("nan")]])}, 0.5)
+
+
+def tiny():
+    net = nets.MLP([2, 3, 2], ["no-WN"])
+    with torch.no_grad():
+        net.layers[0].weight.copy_(torch.arange(1.0, 7).reshape(1, 3, 2))
+        net.layers[0].bias.fill_(7)
+        net.layers[1].weight.copy_(torch.arange(8.0, 14).reshape(1, 2, 3))
+    return net
+
+
+def test_a_pruned_unit_loses_row_bias_and_column():
+    net = tiny()
+    units = {"layers.0": torch.tensor([[True, False, True]])}
+    masks.apply_(net, masks.expand(units, dict(net.named_parameters())))
+    assert net.layers[0].weight[0].tolist() == [[1, 2], [0, 0], [5, 6]]
+    assert net.layers[0].bias[0].tolist() == [7, 0, 7]
+    assert net.layers[1].weight[0].tolist() == [[8, 0, 10], [11, 0, 13]]
+
+
+def test_pruning_units_is_removing_them():
+    """The masked network equals the one whose matrices lack the units, on random input."""
+    net = nets.init_(nets.MLP([5, 9, 8, 3], ["no-WN"]), [1]).double()
+    with torch.no_grad():
+        for layer in net.layers[:-1]:
+            layer.bias.normal_()
+    keep = {"layers.0": torch.rand(1, 9) < 0.6, "layers.1": torch.rand(1, 8) < 0.6}
+    a, b = (k[0] for k in keep.values())
+    x = torch.randn(6, 5, dtype=torch.float64)
+    w0, w1, w2 = (layer.weight[0].detach() for layer in net.layers)
+    h = torch.relu(x @ w0[a].T + net.layers[0].bias[0].detach()[a])
+    expected = torch.relu(h @ w1[b][:, a].T + net.layers[1].bias[0].detach()[b]) @ w2[:, b].T
+    masks.apply_(net, masks.expand(keep, dict(net.named_parameters())))
+    torch.testing.assert_close(net(x)[0], expected)
+
+
+def test_density_counts_weights_and_not_biases():
+    net = tiny()
+    units = {"layers.0": torch.tensor([[True, False, True]])}
+    assert masks.density(masks.expand(units, dict(net.named_parameters()))).tolist() == [8 / 12]
+
+
+def test_masks_meet_plain_weights_only():
+    net = nets.init_(nets.MLP([2, 3, 2], ["EWN"]), [0])
+    units = {"layers.0": torch.tensor([[True, False, True]])}
+    with pytest.raises(ValueError, match="fold"):
+        masks.apply_(net, masks.expand(units, dict(net.named_parameters())))
+
+
+def test_an_unknown_layer_is_an_error():
+    with pytest.raises(ValueError, match="layers.7.*layers.0"):
+        masks.expand({"layers.7": torch.ones(1, 3, dtype=torch.bool)}, dict(tiny().named_parameters()))

@@ -1,0 +1,236 @@
+"""The log-loss descent against a literal version, alone and stacked, to e^-300, resumed and killed."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib import data, descent, draws, kernels, nets, scores, train
+
+TYPES = ["EWN", "SWN", "no-WN"]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """A hundred digits for training and fifty for testing."""
+    whole = data.load("digits")
+    train = {k: getattr(whole, k)[:100] for k in ("train_x", "train_y")}
+    return dataclasses.replace(whole, **train, test_x=whole.test_x[:50], test_y=whole.test_y[:50])
+
+
+def stack(types, seeds, width=12):
+    return nets.init_(nets.MLP([784, width, 10], types), seeds)
+
+
+class Literal:
+    """Algorithm B as the study tells it, for one network in float64: loops, autograd, one matrix per type."""
+
+    def __init__(self, net, kind, seed, sets, batch):
+        self.kind, self.seed, self.batch, (self.x, self.y) = kind, seed, batch, sets
+        layer = net.layers[0]
+        self.p = [layer.weight[0], layer.scale[0], layer.bias[0], net.layers[1].weight[0]]
+        self.p = [p.detach().double().clone().requires_grad_() for p in self.p]
+        self.level, self.rho, self.epoch, self.attempt = math.log(self.loss(self.x, self.y).item()), 0.01, 0, 0
+
+    def loss(self, x, y):
+        v, s, b, out = self.p
+        if self.kind != "no-WN":
+            v = (s.exp() if self.kind == "EWN" else s)[:, None] * v / v.norm(dim=1, keepdim=True)
+        return torch.nn.functional.cross_entropy(torch.relu(x @ v.T + b) @ out.T, y)
+
+    def try_epoch(self):
+        snapshot = [p.detach().clone() for p in self.p]
+        order = torch.from_numpy(draws.permutation(self.seed, "order", self.attempt, len(self.y)))
+        for index in order.split(self.batch):
+            rescaled = self.loss(self.x[index], self.y[index]) / math.exp(self.level)
+            used = [p for k, p in enumerate(self.p) if not (k == 1 and self.kind == "no-WN")]
+            for p, g in zip(used, torch.autograd.grad(rescaled, used), strict=True):
+                p.data -= self.rho * g
+        ratio = (self.loss(self.x, self.y) / math.exp(self.level)).item()
+        self.attempt += 1
+        if ratio <= 1:
+            self.rho, self.level, self.epoch = self.rho * 1.1, self.level + math.log(ratio), self.epoch + 1
+        else:
+            self.rho /= 1.1
+            for p, old in zip(self.p, snapshot, strict=True):
+                p.data.copy_(old)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_descent_is_the_literal_one(digits, kind):
+    """Sixty attempts in float64, rejected ones among them: the same path to the last digits."""
+    sets = tuple((digits.split(part)[0].double(), digits.split(part)[1]) for part in ("train", "test"))
+    net = stack([kind], [7]).double()
+    literal = Literal(net, kind, 7, sets[0], batch=16)
+    state = train.start(net, [7], sets)
+    for _ in range(60):
+        literal.try_epoch()
+        train.attempt(state, sets, ["order"], 16)
+        assert math.isclose(state.log_loss[0], literal.level, rel_tol=1e-7)
+        assert math.isclose(state.step[0], literal.rho, rel_tol=1e-12)
+    assert int(state.epoch[0]) == literal.epoch < literal.attempt == int(state.attempt[0])
+
+
+def test_alone_and_in_a_stack_of_nine_agree(digits):
+    """In float64 a run ends where it ends alone; in float32 the first epochs agree to rounding."""
+    kinds, seeds = TYPES * 3, [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    for dtype, attempts, tolerance in ((torch.float64, 25, 1e-9), (torch.float32, 3, 1e-4)):
+        sets = tuple((digits.split(part)[0].to(dtype), digits.split(part)[1]) for part in ("train", "test"))
+        together = train.start(stack(kinds, seeds).to(dtype), seeds, sets)
+        alone = [train.start(stack([k], [s]).to(dtype), [s], sets) for k, s in zip(kinds, seeds, strict=True)]
+        for _ in range(attempts):
+            train.attempt(together, sets, ["order"] * 9, 16)
+            for state in alone:
+                train.attempt(state, sets, ["order"], 16)
+        expected = torch.cat([state.log_loss for state in alone])
+        torch.testing.assert_close(together.log_loss, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_loss_of_e_to_the_minus_300_in_float32(digits):
+    """All three types get there; nothing on the way is infinite or not a number."""
+    four = dataclasses.replace(digits, train_x=digits.train_x[:4], train_y=digits.train_y[:4])
+    reached, ends = train.descend(stack(TYPES, [1, 1, 1], width=64), four, [1, 1, 1], [-10, -100, -300], batch=1)
+    for found, end in zip(reached, ends, strict=True):
+        assert list(found) == [-10, -100, -300]
+        assert float(end.log_loss) < -300
+        assert all(math.isfinite(value) for row in end.history[0] for value in row)
+        assert all(torch.isfinite(p).all() for p in end.net.parameters())
+        losses = [row[descent.HISTORY.index("log_loss")] for row in end.history[0]]
+        assert losses == sorted(losses, reverse=True)
+
+
+def test_what_is_cut_from_gradients_does_not_change_the_path(digits, monkeypatch):
+    def path():
+        _, ends = train.descend(stack(TYPES, [1, 1, 1]), digits, [1, 1, 1], [-12], batch=16)
+        return [end.history[0] for end in ends]
+
+    with_cut = [[row[:-1] for row in history] for history in path()]
+    monkeypatch.setattr(kernels, "NEGLIGIBLE", 0.0)
+    assert with_cut == [[row[:-1] for row in history] for history in path()]
+
+
+def count_steps(monkeypatch):
+    """Return a list that gets an entry for every SGD step of any layer."""
+    steps, step = [], kernels._LinearSGD.backward
+    monkeypatch.setattr(kernels._LinearSGD, "backward", lambda *a: (steps.append(1), step(*a))[1])
+    return steps
+
+
+def test_a_level_once_reached_trains_nothing(digits, tmp_path, monkeypatch):
+    folders = [tmp_path / kind for kind in TYPES]
+    first, _ = train.descend(stack(TYPES, [1] * 3), digits, [1] * 3, [-2], folders=folders, batch=16)
+    steps = count_steps(monkeypatch)
+    again, ends = train.descend(stack(TYPES, [1] * 3), digits, [1] * 3, [-2], folders=folders, batch=16)
+    assert steps == []
+    for a, b, end in zip(first, again, ends, strict=True):
+        same_descent(a[-2], b[-2])
+        same_descent(b[-2], end)
+
+
+def same_descent(a, b):
+    for name, tensor in a.net.state_dict().items():
+        assert torch.equal(tensor, b.net.state_dict()[name]), name
+    rows = [[row[:-1] for row in d.history[0]] for d in (a, b)]  # but for the seconds
+    assert rows[0] == rows[1]
+    for k in set(descent.VECTORS) - {"seconds"}:
+        assert torch.equal(getattr(a, k), getattr(b, k))
+
+
+def test_a_further_level_goes_on_from_the_last(digits, tmp_path, monkeypatch):
+    whole, _ = train.descend(stack(["EWN"], [1]), digits, [1], [-2, -4], batch=16)
+    train.descend(stack(["EWN"], [1]), digits, [1], [-2], folders=[tmp_path / "a"], batch=16)
+    steps = count_steps(monkeypatch)
+    further, _ = train.descend(stack(["EWN"], [1]), digits, [1], [-2, -4], folders=[tmp_path / "a"], batch=16)
+    for level in (-2, -4):
+        same_descent(whole[0][level], further[0][level])
+    attempts = int(whole[0][-4].attempt[0] - whole[0][-2].attempt[0])
+    assert len(steps) == attempts * math.ceil(100 / 16) * 2  # batches, and two layers
+
+
+@pytest.mark.parametrize("broken_off_at", [1, 7, 23])
+def test_a_stack_broken_off_ends_where_the_uninterrupted_one_does(digits, tmp_path, monkeypatch, broken_off_at):
+    seeds, kinds = [1, 1, 2], ["EWN", "SWN", "no-WN"]
+    whole, _ = train.descend(stack(kinds, seeds), digits, seeds, [-2, -4], batch=16)
+    folders, made, real = [tmp_path / f"{k}" for k in kinds], [], train.attempt
+
+    def stop(*arguments):
+        made.append(1)
+        if len(made) > broken_off_at:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    keywords = {"folders": folders, "batch": 16, "checkpoint": 0.0}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "attempt", stop)
+        train.descend(stack(kinds, seeds), digits, seeds, [-2, -4], **keywords)
+    again, _ = train.descend(stack(kinds, seeds), digits, seeds, [-2, -4], **keywords)
+    for a, b in zip(whole, again, strict=True):
+        assert list(a) == list(b)
+        for level in a:
+            same_descent(a[level], b[level])
+    assert not list(tmp_path.glob("stack-*.safetensors")), "the checkpoint goes when all is done"
+
+
+def test_killed_at_random_moments(tmp_path):
+    """A process killed outright, again and again; `kill_descent.py FOLDER 30` is the whole campaign."""
+    script = Path(__file__).with_name("kill_descent.py")
+    done = subprocess.run([sys.executable, script, tmp_path, "6"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 kills" in done.stdout
+
+
+def test_a_run_that_does_not_get_there_is_missing_its_level(digits):
+    reached, ends = train.descend(stack(["EWN"], [1]), digits, [1], [-0.5, -50], batch=16, max_epochs=20)
+    assert list(reached[0]) == [-0.5]
+    record = descent.report(reached[0], ends[0], [-0.5, -50])
+    assert record["scores"]["test_accuracy_at_-0.5"] > 0.3
+    assert record["scores"]["test_accuracy_at_-50"] is None
+
+
+def test_stale_norms_are_one_epoch_older(digits):
+    reached, ends = train.descend(stack(["EWN"], [1]), digits, [1], [-50], batch=16, max_epochs=1)
+    (layer,) = scores.norm_criteria({-50: ends[0]}, -50)["norm"]
+    stale, now = (scores.norm_criteria({-50: ends[0]}, -50, stale=s) for s in (True, False))
+    assert torch.equal(stale["norm"][layer], ends[0].norms_start[layer])
+    assert torch.equal(now["norm"][layer], nets.unit_norms(ends[0].net)[layer])
+    assert not stale["since_init"][layer].any()
+
+
+def test_growth_is_counted_from_every_earlier_level(digits):
+    reached, _ = train.descend(stack(["SWN"], [1]), digits, [1], [-1, -2, -3], batch=16)
+    assert list(scores.norm_criteria(reached[0], -1)) == ["norm", "since_init"]
+    last = scores.norm_criteria(reached[0], -3)
+    assert list(last) == ["norm", "since_init", "since_-1", "since_-2"]
+    now, then = (nets.unit_norms(reached[0][level].net)["layers.0"] for level in (-3, -1))
+    assert torch.equal(last["since_-1"]["layers.0"], now - then)
+    assert list(last["norm"]) == ["layers.0"], "output units are never pruned"
+
+
+def test_seeds_share_the_order_and_streams_part_it(digits):
+    state = train.start(stack(TYPES, [1, 1, 2]), [1, 1, 2], (digits.split("train"), digits.split("test")))
+    orders = train._orders(state, ["order", "order", "order"], 100)
+    assert torch.equal(orders[0], orders[1]) and not torch.equal(orders[0], orders[2])
+    parted = train._orders(state, ["order", "order of no-WN", "order"], 100)
+    assert not torch.equal(parted[0], parted[1])
+
+
+@pytest.mark.parametrize("levels", [[], [-10, -5], [1], [-10, -10]])
+def test_bad_levels_are_told(digits, levels):
+    with pytest.raises(ValueError, match="each negative and below"):
+        train.descend(stack(["EWN"], [1]), digits, [1], levels)
+
+
+def test_two_runs_cannot_share_a_folder(digits, tmp_path):
+    with pytest.raises(ValueError, match="share one"):
+        train.descend(stack(TYPES[:2], [1, 2]), digits, [1, 2], [-1], folders=[tmp_path, tmp_path])
+
+
+def test_histories_are_thinned_but_keep_the_levels():
+    rows = [(float(k), *[0.0] * 8) for k in range(5001)]
+    state = descent.Descent(None, [1], None, None, None, None, None, {}, {}, [rows])
+    epochs = state.thinned(keep=[4321])["epoch"]
+    assert len(epochs) <= 201 and epochs[0] == 0 and epochs[-1] == 5000 and 4321 in epochs
