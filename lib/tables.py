@@ -1,0 +1,57 @@
+"""What summaries compute between reading records and drawing: groups, means beside published means, resampling."""
+
+import numpy as np
+import pandas as pd
+
+from lib import runs
+from lib.errors import RecordError
+
+
+def largest_group(experiment, free=(), **where):
+    """Return the parameters shared by the largest set of comparable records, as a filter for `runs.curves`.
+
+    Comparable are records that differ in nothing but seed, type, how they were computed, and the parameters in
+    `free`. `where` narrows the choice. RecordError if there is no record at all.
+    """
+    found = runs.records(experiment, **where)
+    if not found:
+        raise RecordError(f"no run of {experiment} {where or ''} has a record yet: ./run_all.sh makes them.")
+    ignored = set(runs.OPERATIONAL) | set(free)
+    settings = [{k: v for k, v in record.parameters.items() if k not in ignored} for record in found]
+    return max(settings, key=settings.count)
+
+
+def deepest(frame):
+    """Return the rows that belong to the record with the most `levels` of every type and seed.
+
+    A run that went to -300 has passed -10 on the way, so its record repeats that of the shorter run.
+    """
+    if "levels" not in frame:
+        return frame
+    depth = frame["levels"].astype(str).str.count(",")
+    return frame[depth == depth.groupby([frame["type"], frame["seed"]]).transform("max")].drop(columns="levels")
+
+
+def beside(ours, facts, by, value):
+    """Return our mean and spread of `value` beside the published, one row per group of the columns `by`.
+
+    Both frames have one row per seed and group. sd is the population standard deviation over seeds, as the
+    studies report it; the last column is the difference of the means in published standard deviations.
+    """
+    parts = {}
+    for name, frame in (("ours", ours), ("published", facts)):
+        groups = frame.groupby(by, observed=True)[value]
+        parts |= {name: groups.mean(), f"{name} sd": groups.std(ddof=0), f"{name} n": groups.count()}
+    table = pd.DataFrame(parts)
+    table = table[table["ours n"] > 0]
+    return table.assign(**{"difference / sd": (table["ours"] - table["published"]) / table["published sd"]})
+
+
+def resample(frame, x, y, at, by=("type", "seed")):
+    """Return `y` at the values `at` of `x`, interpolated within each group of `by` and missing beyond its ends."""
+    at, parts = np.asarray(at, float), []
+    for key, group in frame.groupby(list(by), observed=True):
+        group = group.sort_values(x)
+        values = np.interp(at, group[x], group[y], left=np.nan, right=np.nan)
+        parts.append(pd.DataFrame({**dict(zip(by, key, strict=True)), x: at, y: values}))
+    return pd.concat(parts, ignore_index=True)
