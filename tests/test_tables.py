@@ -1,0 +1,57 @@
+"""Tables for summaries, against small ones made by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import records, runs, tables
+
+
+def record(type, seed, **parameters):
+    fields = {
+        "scores": {},
+        "cost": {},
+        "axes": {},
+        "arrays": {},
+        "provenance": {},
+        "_npz": b"",
+        "path": None,
+        "name": "",
+    }
+    return records.Record(experiment="x", type=type, seed=seed, parameters=parameters, **fields)
+
+
+def test_the_largest_group_is_of_runs_that_differ_in_seed_and_type_alone(monkeypatch):
+    found = [
+        record("EWN", 1, width=1024, levels=[-10], device="cpu"),
+        record("SWN", 2, width=1024, levels=[-10, -100], device="cuda"),
+        record("EWN", 1, width=64, levels=[-10], device="cpu"),
+    ]
+    monkeypatch.setattr(runs, "records", lambda experiment, **where: found)
+    assert tables.largest_group("x", free=["levels"]) == {"width": 1024}
+    monkeypatch.setattr(runs, "records", lambda experiment, **where: [])
+    with pytest.raises(runs.RecordError, match="run_all"):
+        tables.largest_group("x")
+
+
+def test_of_a_run_at_two_depths_the_deeper_stays():
+    rows = [("EWN", 1, "-10", 0), ("EWN", 1, "-10,-100", 1), ("EWN", 1, "-10,-100", 2), ("EWN", 2, "-10", 3)]
+    frame = pd.DataFrame(rows, columns=["type", "seed", "levels", "value"])
+    assert tables.deepest(frame)["value"].tolist() == [1, 2, 3]
+    without = frame.drop(columns="levels")
+    assert tables.deepest(without) is without
+
+
+def test_ours_and_published_side_by_side():
+    ours = pd.DataFrame({"type": ["a", "a", "b"], "seed": [1, 2, 1], "accuracy": [0.9, 0.8, 0.5]})
+    facts = pd.DataFrame({"type": ["a", "a", "c"], "seed": [1, 2, 1], "accuracy": [0.7, 0.9, 0.1]})
+    found = tables.beside(ours, facts, ["type"], "accuracy")
+    assert found.index.tolist() == ["a", "b"], "what we do not have is no row"
+    assert np.allclose(found.loc["a"], [0.85, 0.05, 2, 0.8, 0.1, 2, 0.5])
+    assert np.isnan(found.loc["b", "published"])
+
+
+def test_resampling_interpolates_and_never_extrapolates():
+    frame = pd.DataFrame({"type": "a", "seed": 1, "x": [2.0, 0.0], "y": [4.0, 0.0]})
+    found = tables.resample(frame, "x", "y", [-1, 0, 0.5, 2, 3])["y"]
+    assert np.allclose(found, [np.nan, 0, 1, 4, np.nan], equal_nan=True)
