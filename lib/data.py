@@ -1,7 +1,8 @@
 """Data that lives on the device: real data sets by name, as bytes, checked, with torchvision's own layout.
 
 They are looked for under `$PRUNING_DATA` (default `data/`), downloaded by torchvision when missing, and
-never replaced by something else in silence. `digits` comes with scikit-learn and needs no download.
+never replaced by something else in silence. `digits`, and `digits32` in the shape of CIFAR, come with
+scikit-learn and need no download.
 """
 
 import functools
@@ -18,9 +19,16 @@ from lib import draws
 from lib.errors import Told
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("mnist", "fashion_mnist", "digits")
-STATISTICS = {"mnist": (0.1307, 0.3081), "fashion_mnist": (0.2860, 0.3530)}
-SIDE = 28  # digits are resized to MNIST's side, so that one network serves all three
+NAMES = ("mnist", "fashion_mnist", "digits", "cifar10", "cifar100", "digits32")
+STATISTICS = {  # mean and standard deviation of every channel, as the studies have them
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "cifar10": ((0.5,) * 3, (0.5,) * 3),
+    "cifar100": ((0.5,) * 3, (0.5,) * 3),
+}
+# channels and side that digits are resized to: those of MNIST and of CIFAR, so that their networks serve digits too
+DIGITS = {"digits": (1, 28), "digits32": (3, 32)}
+WITHOUT_FILES = "-p dataset digits, or digits32 in place of CIFAR, which need no file"
 TEST_EVERY = 5  # one digit in five is test, counted within each class
 
 
@@ -60,22 +68,36 @@ class Data:
         return x.float().div_(255).sub_(mean).div_(std).flatten(1), y
 
 
-def load(name, device="cpu", holdout=0):
+def load(name, device="cpu", holdout=0, train_examples=0):
     """Return the `Data` called `name` on `device`; `holdout` training images become the validation split.
 
     device: "cpu", "cuda", "cuda:1", …, or "auto", which takes CUDA where there is one.
     The holdout is a fixed stratified choice, the same in every run. Whatever chooses (a criterion, a
-    stopping time) chooses on it, never on the test set. Raises DataError, which says what is wrong with which file.
+    stopping time) chooses on it, never on the test set. `train_examples` keeps as many of the other training images,
+    0 all of them: again a fixed stratified choice, and a larger one contains the smaller. Raises DataError, which
+    says what is wrong with which file.
     """
     if name not in NAMES:
         raise DataError(f"dataset is {name!r}; allowed are {', '.join(NAMES)}")
     data = _decoded(name, str(_folder()))
     if holdout:
         data = _hold_out(data, holdout)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if train_examples:
+        data = _keep(data, train_examples)
+    device = _device(device)
     tensors = {k: v.to(device) for k, v in vars(data).items() if isinstance(v, torch.Tensor)}
     return replace(data, **tensors)
+
+
+def _device(name):
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise DataError(f"device is {name!r}, but torch {torch.__version__} sees no CUDA here; take cpu or auto")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise DataError(f"device is {name!r}; allowed are auto, cpu, cuda, or cuda:1 and so on") from None
 
 
 def _folder():
@@ -84,7 +106,10 @@ def _folder():
 
 @functools.lru_cache(maxsize=2)
 def _decoded(name, folder):
-    train, test = _digits() if name == "digits" else _mnist_like(name, Path(folder))
+    if name in DIGITS:
+        train, test = _digits(*DIGITS[name])
+    else:
+        train, test = (_cifar if name.startswith("cifar") else _mnist_like)(name, Path(folder))
     mean, std = STATISTICS.get(name) or _statistics(train[0])
     return Data(
         name,
@@ -93,15 +118,16 @@ def _decoded(name, folder):
         train[1][:0],
         *test,
         classes=int(train[1].max()) + 1,
-        mean=(mean,),
-        std=(std,),
+        mean=mean,
+        std=std,
         checksum=_checksum(*train, *test),
     )
 
 
 def _statistics(x):
-    pixels = x.double() / 255
-    return pixels.mean().item(), pixels.std(correction=0).item()
+    """Return the means and the standard deviations of the channels of `x (N, C, H, W)`, as tuples of C."""
+    channels = [channel.double() / 255 for channel in x.transpose(0, 1)]
+    return tuple(c.mean().item() for c in channels), tuple(c.std(correction=0).item() for c in channels)
 
 
 def _checksum(*tensors):
@@ -116,11 +142,24 @@ def _hold_out(data, holdout):
     n = len(data.train_y)
     if not 0 < holdout < n:
         raise DataError(f"holdout is {holdout}; allowed is 0 (none) to {n - 1}, {data.name} has {n} training images")
-    order = draws.generator(0, "holdout").permutation(n)
-    ranked = order[np.argsort(_rank_in_class(data.train_y.numpy()[order]), kind="stable")]
-    valid, train = (torch.from_numpy(np.sort(part)) for part in (ranked[:holdout], ranked[holdout:]))
+    valid, train = _stratified(data.train_y, "holdout", holdout)
     x, y = data.train_x, data.train_y
     return replace(data, train_x=x[train], train_y=y[train], valid_x=x[valid], valid_y=y[valid])
+
+
+def _keep(data, count):
+    n = len(data.train_y)
+    if not 0 < count <= n:
+        raise DataError(f"train_examples is {count}; allowed is 0 (all) to {n}, which {data.name} has here")
+    kept, _ = _stratified(data.train_y, "subset", count)
+    return replace(data, train_x=data.train_x[kept], train_y=data.train_y[kept])
+
+
+def _stratified(labels, purpose, count):
+    """Return the indices of `count` examples with all classes in proportion, and those of the others, in order."""
+    order = draws.generator(0, purpose).permutation(len(labels))
+    ranked = order[np.argsort(_rank_in_class(labels.numpy()[order]), kind="stable")]
+    return tuple(torch.from_numpy(np.sort(part)) for part in (ranked[:count], ranked[count:]))
 
 
 def _rank_in_class(labels):
@@ -132,13 +171,14 @@ def _rank_in_class(labels):
     return rank
 
 
-def _digits():
-    """Return scikit-learn's 1,797 handwritten digits at 28×28, split within each class by position."""
+def _digits(channels, side):
+    """Return scikit-learn's 1,797 handwritten digits, resized, in equal channels, split in each class by position."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     x = torch.from_numpy(images).reshape(-1, 1, 8, 8) / 16 * 255
-    x = torch.nn.functional.interpolate(x, size=(SIDE, SIDE), mode="bilinear").round().to(torch.uint8)
+    x = torch.nn.functional.interpolate(x, size=(side, side), mode="bilinear").round().to(torch.uint8)
+    x = x.repeat(1, channels, 1, 1)
     y = torch.from_numpy(labels).long()
     position = torch.zeros_like(y)
     for label in range(10):
@@ -156,22 +196,24 @@ def _mnist_like(name, folder):
     raw = folder / cls.__name__ / "raw"
     archives = {file: raw / file for file, _ in cls.resources}
     if not any(path.exists() for path in archives.values()):
-        return _by_torchvision(cls, folder)
-    _verify(cls, archives)
+        parts = _by_torchvision(cls, folder, archives)
+        return tuple((part.data[:, None].contiguous(), part.targets.long()) for part in parts)
+    _verify(dict(cls.resources), raw)
     with tempfile.TemporaryDirectory() as scratch:
         return tuple(_unpack(archives, prefix, Path(scratch)) for prefix in ("train", "t10k"))
 
 
-def _verify(cls, archives):
+def _verify(published, folder):
+    """Raise DataError for the first file of `{file: MD5}` that is not in `folder` as published."""
     from torchvision.datasets.utils import calculate_md5
 
-    for file, md5 in cls.resources:
-        path = archives[file]
+    for file, md5 in published.items():
+        path = folder / file
         found = calculate_md5(path) if path.exists() else "no file"
         if found != md5:
             raise DataError(
                 f"{path} is damaged: its MD5 is {found}, torchvision publishes {md5}. Delete the folder"
-                f" {path.parent} to have it downloaded again, or use -p dataset digits, which needs no file."
+                f" {path.parent} to have it downloaded again, or use {WITHOUT_FILES}."
             )
 
 
@@ -188,13 +230,31 @@ def _unpack(archives, prefix, scratch):
     return found["images-idx3"][:, None].contiguous(), found["labels-idx1"].long()
 
 
-def _by_torchvision(cls, folder):
+def _by_torchvision(cls, folder, files):
+    """Return torchvision's own training and test sets, downloaded if missing; `files` are the paths it needs."""
     try:
-        parts = [cls(str(folder), train=train, download=True) for train in (True, False)]
+        return [cls(str(folder), train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError) as error:
+        paths = [Path(path) for path in files.values()]
         raise DataError(
             f"{cls.__name__} is not under {folder} and could not be downloaded there ({error}). Put"
-            f" {', '.join(file for file, _ in cls.resources)} into {folder / cls.__name__ / 'raw'}, or name"
-            " the folder that has it in PRUNING_DATA, or use -p dataset digits, which needs no file."
+            f" {', '.join(path.name for path in paths)} into {paths[0].parent}, or name"
+            f" the folder that has it in PRUNING_DATA, or use {WITHOUT_FILES}."
         ) from error
-    return tuple((part.data[:, None].contiguous(), part.targets.long()) for part in parts)
+
+
+def _cifar(name, folder):
+    """Return ((x, y), (x, y)) of CIFAR-10 or CIFAR-100 with its 100 fine classes, read by torchvision's own classes."""
+    from torchvision import datasets
+
+    cls = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    place = folder / cls.base_folder
+    published = dict([*cls.train_list, *cls.test_list, (cls.meta["filename"], cls.meta["md5"])])
+    if place.exists():  # else torchvision would download over what is damaged, and say nothing
+        _verify(published, place)
+    parts = _by_torchvision(cls, folder, {file: place / file for file in published})
+    return tuple((_channels_first(part.data), torch.tensor(part.targets)) for part in parts)
+
+
+def _channels_first(images):
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

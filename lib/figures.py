@@ -105,6 +105,14 @@ def compare(axes, ours, facts, x, y, kinds):
         published(axes, told.mean().index, told.mean(), kind, error=told.std(ddof=0))
 
 
+def strip(axes, row, values, kind):
+    """Draw one value per seed, sorted, as the markers of a type in row `row` of `axes`, and a bar at the median."""
+    _, colour, marker, _ = look(kind)
+    heights = row + np.linspace(-0.3, 0.3, len(values))
+    axes.plot(np.sort(values), heights, marker, color=colour, alpha=0.5, markeredgewidth=0)
+    axes.plot([np.median(values)] * 2, [row - 0.4, row + 0.4], "-", color="black", linewidth=1)
+
+
 def end_labels(axes, lines, gap=0.045):
     """Write every line's label at its right end, pushed apart where they would touch; `gap` is of the height."""
     to_axes = (axes.transData + axes.transAxes.inverted()).transform

@@ -1,12 +1,13 @@
-"""The hot loops: weight normalisation, the linear layer and its update in one pass, the loss at e^-300.
+"""The hot loops: weight normalisation, linear and convolutional layers with their update, the loss at e^-300.
 
 Every tensor of a network has a leading run axis R; N is examples, I inputs, O units of a layer.
 Weight normalisation (Salimans & Kingma 2016; exponential form arXiv 2010.12909) is a code per run:
 
     NO_WN  w_u = v_u            SWN  w_u = s_u v_u / |v_u|            EWN  w_u = exp(s_u) v_u / |v_u|
 
-The normalised matrix is never built while training: the product with `v` is scaled afterwards, and
-<v, gradient> comes from the activations, so a step costs what it costs without normalisation.
+The normalised matrix of a linear layer is never built while training: the product with `v` is scaled afterwards,
+and <v, gradient> comes from the activations, so a step costs what it costs without normalisation. A filter of a
+convolution is small beside its activations, so there it is the filter that is scaled.
 """
 
 import math
@@ -43,8 +44,12 @@ def gain(v, s, norm):
 
 def weight_norm(v, s, norm):
     """Return the effective weights w of `v (R, O, *F)`, `s (R, O)` and the codes `norm (R,)`."""
-    g = gain(v, s, norm)
-    return v * g.reshape(g.shape + (1,) * (v.dim() - 2))
+    return v * _per_unit(gain(v, s, norm), v)
+
+
+def _per_unit(g, v):
+    """Return `g (R, O)` with as many trailing axes as `v (R, O, *F)` has."""
+    return g.reshape(g.shape + (1,) * (v.dim() - 2))
 
 
 def product(x, v):
@@ -80,7 +85,8 @@ class _LinearSGD(torch.autograd.Function):
             g = gain(v, s, norm)
             out = a * g[:, None] if bias is None else torch.addcmul(bias[:, None], a, g[:, None])
         else:
-            g, out = None, a if bias is None else a.add_(bias[:, None])
+            a, g, out = None, None, a if bias is None else a.add_(bias[:, None])
+        # Never the output itself: that ring would keep every step's activations until the collector comes.
         ctx.layer = (x, v, s, bias, norm, lr, a, g)
         return out
 
@@ -109,7 +115,7 @@ def _normalised_step(v, s, norm, lr, g, along):
     slope = torch.where(code == EWN, g * along, along / square.sqrt())
     on = (code != NO_WN).to(v.dtype)
     s.sub_(rate * slope * on)
-    v.mul_((1 + on * rate * g * along / square)[:, :, None])
+    v.mul_(_per_unit(1 + on * rate * g * along / square, v))
 
 
 def _subtract_product(v, delta, x):
@@ -126,6 +132,86 @@ def linear_sgd(x, v, s, bias, norm, lr, normalised=True):
     The weights change in place and no parameter gets a gradient. Every output must take part in the loss.
     """
     return _LinearSGD.apply(x, v, s, bias, norm, lr, normalised)
+
+
+def convolve(x, w, bias):
+    """Return `(R, N, O, H', W')`, the convolution of every run with its filters `w (R, O, I, kh, kw)`, same padding.
+
+    `x` is `(R, N, I, H, W)`, or `(N, I, H, W)` when all runs share it: then it is ONE convolution with R·O filters.
+    Otherwise runs are folded into the channels, with one group of them per run.
+    """
+    bias = None if bias is None else bias.flatten()
+    out = torch.conv2d(_fold_runs(x), w.flatten(0, 1), bias, padding=_padding(w), groups=_groups(x, w))
+    return out.unflatten(1, w.shape[:2]).transpose(0, 1)
+
+
+def _padding(w):
+    return [side // 2 for side in w.shape[3:]]
+
+
+def _fold_runs(x):
+    """Return `(N, R·C, H, W)`; a copy of nothing between layers, since a convolution's output lies that way."""
+    return x if x.dim() == 4 else x.transpose(0, 1).flatten(1, 2)
+
+
+def _groups(x, w):
+    return 1 if x.dim() == 4 else w.shape[0]
+
+
+def conv2d(x, v, s, bias, norm, normalised=True):
+    """Return `(R, N, O, H, W)`, the layer's output x * w + bias, differentiable as often as wanted; see `convolve`.
+
+    The normalised filter is built, which for a matrix it is not: a filter is used at every position of an image, so
+    it is smaller than the activations that would be scaled instead, and those need not be kept twice.
+    """
+    return convolve(x, weight_norm(v, s, norm) if normalised else v, bias)
+
+
+class _Conv2dSGD(torch.autograd.Function):
+    """The convolution whose backward pass takes the SGD step."""
+
+    @staticmethod
+    def forward(ctx, x, v, s, bias, norm, lr, normalised):
+        g = gain(v, s, norm) if normalised else None
+        ctx.layer = (x, v, s, bias, norm, lr, g)
+        return convolve(x, v if g is None else v * _per_unit(g, v), bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, delta):
+        x, v, s, bias, norm, lr, g = ctx.layer
+        w = v if g is None else v * _per_unit(g, v)
+        grad_x, slope = _convolution_gradients(delta, x, w, ctx.needs_input_grad[0])
+        rate = lr[:, None]
+        if bias is not None:
+            bias.sub_(rate * delta.sum((1, 3, 4)))
+        if g is not None:
+            _normalised_step(v, s, norm, lr, g, (v * slope).flatten(2).sum(2))
+            rate = rate * g
+        v.sub_(slope * _per_unit(rate, v))
+        return grad_x, None, None, None, None, None, None
+
+
+def _convolution_gradients(delta, x, w, of_x):
+    """Return the gradients of `convolve` by x (None unless `of_x`) and by w: what autograd itself computes."""
+    folded, filters = _fold_runs(x), w.flatten(0, 1)
+    grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
+        _fold_runs(delta), folded, filters, None, (1, 1), _padding(w), (1, 1), False, (0, 0), _groups(x, w),
+        (of_x, True, False),
+    )  # fmt: skip
+    if of_x and x.dim() == 5:
+        grad_x = grad_x.unflatten(1, (x.shape[0], -1)).transpose(0, 1)
+    return grad_x, grad_w.unflatten(0, w.shape[:2])
+
+
+def max_pool(x, side):
+    """Return `(R, N, C, H // side, W // side)`, the largest value of every square of `x (R, N, C, H, W)`."""
+    return torch.max_pool2d(_fold_runs(x), side).unflatten(1, (x.shape[0], -1)).transpose(0, 1)
+
+
+def conv2d_sgd(x, v, s, bias, norm, lr, normalised=True):
+    """Return what `conv2d` returns; going backward takes the SGD step at once, as `linear_sgd` does."""
+    return _Conv2dSGD.apply(x, v, s, bias, norm, lr, normalised)
 
 
 def log_losses(logits, y):

@@ -47,7 +47,7 @@ def expand(units, parameters):
 
     Without the bias a "removed" unit would go on sending relu(bias). `units` maps a layer's name to
     `bool (R, O)`; `parameters` is `dict(net.named_parameters())` of a chain of layers in the order of the
-    forward pass. Layers that `units` does not name keep all their units.
+    forward pass, weights (R, O, I) or filters (R, O, I, h, w). Layers that `units` does not name keep all their units.
     """
     weights = {name: p for name, p in parameters.items() if name.endswith(".weight")}
     unknown = [layer for layer in units if f"{layer}.weight" not in weights]
@@ -59,13 +59,20 @@ def expand(units, parameters):
         layer = name.removesuffix(".weight")
         kept, masks[name] = units.get(layer), torch.ones_like(weight, dtype=torch.bool)
         if before is not None:
-            masks[name] &= before[:, None]
+            # A linear layer behind a convolution has one input for every position of every filter.
+            inputs = before.repeat_interleave(weight.shape[2] // before.shape[1], dim=1)
+            masks[name] &= _trailing(inputs[:, None], weight)
         if kept is not None:
-            masks[name] &= kept[:, :, None]
+            masks[name] &= _trailing(kept, weight)
             if f"{layer}.bias" in parameters:
                 masks[f"{layer}.bias"] = kept
         before = kept
     return masks
+
+
+def _trailing(mask, weight):
+    """Return `mask` with as many axes as `weight`: in a filter all entries of a unit, or of an input, go together."""
+    return mask.reshape(mask.shape + (1,) * (weight.dim() - mask.dim()))
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from lib import runs
+from lib import figures, runs
 from lib.errors import RecordError
 
 
@@ -43,7 +43,7 @@ def beside(ours, facts, by, value):
         groups = frame.groupby(by, observed=True)[value]
         parts |= {name: groups.mean(), f"{name} sd": groups.std(ddof=0), f"{name} n": groups.count()}
     table = pd.DataFrame(parts)
-    table = table[table["ours n"] > 0]
+    table = table[table["ours n"] > 0].astype({"ours n": int})
     return table.assign(**{"difference / sd": (table["ours"] - table["published"]) / table["published sd"]})
 
 
@@ -55,3 +55,13 @@ def resample(frame, x, y, at, by=("type", "seed")):
         values = np.interp(at, group[x], group[y], left=np.nan, right=np.nan)
         parts.append(pd.DataFrame({**dict(zip(by, key, strict=True)), x: at, y: values}))
     return pd.concat(parts, ignore_index=True)
+
+
+def sweeps(experiment, **where):
+    """Return the record with the most seeds of every type, {type: record}, in the order of the types' looks."""
+    found = {}
+    for record in runs.records(experiment, **where):
+        best = found.get(record.type)
+        if best is None or len(record.axes.get("seed", ())) > len(best.axes.get("seed", ())):
+            found[record.type] = record
+    return {kind: found[kind] for kind in figures.LOOKS if kind in found}

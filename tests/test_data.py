@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,18 @@ def test_an_unknown_name_lists_the_known():
         data.load("mnst")
 
 
+@pytest.mark.parametrize("device", ["cudda", "gpu"])
+def test_an_unknown_device_lists_the_known(device):
+    with pytest.raises(data.DataError, match=f"{device}.*auto, cpu, cuda"):
+        data.load("digits", device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+def test_cuda_that_is_not_there_is_an_error():
+    with pytest.raises(data.DataError, match="no CUDA here; take cpu or auto"):
+        data.load("digits", "cuda")
+
+
 def test_digits_are_split_within_each_class():
     found = data.load("digits")
     assert found.train_x.shape[1:] == (1, 28, 28) and found.train_x.dtype == torch.uint8
@@ -146,7 +159,122 @@ def test_mnist_is_mnist():
     assert found.train_x.shape == (60_000, 1, 28, 28) and found.test_x.shape == (10_000, 1, 28, 28)
     assert found.train_y[:5].tolist() == [5, 0, 4, 1, 9] and found.test_y[:5].tolist() == [7, 2, 1, 0, 4]
     mean, std = data._statistics(found.train_x)
-    assert abs(mean - found.mean[0]) < 1e-4 and abs(std - found.std[0]) < 1e-4
+    assert abs(mean[0] - found.mean[0]) < 1e-4 and abs(std[0] - found.std[0]) < 1e-4
+
+
+# ---------------------------------------------------------------------------------------------------- CIFAR
+
+
+def cifar_batch(key, labels, rng):
+    """Return the bytes of one CIFAR batch: a pickled dictionary, the three planes of an image in a row."""
+    images = rng.integers(256, size=(len(labels), 3072), dtype=np.uint8)
+    return images, pickle.dumps({"data": images, key: [int(label) for label in labels], "filenames": []})
+
+
+@pytest.fixture(params=["cifar10", "cifar100"])
+def small_cifar(request, tmp_path, monkeypatch):
+    """A data folder with a small CIFAR-10 or -100 in torchvision's layout, its checksums known to torchvision."""
+    from torchvision import datasets
+
+    cls = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[request.param]
+    classes, rng = int(request.param.removeprefix("cifar")), np.random.default_rng(0)
+    key = "labels" if classes == 10 else "fine_labels"
+    place, images, published = tmp_path / cls.base_folder, [], {}
+    place.mkdir()
+    for file, _ in [*cls.train_list, *cls.test_list]:
+        pixels, content = cifar_batch(key, np.arange(classes), rng)
+        images.append(pixels)
+        (place / file).write_bytes(content)
+    (place / cls.meta["filename"]).write_bytes(pickle.dumps({cls.meta["key"]: [str(k) for k in range(classes)]}))
+    for path in place.iterdir():
+        published[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
+    for part in ("train_list", "test_list"):
+        monkeypatch.setattr(cls, part, [[file, published[file]] for file, _ in getattr(cls, part)])
+    monkeypatch.setattr(cls, "meta", cls.meta | {"md5": published[cls.meta["filename"]]})
+    monkeypatch.setenv("PRUNING_DATA", str(tmp_path))
+    data._decoded.cache_clear()
+    yield request.param, place, images
+    data._decoded.cache_clear()
+
+
+def test_cifar_is_read_in_torchvisions_layout(small_cifar):
+    name, _, images = small_cifar
+    found, classes = data.load(name), len(images[0])
+    assert found.train_x.shape == (classes * (len(images) - 1), 3, 32, 32) and found.train_x.dtype == torch.uint8
+    assert np.array_equal(found.train_x[:classes].flatten(1).numpy(), images[0]), "red, green and blue planes"
+    assert np.array_equal(found.test_x.flatten(1).numpy(), images[-1])
+    assert found.classes == classes and found.test_y.tolist() == list(range(classes))
+    x, _ = found.split("test")
+    assert torch.equal(x, (torch.from_numpy(images[-1]).float() / 255 - 0.5) / 0.5)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:-9]), Path.unlink])
+def test_a_damaged_or_missing_batch_is_an_error_that_names_it(small_cifar, damage):
+    name, place, _ = small_cifar
+    file = "data_batch_3" if name == "cifar10" else "train"
+    damage(place / file)
+    with pytest.raises(data.DataError, match=rf"{file} is damaged.*again.*digits32"):
+        data.load(name)
+
+
+def test_no_cifar_and_no_network_is_an_error_with_the_way_out(small_cifar, tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    def no_network(*arguments, **keywords):
+        raise OSError("no route to host")
+
+    name, _, _ = small_cifar
+    monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", no_network)
+    monkeypatch.setenv("PRUNING_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(data.DataError, match=r"(?s)nowhere.*no route.*cifar-10.*PRUNING_DATA.*digits32"):
+        data.load(name)
+
+
+needs_cifar = pytest.mark.skipif(not (REAL / "cifar-10-batches-py").exists(), reason="no CIFAR-10 in $PRUNING_DATA")
+
+
+@needs_cifar
+def test_cifar10_is_cifar10():
+    data._decoded.cache_clear()
+    found = data.load("cifar10")
+    assert found.train_x.shape == (50_000, 3, 32, 32) and found.test_x.shape == (10_000, 3, 32, 32)
+    assert found.train_y[:5].tolist() == [6, 9, 9, 4, 1] and found.test_y[:5].tolist() == [3, 8, 8, 0, 6]
+    assert found.checksum == "9048fcbac9c08a64"
+    data._decoded.cache_clear()
+
+
+def test_digits_come_in_the_shape_of_cifar():
+    found = data.load("digits32")
+    assert found.train_x.shape == (1442, 3, 32, 32)
+    assert torch.equal(found.train_x[:, 0], found.train_x[:, 2])
+    assert torch.equal(found.train_y, data.load("digits").train_y)
+
+
+# ------------------------------------------------------------------------------------------------- a subset
+
+
+def test_a_subset_is_stratified_fixed_and_nested():
+    whole, small, large = (data.load("digits", train_examples=n) for n in (0, 100, 300))
+    assert len(whole.train_y) == 1442 and len(small.train_y) == 100 and len(large.train_y) == 300
+    counts = torch.bincount(small.train_y, minlength=10)
+    assert counts.max() - counts.min() <= 2
+    images = [{x.numpy().tobytes() for x in found.train_x} for found in (small, large, whole)]
+    assert images[0] < images[1] < images[2]
+    assert torch.equal(small.train_x, data.load("digits", train_examples=100).train_x)
+    assert torch.equal(small.test_x, whole.test_x)
+
+
+def test_a_subset_leaves_the_holdout_alone():
+    cut, both = data.load("digits", holdout=200), data.load("digits", holdout=200, train_examples=100)
+    assert torch.equal(cut.valid_x, both.valid_x) and len(both.train_y) == 100
+    held = {x.numpy().tobytes() for x in both.valid_x}
+    assert not held & {x.numpy().tobytes() for x in both.train_x}
+
+
+@pytest.mark.parametrize("count", [-1, 1443])
+def test_an_impossible_subset_is_an_error(count):
+    with pytest.raises(data.DataError, match="train_examples.*1442"):
+        data.load("digits", train_examples=count)
 
 
 def test_a_draw_is_decided_by_its_key_alone():

@@ -77,3 +77,10 @@ def test_a_saved_figure_is_the_same_tomorrow(axes, tmp_path, monkeypatch):
         now = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         assert sorted(now) == ["a.pdf", "a.png"] and (not first or now == first)
         first = now
+
+
+def test_a_strip_shows_every_seed_sorted_and_the_median(axes):
+    figures.strip(axes, 2, [3.0, 1.0, 2.0], "SWN")
+    seeds_drawn, bar = axes.lines
+    assert seeds_drawn.get_xdata().tolist() == [1, 2, 3] and np.isclose(np.mean(seeds_drawn.get_ydata()), 2)
+    assert list(bar.get_xdata()) == [2, 2]

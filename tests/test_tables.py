@@ -55,3 +55,13 @@ def test_resampling_interpolates_and_never_extrapolates():
     frame = pd.DataFrame({"type": "a", "seed": 1, "x": [2.0, 0.0], "y": [4.0, 0.0]})
     found = tables.resample(frame, "x", "y", [-1, 0, 0.5, 2, 3])["y"]
     assert np.allclose(found, [np.nan, 0, 1, 4, np.nan], equal_nan=True)
+
+
+def test_of_the_sweeps_of_a_type_the_one_with_most_seeds_is_taken(monkeypatch):
+    found = [record("no-WN", "0..1"), record("EWN", "0..0"), record("EWN", "0..2"), record("EWN", "5..6")]
+    for one, seeds in zip(found, ([0, 1], [0], [0, 1, 2], [5, 6]), strict=True):
+        object.__setattr__(one, "axes", {"seed": seeds})
+    monkeypatch.setattr(runs, "records", lambda experiment, **where: found)
+    sweeps = tables.sweeps("x")
+    assert {kind: one.seed for kind, one in sweeps.items()} == {"EWN": "0..2", "no-WN": "0..1"}
+    assert list(sweeps) == ["EWN", "no-WN"], "in the order of the types' looks"
