@@ -239,14 +239,12 @@ class _LogLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, y):
         a, margins = _log_odds(logits, y)
-        losses = log_softplus(a)
-        total = losses.logsumexp(1)
-        # d log softplus(a) / da = sigmoid(a) / softplus(a), in log space
-        slope = torch.nn.functional.logsigmoid(a) - losses
-        share = (losses - total[:, None] + slope).exp()[:, :, None]
+        total = log_softplus(a).logsumexp(1)
+        # softplus'(a) = sigmoid(a), over the sum of all softplus: every example's pull, in log space
+        share = (torch.nn.functional.logsigmoid(a) - total[:, None]).exp()[:, :, None]
         gradient = share * (margins - a[:, :, None]).exp()
         gradient = gradient.scatter(2, y.expand(a.shape).unsqueeze(-1), -share)
-        ctx.save_for_backward(torch.where(gradient.abs() < NEGLIGIBLE, 0, gradient))
+        ctx.save_for_backward(torch.nn.functional.hardshrink(gradient, NEGLIGIBLE))
         return total - math.log(logits.shape[1])
 
     @staticmethod

@@ -77,7 +77,7 @@ def main(folder, kills):
             if not same(*(descent.load(path, like)[0] for path in paths)):
                 sys.exit(f"{f.name} at {level} differs from the uninterrupted descent")
     print(
-        f"{kills} kills of a descent of {length:.1f} s, {at_work} after it had got further: all levels equal bit for bit"
+        f"{kills} kills of a descent of {length:.1f} s, {at_work} after it had got further: levels equal bit for bit"
     )
 
 
