@@ -76,9 +76,7 @@ def main(folder, kills):
             paths = descent.level_path(Path(folder, "whole", f.name), level), descent.level_path(f, level)
             if not same(*(descent.load(path, like)[0] for path in paths)):
                 sys.exit(f"{f.name} at {level} differs from the uninterrupted descent")
-    print(
-        f"{kills} kills of a descent of {length:.1f} s, {at_work} after it had got further: levels equal bit for bit"
-    )
+    print(f"{kills} kills of a descent of {length:.1f} s, {at_work} after it had got further: levels equal bit for bit")
 
 
 if __name__ == "__main__":
