@@ -1,7 +1,9 @@
-"""What every test runs under, and every process that a test starts: no window for figures, two threads."""
+"""What every test runs under, and every process that a test starts: no window for figures, one thread."""
 
 import os
 
 # Before anything imports matplotlib or torch.
 os.environ["MPLBACKEND"] = "Agg"
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # the products are tiny: more threads only get in the way
+# The products are tiny, so that a second thread gains nothing; and where another program has the second core, the
+# threads wait for each other at every product: a suite of minutes then takes an hour.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
