@@ -6,23 +6,22 @@ Also printed: the peak memory of the process, and how long the whole training se
 Run: python benchmarks/cifar_epoch.py [images] [rounds] [types]
 """
 
-import math
 import os
 import platform
 import resource
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mnist_epoch import BATCH, our_attempt, plain_attempt, seconds, spread  # noqa: E402
+
 from lib import data, nets, train  # noqa: E402
 
 TYPES = ("no-WN", "EWN", "SWN")
-BATCH, STEP = 128, 0.01
 WIDTHS, POOL_AFTER = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512), (2, 4, 7, 10, 13)
 
 
@@ -56,22 +55,6 @@ def plain_network(kind):
     return nn.Sequential(*modules, nn.Flatten(), nn.Linear(inputs, 10, bias=False))
 
 
-def plain_loss(logits, y, level):
-    wrong = torch.ones_like(logits, dtype=torch.bool).scatter_(1, y[:, None], False)
-    delta = (logits.gather(1, y[:, None]) - logits)[wrong].view(len(y), -1)
-    return torch.log1p(torch.exp(-delta).sum(1)).mean() * math.exp(-level)
-
-
-def plain_attempt(net, loader, level):
-    optimizer = torch.optim.SGD(net.parameters(), lr=STEP)
-    for x, y in loader:
-        optimizer.zero_grad()
-        plain_loss(net(x), y, level).backward()
-        optimizer.step()
-    with torch.no_grad():
-        return sum(plain_loss(net(x), y, level).item() * len(y) for x, y in loader) / len(loader.dataset)
-
-
 def plain_loader(count):
     """Return a DataLoader over the first images of torchvision's own CIFAR-10."""
     from torchvision import datasets, transforms
@@ -80,20 +63,6 @@ def plain_loader(count):
     folder = Path(data.ROOT, os.environ.get("PRUNING_DATA", "data"))
     found = datasets.CIFAR10(str(folder), train=True, transform=transforms.Compose(steps))
     return torch.utils.data.DataLoader(torch.utils.data.Subset(found, range(count)), batch_size=BATCH, shuffle=True)
-
-
-def our_attempt(state, sets):
-    train.attempt(state, sets, ["order"], BATCH)
-
-
-def seconds(function, *arguments):
-    began = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - began
-
-
-def spread(values):
-    return f"{statistics.median(values):7.2f} s  ({min(values):.2f} to {max(values):.2f})"
 
 
 def peak():
