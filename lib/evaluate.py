@@ -34,7 +34,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(net, x, y, bound=None):
-    """Return the `Evaluation` of every run of `net` on `x (N, I)`, `y (N,)`.
+    """Return the `Evaluation` of every run of `net` on `x (N, I)`, or `(R, N, I)` of its own, and `y (N,)`.
 
     With `bound (R,)`, a log-loss, the pass stops as soon as every run's loss is certainly above its
     bound: all terms are positive, so a partial sum decides.
@@ -43,7 +43,7 @@ def evaluate(net, x, y, bound=None):
     losses, correct, total = [], 0, torch.tensor(-math.inf, dtype=torch.float64, device=x.device)
     for start in range(0, n, size):
         part = slice(start, start + size)
-        logits = net(x[part])
+        logits = net(x[..., part, :])
         losses.append(kernels.log_losses(logits, y[part]).double())
         correct = correct + (logits.argmax(2) == y[part]).sum(1)
         total = torch.logaddexp(total, losses[-1].logsumexp(1) - math.log(n))

@@ -22,6 +22,9 @@ LOOKS = {  # type -> (label, colour, marker, dashes)
     "EWN": ("EWN", BLUE, "o", "-"),
     "SWN": ("SWN", RED, "s", "--"),
     "no-WN": ("no-WN", GREEN, "^", ":"),
+    "weight": ("weights", BLUE, "o", "-"),
+    "neuron": ("neurons", RED, "s", "--"),
+    "small": ("trained small", GREY, "D", ":"),
 }
 
 

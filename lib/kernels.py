@@ -134,19 +134,20 @@ def linear_sgd(x, v, s, bias, norm, lr, normalised=True):
     return _LinearSGD.apply(x, v, s, bias, norm, lr, normalised)
 
 
-def convolve(x, w, bias):
-    """Return `(R, N, O, H', W')`, the convolution of every run with its filters `w (R, O, I, kh, kw)`, same padding.
+def convolve(x, w, bias, stride=1, padding=None):
+    """Return `(R, N, O, H', W')`, the convolution of every run with its filters `w (R, O, I, kh, kw)`.
 
     `x` is `(R, N, I, H, W)`, or `(N, I, H, W)` when all runs share it: then it is ONE convolution with R·O filters.
-    Otherwise runs are folded into the channels, with one group of them per run.
+    Otherwise runs are folded into the channels, with one group of them per run. `padding` by zeros on all sides; None
+    is half a filter, which keeps height and width at stride 1.
     """
     bias = None if bias is None else bias.flatten()
-    out = torch.conv2d(_fold_runs(x), w.flatten(0, 1), bias, padding=_padding(w), groups=_groups(x, w))
+    out = torch.conv2d(_fold_runs(x), w.flatten(0, 1), bias, stride, _padding(w, padding), groups=_groups(x, w))
     return out.unflatten(1, w.shape[:2]).transpose(0, 1)
 
 
-def _padding(w):
-    return [side // 2 for side in w.shape[3:]]
+def _padding(w, padding):
+    return [side // 2 if padding is None else padding for side in w.shape[3:]]
 
 
 def _fold_runs(x):
@@ -158,30 +159,30 @@ def _groups(x, w):
     return 1 if x.dim() == 4 else w.shape[0]
 
 
-def conv2d(x, v, s, bias, norm, normalised=True):
-    """Return `(R, N, O, H, W)`, the layer's output x * w + bias, differentiable as often as wanted; see `convolve`.
+def conv2d(x, v, s, bias, norm, normalised=True, stride=1, padding=None):
+    """Return `(R, N, O, H', W')`, the layer's output x * w + bias, differentiable as often as wanted; see `convolve`.
 
     The normalised filter is built, which for a matrix it is not: a filter is used at every position of an image, so
     it is smaller than the activations that would be scaled instead, and those need not be kept twice.
     """
-    return convolve(x, weight_norm(v, s, norm) if normalised else v, bias)
+    return convolve(x, weight_norm(v, s, norm) if normalised else v, bias, stride, padding)
 
 
 class _Conv2dSGD(torch.autograd.Function):
     """The convolution whose backward pass takes the SGD step."""
 
     @staticmethod
-    def forward(ctx, x, v, s, bias, norm, lr, normalised):
+    def forward(ctx, x, v, s, bias, norm, lr, normalised, stride, padding):
         g = gain(v, s, norm) if normalised else None
-        ctx.layer = (x, v, s, bias, norm, lr, g)
-        return convolve(x, v if g is None else v * _per_unit(g, v), bias)
+        ctx.layer, ctx.steps = (x, v, s, bias, norm, lr, g), (stride, padding)
+        return convolve(x, v if g is None else v * _per_unit(g, v), bias, stride, padding)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, delta):
         x, v, s, bias, norm, lr, g = ctx.layer
         w = v if g is None else v * _per_unit(g, v)
-        grad_x, slope = _convolution_gradients(delta, x, w, ctx.needs_input_grad[0])
+        grad_x, slope = _convolution_gradients(delta, x, w, ctx.needs_input_grad[0], *ctx.steps)
         rate = lr[:, None]
         if bias is not None:
             bias.sub_(rate * delta.sum((1, 3, 4)))
@@ -189,15 +190,15 @@ class _Conv2dSGD(torch.autograd.Function):
             _normalised_step(v, s, norm, lr, g, (v * slope).flatten(2).sum(2))
             rate = rate * g
         v.sub_(slope * _per_unit(rate, v))
-        return grad_x, None, None, None, None, None, None
+        return grad_x, *[None] * 8
 
 
-def _convolution_gradients(delta, x, w, of_x):
+def _convolution_gradients(delta, x, w, of_x, stride, padding):
     """Return the gradients of `convolve` by x (None unless `of_x`) and by w: what autograd itself computes."""
     folded, filters = _fold_runs(x), w.flatten(0, 1)
     grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
-        _fold_runs(delta), folded, filters, None, (1, 1), _padding(w), (1, 1), False, (0, 0), _groups(x, w),
-        (of_x, True, False),
+        _fold_runs(delta), folded, filters, None, (stride, stride), _padding(w, padding), (1, 1), False, (0, 0),
+        _groups(x, w), (of_x, True, False),
     )  # fmt: skip
     if of_x and x.dim() == 5:
         grad_x = grad_x.unflatten(1, (x.shape[0], -1)).transpose(0, 1)
@@ -209,9 +210,47 @@ def max_pool(x, side):
     return torch.max_pool2d(_fold_runs(x), side).unflatten(1, (x.shape[0], -1)).transpose(0, 1)
 
 
-def conv2d_sgd(x, v, s, bias, norm, lr, normalised=True):
+def average_pool(x, side):
+    """Return `(R, N, C, H // side, W // side)`, the mean of every square of `x (R, N, C, H, W)`."""
+    return torch.nn.functional.avg_pool2d(_fold_runs(x), side).unflatten(1, (x.shape[0], -1)).transpose(0, 1)
+
+
+def conv2d_sgd(x, v, s, bias, norm, lr, normalised=True, stride=1, padding=None):
     """Return what `conv2d` returns; going backward takes the SGD step at once, as `linear_sgd` does."""
-    return _Conv2dSGD.apply(x, v, s, bias, norm, lr, normalised)
+    return _Conv2dSGD.apply(x, v, s, bias, norm, lr, normalised, stride, padding)
+
+
+def batch_norm(x, weight, bias, mean, variance, training, momentum=0.1, eps=1e-5):
+    """Return x `(R, N, C, H, W)` normalised per run and channel, then times `weight (R, C)` plus `bias (R, C)`.
+
+    Batch normalisation (Ioffe & Szegedy, arXiv 1502.03167), runs folded into the channels. While `training` by the
+    statistics of the batch, which move `mean` and `variance` (R, C), in place, by `momentum`; else by those two.
+    """
+    flat = [t.view(-1) for t in (mean, variance, weight, bias)]
+    out = torch.nn.functional.batch_norm(_fold_runs(x), *flat, training, momentum, eps)
+    return out.unflatten(1, weight.shape).transpose(0, 1)
+
+
+def coins(keys, step, count, chance):
+    """Return `(R, count)` bools, each True with `chance` in (0, 1), the same on every device; keys, step: int64 `(R,)`.
+
+    Entry i of a run is draw 2³²·step + i of the generator splitmix64 (Steele, Lea & Flood 2014) that starts at the
+    run's key: there is no generator to keep, and a GPU is not waited for to seed one.
+    """
+    position = (step[:, None] << 32) + torch.arange(1, count + 1, device=keys.device)
+    z = keys[:, None] + position * _signed(0x9E3779B97F4A7C15)
+    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
+    return z ^ _shifted(z, 31) < int((chance - 0.5) * 2**64)
+
+
+def _signed(number):
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _shifted(z, bits):
+    """Return int64 `z` moved right by `bits`, filled with zeros, which `>>` fills with the sign."""
+    return (z >> bits) & (2 ** (64 - bits) - 1)
 
 
 def log_losses(logits, y):

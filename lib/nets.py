@@ -1,4 +1,4 @@
-"""R networks as one: layers whose every tensor has a leading run axis, and what is done to whole networks.
+"""R networks as one: stacks of `lib.layers`, whose every tensor has a leading run axis, and what is done to them.
 
 A stack is an ordinary `torch.nn.Module`. Weight normalisation is a code of each run, so EWN, SWN and
 no-WN networks train in one stack, by one function; `fold` gives the plain network that masks act on.
@@ -6,11 +6,13 @@ no-WN networks train in one stack, by one function; `fold` gives the plain netwo
 
 import copy
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from lib import kernels
+from lib import inits, kernels
+from lib.layers import BatchNorm, Conv2d, Dropout, Layer, Linear
 
 
 def relu(z):
@@ -18,56 +20,36 @@ def relu(z):
     return torch.relu(z) if torch.is_grad_enabled() else z.relu_()
 
 
+class Hop(NamedTuple):
+    """One way from a node of a network to another; a node is a group of units, or of channels.
+
+    layer: the name of the weight layer on the way, None for an identity shortcut, which joins unit i to unit i;
+    norm: the name of the batch normalisation behind the layer, if there is one.
+    """
+
+    layer: str | None
+    source: int
+    target: int
+    norm: str | None = None
+
+
+def chain(names, norms=None):
+    """Return the hops of layers one behind the other, the batch normalisations `norms` (or None) behind them."""
+    norms = norms or [None] * len(names)
+    return [Hop(name, k, k + 1, norm) for k, (name, norm) in enumerate(zip(names, norms, strict=True))]
+
+
+def graph(net):
+    """Return the hops of `net` in the order of the forward pass, each node's last incoming one before it is left.
+
+    Node 0 is the input, the last node the output. A node's value is the activation of the sum of what its incoming
+    hops bring; the output has no activation. Pools and flattening are inside a hop: a linear layer of I inputs behind
+    a node of C channels has I/C inputs for every channel, channel after channel.
+    """
+    return net.graph()
+
+
 ACTIVATIONS = {"relu": relu, "relu2": lambda z: relu(z).square(), "none": lambda z: z}
-
-
-class Layer(nn.Module):
-    """R layers of one shape, the tensors that linear layers and convolutions have in common.
-
-    weight (R, O, *F) is v where a run is normalised, the weights themselves elsewhere; scale (R, O) is s;
-    norm (R,) holds the codes of `kernels.NORMS`; bias (R, O) or None. `positions`: how often a unit is
-    evaluated on one example.
-    """
-
-    positions = 1
-
-    def __init__(self, runs, units, fan_in, bias=True, norm=None):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(runs, units, *fan_in))
-        self.scale = nn.Parameter(torch.zeros(runs, units))
-        self.bias = nn.Parameter(torch.zeros(runs, units)) if bias else None
-        codes = torch.tensor([kernels.NORMS[n] for n in norm or ["no-WN"] * runs], dtype=torch.int8)
-        self.register_buffer("norm", codes)
-        self.normalised = bool(codes.any())
-        self.lr = None  # set by `sgd_in_backward`
-
-    def forward(self, x):
-        tensors = (x, self.weight, self.scale, self.bias, self.norm)
-        if self.lr is None or not torch.is_grad_enabled():
-            return self.plain(*tensors, normalised=self.normalised)
-        return self.stepping(*tensors, self.lr, normalised=self.normalised)
-
-
-class Linear(Layer):
-    """R linear layers: `(R, N, I)` or, shared by all runs, `(N, I)` to `(R, N, O)`; weight (R, O, I)."""
-
-    plain, stepping = staticmethod(kernels.linear), staticmethod(kernels.linear_sgd)
-
-    def __init__(self, runs, inputs, units, bias=True, norm=None):
-        super().__init__(runs, units, (inputs,), bias, norm)
-
-
-class Conv2d(Layer):
-    """R convolutions of stride 1 that keep height and width: `(R, N, C, H, W)`, or shared `(N, C, H, W)`.
-
-    weight (R, O, C, side, side), with an odd side; the output is (R, N, O, H, W).
-    """
-
-    plain, stepping = staticmethod(kernels.conv2d), staticmethod(kernels.conv2d_sgd)
-
-    def __init__(self, runs, inputs, units, side=3, bias=True, norm=None, positions=1):
-        super().__init__(runs, units, (inputs, side, side), bias, norm)
-        self.positions = positions
 
 
 class MLP(nn.Module):
@@ -94,6 +76,9 @@ class MLP(nn.Module):
             x = act(layer(x))
         return self.layers[-1](x)
 
+    def graph(self):
+        return chain(list(layers(self)))
+
 
 def _check_norm(norm):
     unknown = set(norm) - set(kernels.NORMS)
@@ -102,41 +87,68 @@ def _check_norm(norm):
 
 
 class VGG(nn.Module):
-    """R networks of 13 convolutions 3×3 in five blocks, and a linear layer without bias (VGG-16, arXiv 1409.1556).
+    """R networks of 3×3 convolutions in blocks that end with a 2×2 max-pool, and a linear layer (arXiv 1409.1556).
 
-    Pixels in a row, `(R, N, C·H·W)` or shared `(N, C·H·W)` as `Data.split` gives them, to logits
-    `(R, N, classes)`. A block ends with a 2×2 max-pool. As in the EWN study (arXiv 2010.12909), `norm` is the
-    type of all convolutions and not of the linear layer, and only the first convolution has a bias. `image` is
+    Pixels in a row, `(R, N, C·H·W)` or shared `(N, C·H·W)` as `Data.split` gives them, to logits `(R, N, classes)`.
+    The defaults are the network of the EWN study (arXiv 2010.12909): 13 convolutions (VGG-16), of which only the first
+    has a bias, and an output without. `norm` is the type of all convolutions, not of linear layers. `image` is
     (C, H, W); `width` the filters of the first block, 64 in the study.
+
+    blocks: the filters of each convolution, in widths; biases: of all layers; batch_norm: behind every convolution;
+    average: the last pool takes means; head: hidden linear layers, in widths, each with a dropout of one half.
     """
 
-    BLOCKS = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))  # filters of each convolution, in `width`s
+    BLOCKS = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
 
-    def __init__(self, image, classes, norm, width=64):
+    def __init__(
+        self, image, classes, norm, width=64, blocks=BLOCKS, biases=False, batch_norm=False, average=False, head=()
+    ):
         super().__init__()
         _check_norm(norm)
-        (channels, height, side), smallest = image, 2 ** len(self.BLOCKS)
+        (channels, height, side), smallest = image, 2 ** len(blocks)
         if height != side or side < smallest:
             raise ValueError(f"images are {height}×{side}; VGG takes squares of {smallest}×{smallest} and more")
-        runs, self.image, self.convs, self.ends = len(norm), tuple(image), nn.ModuleList(), []
-        for block in self.BLOCKS:
+        runs, self.image, self.average, self.ends = len(norm), tuple(image), average, []
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        for block in blocks:
             for units in (width * share for share in block):
-                first = not self.convs
-                self.convs.append(Conv2d(runs, channels, units, bias=first, norm=norm, positions=side**2))
+                biased = biases or not self.convs
+                self.convs.append(Conv2d(runs, channels, units, bias=biased, norm=norm, positions=side**2))
                 channels = units
             self.ends.append(len(self.convs) - 1)
             side //= 2
-        self.output = Linear(runs, channels * side**2, classes, bias=False)
+        if batch_norm:
+            self.norms.extend(BatchNorm(runs, conv.weight.shape[1]) for conv in self.convs)
+        sizes = [channels * side**2, *(width * share for share in head)]
+        self.hidden = nn.ModuleList(Linear(runs, i, o) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.drops = nn.ModuleList(Dropout(runs) for _ in self.hidden)
+        self.output = Linear(runs, sizes[-1], classes, bias=biases)
 
     def forward(self, x):
-        x = x.unflatten(-1, self.image)
-        if x.device.type == "cpu" and x.dim() == 4:  # a CPU convolves 1.1 to 1.3 times faster, narrow layers 1.7
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = pixels(x, self.image)
         for k, conv in enumerate(self.convs):
             x = conv(x)
-            # The study pools after the ReLU, which is the same function, and four times the work.
-            x = torch.relu(kernels.max_pool(x, 2) if k in self.ends else x)
-        return self.output(x.flatten(2))
+            x = self.norms[k](x) if self.norms else x
+            if self.average and k == self.ends[-1]:
+                x = kernels.average_pool(torch.relu(x), 2)
+            else:  # The study pools after the ReLU, which is the same function, and four times the work.
+                x = torch.relu(kernels.max_pool(x, 2) if k in self.ends else x)
+        x = x.flatten(2)
+        for layer, drop in zip(self.hidden, self.drops, strict=True):
+            x = drop(torch.relu(layer(x)))
+        return self.output(x)
+
+    def graph(self):
+        norms = [f"norms.{k}" for k in range(len(self.norms))] or [None] * len(self.convs)
+        return chain(list(layers(self)), norms + [None] * (len(self.hidden) + 1))
+
+
+def pixels(x, image):
+    """Return `x (..., C·H·W)` as images `(..., C, H, W)`, laid out for the fastest convolution."""
+    x = x.unflatten(-1, image)
+    if x.device.type == "cpu" and x.dim() == 4:  # a CPU convolves 1.1 to 1.3 times faster, narrow layers 1.7
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
 
 
 def layers(net):
@@ -223,7 +235,10 @@ def sgd_in_backward(net, lr):
     """Within the block, going backward takes the SGD step of rate `lr (R,)` in every layer, in place.
 
     No parameter gets a gradient and none is stored: for a wide layer that halves the memory traffic of a step.
+    Raises ValueError for a network with batch normalisation, whose parameters it could not train.
     """
+    if any(isinstance(module, BatchNorm) for module in net.modules()):
+        raise ValueError("a network with batch normalisation takes no step in its backward pass: use an optimizer")
     found = list(layers(net).values())
     try:
         for layer in found:
@@ -242,61 +257,62 @@ def init_(net, seeds, scheme="torch_kaiming"):
     as a plain `torch.nn` script with `manual_seed(seed)` draws it, defaults first: published seeds
     start at their published function. "torch_kaiming_output_first", the same with the output layer's turn before the
     others', as in the EWN study's CIFAR networks. "torch_default", those defaults themselves, uniform within
-    1/sqrt(fan-in) on both sides. Biases start at zero.
+    1/sqrt(fan-in) on both sides. "kaiming_fan_out", "xavier_uniform", "xavier_normal"; and, for `convnets.build`,
+    "phew", "phew_normal" and "phew_xavier", the PHEW study's start of each family and two ablations (`inits.FAMILIES`).
+    Biases start at zero (but for the linear layer of its wider ResNets), batch normalisations as the identity.
     """
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme is {scheme!r}; allowed are {list(SCHEMES)}")
-    if len(seeds) != runs(net):
-        raise ValueError(f"{len(seeds)} seeds for a stack of {runs(net)} runs; one per run is needed")
+    complaint = inits.complaint(scheme, getattr(net, "family", None))
+    if complaint:
+        raise ValueError(complaint)
+    _one_each(net, seeds)
     drawn = {}
     for run, seed in enumerate(seeds):
         if seed not in drawn:
-            drawn[seed] = SCHEMES[scheme](net, seed)
-        for layer, start in zip(layers(net).values(), drawn[seed], strict=True):
-            set_function_(layer, run, start.to(layer.weight))
+            drawn[seed] = inits.starts(list(layers(net).values()), seed, scheme, getattr(net, "family", None))
+        for layer, (weight, bias) in zip(layers(net).values(), drawn[seed], strict=True):
+            set_function_(layer, run, weight.to(layer.weight), bias)
+    _start_others(net, seeds)
     return net
 
 
-def _torch_kaiming(net, seed, output_first=False):
-    """Return the start of every layer as a script of torch modules draws it: all defaults, then Kaiming."""
-    stream = torch.Generator().manual_seed(seed)
-    starts = [torch.empty(start.shape) for start in torch_defaults(net, stream)]
-    for start in starts[-1:] + starts[:-1] if output_first else starts:
-        nn.init.kaiming_normal_(start, generator=stream)
-    return starts
+def _one_each(net, seeds):
+    if len(seeds) != runs(net):
+        raise ValueError(f"{len(seeds)} seeds for a stack of {runs(net)} runs; one per run is needed")
 
 
-def _torch_kaiming_output_first(net, seed):
-    return _torch_kaiming(net, seed, output_first=True)
+def _start_others(net, seeds):
+    for position, module in enumerate(m for m in net.modules() if isinstance(m, BatchNorm | Dropout)):
+        module.start_(seeds, position)
 
 
-def _torch_default(net, seed):
-    return torch_defaults(net, torch.Generator().manual_seed(seed))
+@torch.no_grad()
+def reinit_(net, masks, seeds, scheme="evci"):
+    """Draw the weights that `masks` keep anew, from a stream of each run's seed that `init_` does not use.
+
+    Normal, of variance 2 / fan-in, where only weights that are kept count: of a unit ("evci", arXiv 2010.03533) or of
+    a layer's average unit ("liu", arXiv 1810.05270); "evci_fan_out" and "liu_fan_out", see `inits.SPARSE`. Pruned
+    weights are zero, biases too; batch normalisations are the identity. Raises ValueError for normalised weights.
+    """
+    _one_each(net, seeds)
+    if any(layer.normalised for layer in layers(net).values()):
+        raise ValueError("the weights are normalised; masks act on plain weights: call nets.fold(net) first")
+    for run, seed in enumerate(seeds):
+        kept = [masks[name][run].cpu() for name in weights(net)]
+        for layer, start in zip(layers(net).values(), inits.sparse_starts(kept, seed, scheme), strict=True):
+            set_function_(layer, run, start.to(layer.weight))
+    _start_others(net, seeds)
+    return net
 
 
-def torch_defaults(net, stream):
-    """Return what torch's own layers draw for themselves, in the order of the forward pass."""
-    starts = []
-    for layer in layers(net).values():
-        starts.append(nn.init.kaiming_uniform_(torch.empty(layer.weight.shape[1:]), a=5**0.5, generator=stream))
-        if layer.bias is not None:
-            torch.empty(len(starts[-1])).uniform_(generator=stream)
-    return starts
+def set_function_(layer, run, start, bias=None):
+    """Give one run of a layer the effective weights `start (O, *F)`: v of unit length, s its norm or log norm.
 
-
-SCHEMES = {
-    "torch_kaiming": _torch_kaiming,
-    "torch_kaiming_output_first": _torch_kaiming_output_first,
-    "torch_default": _torch_default,
-}
-
-
-def set_function_(layer, run, start):
-    """Give one run of a layer the effective weights `start (O, *F)`: v of unit length, s its norm or log norm."""
+    `bias (O,)`, or None for zeros.
+    """
     code = int(layer.norm[run])
     size = kernels.lengths(start[None])[0]
     if layer.bias is not None:
-        layer.bias[run].zero_()
+        layer.bias[run] = 0 if bias is None else bias.to(layer.bias)
     layer.scale[run].zero_()
     layer.weight[run].copy_(start)
     if code != kernels.NO_WN:

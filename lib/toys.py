@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lib import kernels, nets
+from lib import inits, kernels, nets
 
 
 class Points(NamedTuple):
@@ -90,7 +90,7 @@ def old_stream_(deep, seeds, epochs):
     for run, seed in enumerate(seeds):
         stream = torch.Generator().manual_seed(seed)
         for net in deep:
-            for layer, start in zip(net.layers, nets.torch_defaults(net, stream), strict=True):
+            for layer, (start, _) in zip(net.layers, inits.torch_defaults(net.layers, stream), strict=True):
                 nets.set_function_(layer, run, start.to(layer.weight))
             if net.layers[0].norm[run] != kernels.NO_WN:
                 _loader(stream, 20)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from tqdm.auto import tqdm
 
-from lib import draws, kernels, nets
+from lib import draws, kernels, nets, stacking
 from lib.descent import Descent, Journal, join
 from lib.evaluate import evaluate
 
@@ -14,10 +14,6 @@ GROWTH = 1.1  # of the step after an accepted epoch; a rejected one shrinks it b
 FIRST_STEP = 0.01
 SMALLEST_STEP = 1e-30  # a run whose step has shrunk to this has stalled
 LOOK_EVERY = 32  # batches between two looks at whether the loss is still a number
-# Weights a run. A CPU streams larger stacks through memory and gains nothing. Convolutions keep to the same bound: of
-# the VGG, forward and backward on one core, a run in a stack of three costs 0.7 of the time alone with 4 filters in the
-# first block (58,000 weights), 1.0 with 8, 1.3 with 16; in a stack of nine 0.8, 1.6 and 1.6.
-TOO_LARGE_TO_STACK = 50_000
 
 
 def descend(net, data, seeds, levels, *, folders=None, streams=None, batch=128, max_epochs=10_000, checkpoint=60.0):
@@ -118,7 +114,7 @@ def attempt(state, sets, streams, batch):
     norms = nets.unit_norms(state.net)
     orders = _orders(state, streams, len(y)).to(x.device)
     log_loss, accuracy = torch.empty_like(state.log_loss), torch.empty_like(state.log_loss)
-    for part in _parts(state.net):
+    for part in stacking.parts(state.net):
         net, level = nets.take(state.net, part), state.log_loss[part]
         _epoch(net, x, y, orders[part], state.step[part].to(x.dtype), level, batch)
         result = evaluate(net, x, y, bound=level)
@@ -138,12 +134,6 @@ def _orders(state, streams, n):
         if key not in drawn:
             drawn[key] = torch.from_numpy(draws.permutation(*key, n))
     return torch.stack([drawn[k] for k in zip(state.seeds, streams, state.attempt.tolist(), strict=True)])
-
-
-def _parts(net):
-    """Return the slices of the stack that are trained together: all, or one by one where a CPU does better."""
-    alone = next(net.parameters()).device.type == "cpu" and nets.parameters_per_run(net) > TOO_LARGE_TO_STACK
-    return [slice(r, r + 1) for r in range(nets.runs(net))] if alone else [slice(0, nets.runs(net))]
 
 
 def _epoch(net, x, y, orders, step, level, batch):

@@ -1,0 +1,141 @@
+"""Paths: which units and weights of a masked network lie on a way from its input to its output.
+
+The network is a list of hops between nodes, as `nets.graph` returns it: a hop has a layer (None for an identity
+shortcut, unit i to unit i), a source and a target. Only masks decide. A bias makes no path: a unit without a
+kept weight on its way from the input says the same thing of every example.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Live(NamedTuple):
+    """What of R masked networks is alive.
+
+    forward, backward: `{node: bool (R, C)}`, the units that the input reaches, and those that reach the output;
+    masks: `{name: bool (R, O, *F)}`, the kept weights that lead from the one to the other.
+    """
+
+    forward: dict
+    backward: dict
+    masks: dict
+
+    def units(self, node):
+        """Return the units of a node that lie on a path, `bool (R, C)`."""
+        return self.forward[node] & self.backward[node]
+
+
+def complete(masks, weights):
+    """Return masks of all `weights`, `{name: bool (R, O, *F)}`: what `masks` does not name is kept whole.
+
+    Entries that end in ".bias" are left out. ValueError for the mask of no weight, or of another shape.
+    """
+    masks = {name: mask for name, mask in masks.items() if not name.endswith(".bias")}
+    unknown = [name for name in masks if name not in weights]
+    if unknown:
+        raise ValueError(f"there are masks of {unknown}; the network has {list(weights)}")
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool or mask.shape != weights[name].shape:
+            wanted = tuple(weights[name].shape)
+            raise ValueError(f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}; it must be bool {wanted}")
+    return {name: masks.get(name, torch.ones_like(weight, dtype=torch.bool)) for name, weight in weights.items()}
+
+
+def live(hops, masks):
+    """Return the `Live` units and weights of R networks whose graph is `hops`, from their kept weights.
+
+    masks: `{layer + ".weight": bool (R, O, *F)}` of every layer of the graph, see `complete`.
+    """
+    sizes = widths(hops, masks)
+    pairs = {hop.layer: _pairs(masks[_key(hop)], sizes[hop.source]) for hop in hops if hop.layer}
+    runs, device = _like(masks)
+    every = {node: torch.zeros(runs, size, dtype=torch.bool, device=device) for node, size in sizes.items()}
+    forward, backward = dict(every), dict(every)
+    forward[0], backward[max(sizes)] = ~every[0], ~every[max(sizes)]
+    for hop in hops:
+        here = forward[hop.source]
+        arriving = (pairs[hop.layer] & here[:, None]).any(2) if hop.layer else here
+        forward[hop.target] = forward[hop.target] | arriving
+    for hop in reversed(hops):
+        there = backward[hop.target]
+        leading = (pairs[hop.layer] & there[:, :, None]).any(1) if hop.layer else there
+        backward[hop.source] = backward[hop.source] | leading
+    on_path = {_key(hop): _between(hop, masks[_key(hop)], forward, backward) for hop in hops if hop.layer}
+    return Live(forward, backward, on_path)
+
+
+def _key(hop):
+    return f"{hop.layer}.weight"
+
+
+def _like(masks):
+    """Return the number of runs and the device of masks."""
+    mask = next(iter(masks.values()))
+    return mask.shape[0], mask.device
+
+
+def _between(hop, mask, forward, backward):
+    """Return the entries of a layer's mask that join a unit the input reaches to one that reaches the output."""
+    inputs = per_input(forward[hop.source], mask)
+    return mask & _trailing(inputs[:, None], mask) & _trailing(backward[hop.target], mask)
+
+
+def per_input(units, weight):
+    """Return `(R, I)` of `units (R, C)`, for a layer's inputs: behind a convolution a channel has several, in a row."""
+    return units.repeat_interleave(weight.shape[2] // units.shape[1], dim=1)
+
+
+def _trailing(mask, weight):
+    """Return `mask` with as many axes as `weight`."""
+    return mask.reshape(mask.shape + (1,) * (weight.dim() - mask.dim()))
+
+
+def widths(hops, masks):
+    """Return the number of units of every node, `{node: C}`; ValueError where masks and hops do not fit."""
+    missing = [hop.layer for hop in hops if hop.layer and _key(hop) not in masks]
+    if missing:
+        raise ValueError(f"no mask of {missing}; paths.complete(masks, nets.weights(net)) adds all-kept ones")
+    entries = [masks[_key(hop)].shape[2] for hop in hops if hop.layer and hop.source == 0]
+    if not entries:
+        raise ValueError("no layer reads node 0, the input: its number of units is unknown")
+    sizes = {0: min(entries)}
+    for hop in hops:
+        if hop.source not in sizes:
+            raise ValueError(
+                f"{hop} comes before any hop to node {hop.source}; hops have the order of the forward pass"
+            )
+        size = masks[_key(hop)].shape[1] if hop.layer else sizes[hop.source]
+        if sizes.setdefault(hop.target, size) != size:
+            raise ValueError(f"{hop} brings {size} units to node {hop.target}, which has {sizes[hop.target]}")
+        if hop.layer and masks[_key(hop)].shape[2] % sizes[hop.source]:
+            inputs, units = masks[_key(hop)].shape[2], sizes[hop.source]
+            raise ValueError(f"{hop} has {inputs} inputs; that is no multiple of the {units} units before it")
+    return sizes
+
+
+def _pairs(mask, channels):
+    """Return which units a layer joins, `bool (R, O, C)`: where a filter, or a channel's inputs, keep anything."""
+    cells = mask.flatten(3).any(3) if mask.dim() > 3 else mask
+    return cells if cells.shape[2] == channels else cells.unflatten(2, (channels, -1)).any(3)
+
+
+def effective_density(hops, masks):
+    """Return the share of all weights that are kept and lie on a live path, `(R,)` float64; biases do not count."""
+    on_path = live(hops, masks).masks.values()
+    return sum(mask.flatten(1).sum(1) for mask in on_path).double() / sum(mask[0].numel() for mask in on_path)
+
+
+def layer_kept(hops, masks):
+    """Return how many weights of every layer lie on a live path, `{layer: (R,) int64}`; 0 is a collapsed layer."""
+    on_path = live(hops, masks).masks
+    return {hop.layer: on_path[_key(hop)].flatten(1).sum(1) for hop in hops if hop.layer}
+
+
+def collapsed(hops, masks):
+    """Return for every run the names of the layers without a weight on a live path, a list of R lists.
+
+    Where nothing goes around them, in a chain, one collapsed layer is all of them, and the output is constant.
+    """
+    kept = layer_kept(hops, masks)
+    return [[layer for layer, count in kept.items() if not count[run]] for run in range(_like(masks)[0])]

@@ -1,0 +1,55 @@
+"""Trained networks as files of their own: trained once, then taken by every pruning method and summary that asks."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lib import nets, runs
+
+FILE = "network.safetensors"
+
+
+def obtain(start, folders, train):
+    """Return (the trained stack, its history {column: (R, T)}): read from the runs' folders, the missing ones trained.
+
+    start: the stack before training; folders: one per run, see `runs.trained`; train: `(stack, [run, …]) -> Trainer`
+    of the runs that no file has yet, in one stack. Each is saved as soon as training is over, atomically. Two
+    processes that want one network: the second waits for it, and reads.
+    """
+    paths = [Path(folder, FILE) for folder in folders]
+    different, count = len(set(paths)), nets.runs(start)
+    if not different == len(paths) == count:
+        raise ValueError(f"{different} different folders for a stack of {count}; one per run is needed")
+    with ExitStack() as held:
+        for path in sorted(path for path in paths if not path.exists()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(runs.lock(path))
+        missing = [run for run, path in enumerate(paths) if not path.exists()]
+        if missing:
+            trainer = train(nets.take(start, missing), missing)
+            columns = {name: trainer.curve(name) for name in trainer.history}
+            for k, run in enumerate(missing):
+                save(paths[run], nets.take(trainer.net, [k]), {name: column[k] for name, column in columns.items()})
+    found = [load(path, start) for path in paths]
+    histories = [history for _, history in found]
+    return nets.join([net for net, _ in found]), {name: np.stack([h[name] for h in histories]) for name in histories[0]}
+
+
+def save(path, net, history):
+    """Write a stack and columns `{name: (T,)}` of its history to one safetensors file, wholly or not at all."""
+    arrays = {f"net/{name}": tensor.detach().cpu().numpy() for name, tensor in net.state_dict().items()}
+    runs.save_tensors(Path(path), arrays | {f"history/{name}": np.asarray(v, float) for name, v in history.items()}, {})
+
+
+def load(path, like):
+    """Return (the stack in `path`, its history), on the device of `like`, whose layers it must have."""
+    arrays, _ = runs.load_tensors(Path(path))
+    tensors = {k.removeprefix("net/"): torch.from_numpy(v) for k, v in arrays.items() if k.startswith("net/")}
+    shapes = {name: tuple(tensor.shape[1:]) for name, tensor in like.state_dict().items()}
+    found = {name: tuple(tensor.shape[1:]) for name, tensor in tensors.items()}
+    if found != shapes:
+        raise ValueError(f"{path} holds {found}; this network has {shapes}. Take another file, or delete it.")
+    net = nets.load_(nets.take(like, [0] * len(next(iter(tensors.values())))), tensors)
+    return net, {k.removeprefix("history/"): v for k, v in arrays.items() if k.startswith("history/")}
