@@ -3,7 +3,7 @@
 Every mode returns a `Pruned` stack, one run per seed, for each sparsity, so that one notebook serves them all.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -65,16 +65,26 @@ class Lab:
         recipe = self.recipe | {"type": "dense", "hidden": list(hidden), "epochs": epochs}
 
         def train(net, missing):
-            lab = Lab(**{**vars(self), "seeds": [self.seeds[run] for run in missing]})
-            return lab.trainer(net).fit(epochs)
+            return replace(self, seeds=[self.seeds[run] for run in missing]).trainer(net).fit(epochs)
 
         folders = [runs.trained(recipe | {"seed": seed}) for seed in self.seeds]
         return trained.obtain(self.network(hidden), folders, train)
 
 
+def recipe(dataset, train_examples, rule):
+    """Return what names the trained networks of one data set and training rule; the widths and epochs join it later."""
+    return {"name": f"{dataset}-challenge", "train_examples": train_examples, **rule}
+
+
 def widths(hidden, sparsity):
-    """Return the widths of the network that unit pruning at `sparsity` leaves, those of the control `small`."""
-    return [masks.count(width, 1 - sparsity) for width in hidden]
+    """Return the widths of the network that unit pruning at `sparsity` leaves, those of the control `small`.
+
+    Raises ValueError where a layer is left without units.
+    """
+    left = [masks.count(width, 1 - sparsity) for width in hidden]
+    if 0 in left:
+        raise ValueError(f"sparsity {sparsity} leaves {left} of {list(hidden)} units; every layer needs one")
+    return left
 
 
 def remasked(net, kind, sparsities, scope="layer"):
@@ -88,12 +98,13 @@ def remasked(net, kind, sparsities, scope="layer"):
 def chosen(lab, net, kind, sparsity):
     """Return (masks, units) of a stack at one sparsity: `{weight: bool (R, O, I)}`, and `{layer: bool (R, O)}` or None.
 
-    Units are what is kept where only whole units go, equally many in every run, so that the stack can be narrowed.
+    Units are what is kept where only whole units go, equally many in every run and one at least, so that the stack
+    can be narrowed.
     """
     behind = remasked(net, kind, [sparsity] * nets.runs(net), lab.scope)
     units = behind.units() if kind == "neuron" else None
-    unequal = units and any(len(set(kept.sum(1).tolist())) > 1 for kept in units.values())
-    return behind.masks(), None if unequal else units
+    counts = [set(kept.sum(1).tolist()) for kept in (units or {}).values()]
+    return behind.masks(), units if all(len(found) == 1 and 0 not in found for found in counts) else None
 
 
 def copied(net):
@@ -185,10 +196,9 @@ def gradual(lab, kind, sparsities):
         trainer = grid.trainer(net)
         for epoch in range(1, lab.epochs + 1):
             share = 1 - (1 - epoch / lab.epochs) ** 3
-            kept = remasked(net, kind, [s * share for s in each], lab.scope).masks()
-            trainer.prune(kept)
+            trainer.prune(remasked(net, kind, [s * share for s in each], lab.scope).masks())
             trainer.fit(1)
-        return net, kept, trainer
+        return net, trainer.masks, trainer
 
     return _all_at_once(lab, sparsities, train)
 
@@ -197,7 +207,7 @@ def _all_at_once(lab, sparsities, train):
     """Return one `Pruned` per sparsity of a stack in which every seed stands once for each of them."""
     each = [s for s in sparsities for _ in lab.seeds]
     net = nets.take(lab.network(), list(range(len(lab.seeds))) * len(sparsities))
-    grid = Lab(**{**vars(lab), "seeds": list(lab.seeds) * len(sparsities)})
+    grid = replace(lab, seeds=list(lab.seeds) * len(sparsities))
     whole = _outcome(*train(net, each, grid))
     parts = np.split(np.arange(len(each)), len(sparsities))
     return [part_of(whole, part.tolist()) for part in parts]
@@ -237,10 +247,11 @@ def _only_the_last(lab, kind, sparsity):
     net = lab.network(scheme="standard_normal")
     kept, _ = chosen(lab, net, kind, sparsity)
     masks.apply_(net, kept)
-    last = nets.MLP([lab.hidden[-1], net.layers[-1].weight.shape[1]], ["no-WN"] * len(lab.seeds), bias=False)
+    output = net.layers[-1].weight
+    last = nets.MLP([lab.hidden[-1], output.shape[1]], ["no-WN"] * len(lab.seeds), bias=False).to(output)
     nets.load_(last, {f"layers.0.{k}": v for k, v in net.layers[-1].state_dict().items()})
     sets = [(_features(net, x), y) for x, y in (lab.train, lab.test)]
-    trainer = Trainer(last.to(lab.train[0].device), *sets, lab.seeds, **lab.rule).fit(lab.epochs)
+    trainer = Trainer(last, *sets, lab.seeds, **lab.rule).fit(lab.epochs)
     net.layers[-1].load_state_dict(last.layers[0].state_dict())
     return Pruned(net, kept, *(_so_far(trainer.curve(name)) for name in ("train_accuracy", "test_accuracy")))
 
@@ -272,6 +283,9 @@ FAIR = {"finetune": lambda epochs, more: epochs + more, "rewind": lambda epochs,
 
 def prune(lab, mode, kind, sparsities):
     """Return one `Pruned` per sparsity, by any of `MODES`, or of the control if `kind` is "small"."""
+    for what, value, allowed in (("mode", mode, MODES), ("kind", kind, TYPES)):
+        if value not in allowed:
+            raise ValueError(f"{what} is {value!r}; allowed are {list(allowed)}")
     if kind != "small":
         return MODES[mode](lab, kind, sparsities)
     return small(lab, FAIR.get(mode, lambda epochs, more: epochs)(lab.epochs, lab.retrain_epochs), sparsities)

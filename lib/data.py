@@ -1,8 +1,8 @@
 """Data that lives on the device: real data sets by name, as bytes, checked, with torchvision's own layout.
 
 They are looked for under `$PRUNING_DATA` (default `data/`), downloaded by torchvision when missing, and
-never replaced by something else in silence. `digits`, and `digits32` in the shape of CIFAR, come with
-scikit-learn and need no download.
+never replaced by something else in silence. `digits`, and `digits32` and `digits64` in the shapes of CIFAR and
+Tiny-ImageNet, come with scikit-learn and need no download.
 """
 
 import functools
@@ -15,20 +15,33 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import draws
+from lib import draws, images
 from lib.errors import Told
+from lib.tiny_imagenet import ARCHIVE, FOLDER, MD5, TinyImageNet
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("mnist", "fashion_mnist", "digits", "cifar10", "cifar100", "digits32")
-STATISTICS = {  # mean and standard deviation of every channel, as the studies have them
-    "mnist": ((0.1307,), (0.3081,)),
-    "fashion_mnist": ((0.2860,), (0.3530,)),
-    "cifar10": ((0.5,) * 3, (0.5,) * 3),
-    "cifar100": ((0.5,) * 3, (0.5,) * 3),
+NAMES = ("mnist", "fashion_mnist", "digits", "cifar10", "cifar100", "digits32", "tiny_imagenet", "digits64")
+# mean and standard deviation of every channel, as the studies have them; data that a study does not have keep those
+# of the EWN study's table, or their own
+TINY = ((0.480, 0.448, 0.397), (0.276, 0.269, 0.282))
+STATISTICS = {
+    "ewn": {
+        "mnist": ((0.1307,), (0.3081,)),
+        "fashion_mnist": ((0.2860,), (0.3530,)),
+        "cifar10": ((0.5,) * 3, (0.5,) * 3),
+        "cifar100": ((0.5,) * 3, (0.5,) * 3),
+        "tiny_imagenet": TINY,
+    },
+    "phew": {
+        "mnist": ((0.1307,), (0.3081,)),
+        "cifar10": ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
+        "cifar100": ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
+        "tiny_imagenet": TINY,
+    },
 }
-# channels and side that digits are resized to: those of MNIST and of CIFAR, so that their networks serve digits too
-DIGITS = {"digits": (1, 28), "digits32": (3, 32)}
-WITHOUT_FILES = "-p dataset digits, or digits32 in place of CIFAR, which need no file"
+# channels and side that digits are resized to, those of other data, so that their networks serve digits too
+DIGITS = {"digits": (1, 28), "digits32": (3, 32), "digits64": (3, 64)}
+WITHOUT_FILES = "-p dataset digits, digits32 (in place of CIFAR) or digits64 (of Tiny-ImageNet), which need no file"
 TEST_EVERY = 5  # one digit in five is test, counted within each class
 
 
@@ -62,24 +75,25 @@ class Data:
     def split(self, part):
         """Return (x, y) of "train", "valid" or "test": x float32 `(N, C·H·W)`, scaled to [0, 1] and standardised."""
         x, y = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
-        shape = (1, -1, 1, 1)
-        mean = torch.tensor(self.mean, device=x.device).reshape(shape)
-        std = torch.tensor(self.std, device=x.device).reshape(shape)
-        return x.float().div_(255).sub_(mean).div_(std).flatten(1), y
+        return images.standardise(x, self.mean, self.std), y
 
 
-def load(name, device="cpu", holdout=0, train_examples=0):
+def load(name, device="cpu", holdout=0, train_examples=0, statistics="ewn"):
     """Return the `Data` called `name` on `device`; `holdout` training images become the validation split.
 
     device: "cpu", "cuda", "cuda:1", …, or "auto", which takes CUDA where there is one.
     The holdout is a fixed stratified choice, the same in every run. Whatever chooses (a criterion, a
     stopping time) chooses on it, never on the test set. `train_examples` keeps as many of the other training images,
-    0 all of them: again a fixed stratified choice, and a larger one contains the smaller. Raises DataError, which
-    says what is wrong with which file.
+    0 all of them: again a fixed stratified choice, and a larger one contains the smaller. `statistics`: the study
+    whose means and deviations standardise the pixels, "ewn" (arXiv 2010.12909) or "phew" (arXiv 2010.11354). Raises
+    DataError, which says what is wrong with which file.
     """
-    if name not in NAMES:
-        raise DataError(f"dataset is {name!r}; allowed are {', '.join(NAMES)}")
+    for what, value, allowed in (("dataset", name, NAMES), ("statistics", statistics, STATISTICS)):
+        if value not in allowed:
+            raise DataError(f"{what} is {value!r}; allowed are {', '.join(allowed)}")
     data = _decoded(name, str(_folder()))
+    mean, std = STATISTICS[statistics].get(name, (data.mean, data.std))
+    data = replace(data, mean=mean, std=std)
     if holdout:
         data = _hold_out(data, holdout)
     if train_examples:
@@ -109,8 +123,9 @@ def _decoded(name, folder):
     if name in DIGITS:
         train, test = _digits(*DIGITS[name])
     else:
-        train, test = (_cifar if name.startswith("cifar") else _mnist_like)(name, Path(folder))
-    mean, std = STATISTICS.get(name) or _statistics(train[0])
+        read = _cifar if name.startswith("cifar") else _tiny_imagenet if name == "tiny_imagenet" else _mnist_like
+        train, test = read(name, Path(folder))
+    mean, std = STATISTICS["ewn"].get(name) or _statistics(train[0])
     return Data(
         name,
         *train,
@@ -212,7 +227,7 @@ def _verify(published, folder):
         found = calculate_md5(path) if path.exists() else "no file"
         if found != md5:
             raise DataError(
-                f"{path} is damaged: its MD5 is {found}, torchvision publishes {md5}. Delete the folder"
+                f"{path} is damaged: its MD5 is {found}, the published one is {md5}. Delete the folder"
                 f" {path.parent} to have it downloaded again, or use {WITHOUT_FILES}."
             )
 
@@ -231,7 +246,7 @@ def _unpack(archives, prefix, scratch):
 
 
 def _by_torchvision(cls, folder, files):
-    """Return torchvision's own training and test sets, downloaded if missing; `files` are the paths it needs."""
+    """Return a class's training and test sets, downloaded if missing; `files` are the paths it needs."""
     try:
         return [cls(str(folder), train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError) as error:
@@ -258,3 +273,12 @@ def _cifar(name, folder):
 
 def _channels_first(images):
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _tiny_imagenet(name, folder):
+    """Return ((x, y), (x, y)) of Tiny-ImageNet, whose published validation images are the test set."""
+    place = folder / FOLDER
+    if (place / ARCHIVE).exists():
+        _verify({ARCHIVE: MD5}, place)
+    parts = _by_torchvision(TinyImageNet, folder, {ARCHIVE: place / ARCHIVE})
+    return tuple((part.data, part.targets) for part in parts)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -36,9 +37,25 @@ class Evaluation:
 def evaluate(net, x, y, bound=None):
     """Return the `Evaluation` of every run of `net` on `x (N, I)`, or `(R, N, I)` of its own, and `y (N,)`.
 
-    With `bound (R,)`, a log-loss, the pass stops as soon as every run's loss is certainly above its
-    bound: all terms are positive, so a partial sum decides.
+    The pass is made in `eval()` mode. With `bound (R,)`, a log-loss, it stops as soon as every run's loss is certainly
+    above its bound: all terms are positive, so a partial sum decides.
     """
+    with _evaluating(net):
+        return _evaluate(net, x, y, bound)
+
+
+@contextmanager
+def _evaluating(net):
+    """Within the block the network is in `eval()` mode: its batch statistics stay, nothing is dropped out."""
+    training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(training)
+
+
+def _evaluate(net, x, y, bound):
     size, n = _chunk(net, x.device.type), len(y)
     losses, correct, total = [], 0, torch.tensor(-math.inf, dtype=torch.float64, device=x.device)
     for start in range(0, n, size):

@@ -17,7 +17,9 @@ FEW = 5  # up to so many seeds are drawn one by one
 BOOTSTRAP_FROM, RESAMPLES = 10, 2000
 
 # Paul Tol's bright scheme, which readers with colour-blindness can tell apart; the grey is for the rest.
-BLUE, RED, GREEN, YELLOW, CYAN, PURPLE, GREY = "#4477AA #EE6677 #228833 #CCBB44 #66CCEE #AA3377 #BBBBBB".split()
+BLUE, RED, GREEN, YELLOW, CYAN, PURPLE, GREY = COLOURS = (
+    "#4477AA #EE6677 #228833 #CCBB44 #66CCEE #AA3377 #BBBBBB".split()
+)
 LOOKS = {  # type -> (label, colour, marker, dashes)
     "EWN": ("EWN", BLUE, "o", "-"),
     "SWN": ("SWN", RED, "s", "--"),
@@ -88,6 +90,13 @@ def spread(axes, table, x, y, kind, label=True, unit="seed", **line):
         axes.fill_between(at, *interval(values), color=colour, alpha=0.2, linewidth=0)
     (drawn,) = axes.plot(at, values.mean(axis=0), label=name if label else None, **line)
     return drawn
+
+
+def fan(axes, table, x, y, by):
+    """Draw the mean of `y` against `x` for every value of `by`, a share, as one line each, from dark to light."""
+    lines = table.groupby([by, x])[y].mean().unstack(by)
+    for shade, (share, line) in zip(np.linspace(0, 0.92, lines.shape[1]), lines.items(), strict=True):
+        axes.plot(line.index, line, color=mpl.colormaps["viridis"](shade), label=f"{share:.0%}")
 
 
 def published(axes, x, y, kind, error=None, label=None):

@@ -19,6 +19,7 @@ xavier = nn.init.xavier_uniform_  # Glorot & Bengio 2010
 
 
 def normal(std):
+    """Return what draws weights of mean zero and deviation `std`."""
     return partial(nn.init.normal_, std=std)
 
 

@@ -27,22 +27,33 @@ class _StraightThrough(torch.autograd.Function):
 class Remasked(nn.Module):
     """A stack behind masks of its own weights: the same logits as the masked stack, gradients for the dense one.
 
-    In training every forward pass makes the masks again; `eval()` makes them once and holds them. density: one number
-    per run; layers: the names of those that are pruned, the others stay whole; scope: see `masks.top`.
+    In training every forward pass makes the masks again; after `eval()` the first one makes them, without gradients,
+    and they are held until the next `eval()` or `train()`. density: one number per run; layers: the names of those that
+    are pruned, the others stay whole; scope: see `masks.top`. Raises ValueError for normalised weights.
     """
 
     def __init__(self, net, density, layers, scope="layer"):
         super().__init__()
+        if any(layer.normalised for layer in nets.layers(net).values()):
+            raise ValueError("the weights are normalised; masks act on plain weights: call nets.fold(net) first")
         self.net, self.names, self.scope, self.held = net, list(layers), scope, None
         self.register_buffer("density", torch.tensor(density, dtype=torch.float64))
 
     def train(self, training=True):
-        super().train(training)
-        self.held = None if training else self._tensors()
-        return self
+        self.held = None
+        return super().train(training)
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "held": None}  # a copy may be of other runs
 
     def forward(self, x):
-        return functional_call(self.net, self.held or self._tensors(), (x,))
+        return functional_call(self.net, self._tensors() if self.training else self._once(), (x,))
+
+    def _once(self):
+        if self.held is None:
+            with torch.no_grad():
+                self.held = self._tensors()
+        return self.held
 
     def _weights(self):
         found = nets.weights(self.net)
@@ -62,11 +73,11 @@ class RemaskedWeights(Remasked):
 
 
 class RemaskedUnits(Remasked):
-    """A stack of linear layers of which only the units with the largest norm act, `layers` being the first ones.
+    """A stack of ReLU MLPs of which only the units with the largest norm act, `layers` being the first ones.
 
     Where all runs keep equally many, only the rows and columns that act are multiplied. That is the masked network
     exactly, gradient included: a pruned unit's output is relu(0), whose slope is zero, so neither its row nor its
-    column gets any.
+    column gets any. So it does not grow: it comes back only where one that is kept becomes smaller than it.
     """
 
     def units(self):

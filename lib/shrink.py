@@ -79,10 +79,10 @@ def _part(net, hop, masks, run, inside):
     layer = net.get_submodule(hop.layer)
     if layer.normalised:
         raise ValueError(f"{hop.layer} is normalised; masks act on plain weights: call nets.fold(net) first")
-    weight = (layer.weight[run] * masks[f"{hop.layer}.weight"][run]).double()
+    weight = layer.weight[run].masked_fill(~masks[f"{hop.layer}.weight"][run], 0).double()
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias[run].double()
     if f"{hop.layer}.bias" in masks:
-        bias = bias * masks[f"{hop.layer}.bias"][run]
+        bias = bias.masked_fill(~masks[f"{hop.layer}.bias"][run], 0)
     if hop.norm is not None:
         weight, bias = _without_norm(net.get_submodule(hop.norm), run, weight, bias)
     options = dict(layer.options)
@@ -276,11 +276,12 @@ def _assembled(net, ways):
     ends = [0, *(target for _, target, _ in ways)]
     if any(source != end for (source, _, _), end in zip(ways, ends, strict=False)):
         hops, inner = [way[:2] for way in ways], [nn.Sequential(*modules) for _, _, modules in ways]
-        return plain.Graph(hops, nn.Sequential(*enter), nn.Sequential(*_activation(net)), *inner)
+        activation = nn.Sequential(*_activation(net))
+        return plain.laid_out(plain.Graph(hops, nn.Sequential(*enter), activation, *inner))
     steps = [*enter, *ways[0][2]]
     for _, _, modules in ways[1:]:
         steps += [*_activation(net), *modules]
-    return nn.Sequential(*steps)
+    return plain.laid_out(nn.Sequential(*steps))
 
 
 # ---- narrower stacks

@@ -19,7 +19,7 @@ RULES = {
 }
 HISTORY = (
     "epoch",  # passes made so far
-    "lr",  # of that pass
+    "lr",  # of that pass, nan before the first
     "train_loss",  # mean over the pass, while the weights change
     "train_accuracy",  # likewise
     "test_loss",  # after the pass
@@ -35,7 +35,7 @@ class Trainer:
     `(R, N, I)` with inputs of each run's own; seeds: one per run, which order its examples (draw "order"), so that
     runs of one seed see the same batches. rule: "sgd" (momentum, nesterov), "adam" or "rms", of torch.optim.
     drops: the epochs at which lr shrinks by `drop`. shuffle=False keeps the order of the data.
-    batches: `(epoch, index) -> x`, which makes the inputs of a batch in place of `train[0][index]`
+    batches: `(epoch, index, runs) -> x`, the inputs of a batch of these runs in place of `train[0][index]`
     (augmentation); bf16 computes the products in bfloat16; epoch: passes that the networks have behind them already,
     which orders and drops count from. `history` has one row of (R,) arrays per epoch, row 0
     before the first. Nothing is chosen by the test set: it is looked at after each epoch and that is all.
@@ -46,6 +46,7 @@ class Trainer:
         drops=(), drop=0.1, shuffle=True, batches=None, bf16=False, epoch=0, bar=True,
     ):  # fmt: skip
         _check(net, train, seeds, rule, lr, batch)
+        _check_momentum(rule, momentum, nesterov)
         self.net, self.train, self.test, self.seeds = net, train, test, list(seeds)
         self.lr, self.batch, self.drops, self.drop, self.shuffle = lr, batch, tuple(drops), drop, shuffle
         self.batches, self.bf16, self.bar, self.masks = batches, bf16, bar, {}
@@ -55,16 +56,16 @@ class Trainer:
         self.nets = [nets.take(net, part) if len(self.parts) > 1 else net for part in self.parts]
         self.reset_optimizer()
         missing = np.full(len(seeds), np.nan)
-        self._write(missing, missing, began=None)
+        self._write(missing, missing, np.nan, began=None)
 
     def reset_optimizer(self):
         """Forget momentum and second moments, as after a fresh start."""
         self.optimizers = [RULES[self.rule](list(net.parameters()), self.lr, self.options) for net in self.nets]
 
     def prune(self, kept):
-        """Zero what `kept`, masks by parameter name, prunes; from now on it stays zero, and so do its moments."""
-        self.masks = {**self.masks, **kept}
+        """Zero what `kept`, masks by parameter name, prunes; it stays zero for good, and so do its moments."""
         masks.apply_(self.net, kept)
+        self.masks |= {name: mask & self.masks.get(name, mask) for name, mask in kept.items()}
         for optimizer, net, part in zip(self.optimizers, self.nets, self.parts, strict=True):
             for name, p in net.named_parameters():
                 if name in kept:
@@ -83,7 +84,7 @@ class Trainer:
             ]
             self.epoch += 1
             loss, correct = (torch.cat(columns).cpu().numpy() / orders.shape[1] for columns in zip(*sums, strict=True))
-            self._write(loss, correct, began)
+            self._write(loss, correct, rate, began)
         return self
 
     def _orders(self):
@@ -115,7 +116,8 @@ class Trainer:
         labels = self.train[1][at].expand(nets.runs(net), -1)
         with torch.autocast(labels.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             logits = net(self._inputs(at, part))
-        losses = cross_entropy(logits.float().transpose(1, 2), labels, reduction="none").mean(1)
+        logits = logits.float() if self.bf16 else logits
+        losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)
         optimizer.zero_grad()
         losses.sum().backward()
         for p, pruned in gone:  # a zero with zero gradient and moments stays zero under every rule, decay included
@@ -125,15 +127,15 @@ class Trainer:
 
     def _inputs(self, at, part):
         if self.batches is not None:
-            return self.batches(self.epoch, at)
+            return self.batches(self.epoch, at, part)
         x = self.train[0]
         if x.dim() == 2:
             return x[at]
         own = x[part]
         return own[:, at] if at.dim() == 1 else own.gather(1, at[:, :, None].expand(-1, -1, x.shape[2]))
 
-    def _write(self, loss, correct, began):
-        """Append a row to the history; `began` is when the pass started."""
+    def _write(self, loss, correct, rate, began):
+        """Append a row to the history: of a pass at the rate `rate`, which started when `began` says."""
         self.net.eval()
         tests = []
         for net, part in zip(self.nets, self.parts, strict=True):
@@ -144,7 +146,7 @@ class Trainer:
             self.seconds += (time.perf_counter() - began) / len(self.seeds)
         everywhere = np.ones(len(self.seeds))
         row = (
-            everywhere * self.epoch, everywhere * self._rate(), loss, correct,
+            everywhere * self.epoch, everywhere * rate, loss, correct,
             torch.cat([t.log_loss for t in tests]).exp().cpu().numpy(),
             torch.cat([t.accuracy for t in tests]).cpu().numpy(), everywhere * self.seconds,
         )  # fmt: skip
@@ -165,3 +167,11 @@ def _check(net, train, seeds, rule, lr, batch):
         raise ValueError(f"lr = {lr}, batch = {batch}; both must be above zero")
     if train[0].shape[-2] != len(train[1]):
         raise ValueError(f"{train[0].shape[-2]} examples with {len(train[1])} labels")
+
+
+def _check_momentum(rule, momentum, nesterov):
+    """Raise ValueError where torch's optimizer of this rule would leave an option unused."""
+    if momentum and rule == "adam":
+        raise ValueError(f"momentum = {momentum} with rule {rule!r}, which has its own; leave it at 0")
+    if nesterov and rule != "sgd":
+        raise ValueError(f"nesterov = {nesterov} with rule {rule!r}; only 'sgd' has it")

@@ -295,6 +295,22 @@ def test_strided_convolutions_and_their_steps_are_torchs(side, stride, padding, 
         torch.testing.assert_close(dict(other.named_parameters())[name], p - 0.1 * p.grad)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_normalisation_can_be_differentiated_twice(training):
+    """Second derivatives are what GraSP's scores are made of."""
+    g = generator(5)
+    x, weight, bias = (
+        torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((2, 3, 2, 1, 2), (2, 2), (2, 2))
+    )
+    inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+
+    def normalise(*tensors):
+        statistics = torch.zeros(2, 2, dtype=torch.float64), torch.full((2, 2), 1.5, dtype=torch.float64)
+        return kernels.batch_norm(*tensors, *statistics, training)
+
+    assert torch.autograd.gradcheck(normalise, inputs) and torch.autograd.gradgradcheck(normalise, inputs)
+
+
 def test_a_step_in_the_backward_pass_of_a_batch_normalisation_is_refused():
     net = small(*KINDS[0])
     with pytest.raises(ValueError, match="batch normalisation.*optimizer"), nets.sgd_in_backward(net, torch.ones(2)):

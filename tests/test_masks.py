@@ -1,5 +1,6 @@
 """Masks against tables that a person would draw."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,3 +108,90 @@ def test_masks_meet_plain_weights_only():
 def test_an_unknown_layer_is_an_error():
     with pytest.raises(ValueError, match="layers.7.*layers.0"):
         masks.expand({"layers.7": torch.ones(1, 3, dtype=torch.bool)}, dict(tiny().named_parameters()))
+
+
+@pytest.mark.parametrize(
+    "scope, first, second",
+    [
+        ("layer", [[0, 0], [1, 1]], [[1, 0], [1, 0]]),
+        ("global", [[0, 0], [0, 1]], [[1, 0], [1, 1]]),
+        ("unit", [[0, 1], [0, 1]], [[1, 0], [1, 0]]),
+    ],
+)
+def test_a_scope_is_what_shares_one_count(scope, first, second):
+    scores = {"a": torch.tensor([[[1.0, 2.0], [3.0, 7.0]]]), "b": torch.tensor([[[8.0, 4.0], [9.0, 5.0]]])}
+    kept = masks.top(scores, 0.5, scope)
+    assert kept["a"].int().tolist() == [first]
+    assert kept["b"].int().tolist() == [second]
+
+
+def literally(scores, keep):
+    """Return the mask of one row: a stable sort, and what comes first goes first."""
+    kept = torch.ones(len(scores), dtype=torch.bool)
+    kept[np.argsort(scores.numpy(), kind="stable")[: len(scores) - keep]] = False
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("ties", [True, False])
+def test_top_is_a_stable_sort(seed, ties):
+    rng = torch.Generator().manual_seed(seed)
+    shapes = {"a": (3, 7, 5), "b": (3, 4, 2, 3, 3), "c": (3, 37, 1)}
+    scores = {k: torch.randn(shape, generator=rng) for k, shape in shapes.items()}
+    if ties:
+        scores = {k: (score * 1.5).round() for k, score in scores.items()}
+    densities = [0.07, 0.5, 0.93]
+    for scope in masks.SCOPES:
+        kept = masks.top(scores, densities, scope)
+        for run, density in enumerate(densities):
+            alone = masks.top({k: score[run : run + 1] for k, score in scores.items()}, density, scope)
+            for k in scores:
+                assert kept[k].shape == scores[k].shape
+                assert torch.equal(alone[k][0], kept[k][run]), "one density per run is one run at a time"
+            rows = {
+                "layer": [(score[run].flatten(), kept[k][run].flatten()) for k, score in scores.items()],
+                "unit": [
+                    (s, m)
+                    for k in scores
+                    for s, m in zip(scores[k][run].flatten(1), kept[k][run].flatten(1), strict=True)
+                ],
+                "global": [tuple(torch.cat([t[k][run].flatten() for k in scores]) for t in (scores, kept))],
+            }[scope]
+            for score, mask in rows:
+                assert torch.equal(mask, literally(score, masks.count(len(score), density)))
+
+
+def test_all_equal_scores_keep_exactly_the_count():
+    for keep in range(1, 11):
+        kept = masks.top({"a": torch.zeros(1, 2, 5)}, keep / 10)["a"].flatten()
+        assert kept.tolist() == [False] * (10 - keep) + [True] * keep
+
+
+def test_minus_zero_is_zero():
+    assert masks.top({"a": torch.tensor([[[0.0, -0.0]]])}, 0.5)["a"].flatten().tolist() == [False, True]
+
+
+def test_a_score_is_not_changed_and_may_lie_anyhow_in_memory():
+    score = torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(1))
+    turned, before = score.permute(2, 1, 0), score.clone()
+    kept = masks.top({"a": turned}, [0.2, 0.6])["a"]
+    assert torch.equal(kept, masks.top({"a": turned.contiguous()}, [0.2, 0.6])["a"])
+    assert torch.equal(score, before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("scope", masks.SCOPES)
+def test_no_order_no_masks(bad, scope):
+    scores = {"a": torch.ones(1, 3, 4)}
+    scores["a"][0, 1, 2] = bad
+    with pytest.raises(ValueError, match="no order"):
+        masks.top(scores, 0.5, scope)
+
+
+def test_errors_of_top():
+    with pytest.raises(ValueError, match="'row'.*'layer'"):
+        masks.top({"a": torch.ones(1, 3, 4)}, 0.5, "row")
+    with pytest.raises(ValueError, match="3 densities for a stack of 2"):
+        masks.top({"a": torch.ones(2, 3, 4)}, [0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match="density is 0"):
+        masks.top({"a": torch.ones(2, 3, 4)}, [0.1, 0])

@@ -157,6 +157,13 @@ def test_any_masked_convolutional_network_keeps_its_logits(name):
     assert_same(shrink.unshrunk(net, kept, run=1), net, kept, x, 1)
 
 
+@pytest.mark.parametrize("name", ["vgg11_bn", "resnet20"])
+def test_single_precision_convolutions_stay_close(name):
+    net = small_convnet(name).float()
+    kept = random_masks(net, 0.2)
+    assert_same(shrink.shrink(net, kept), net, kept, inputs(2, 3 * net.image[1] ** 2, torch.float32), 0, 1e-5)
+
+
 def test_the_head_of_a_large_image_is_shrunk_too():
     net = small_convnet("vgg11_bn", 64, 2)
     kept = random_masks(net, 0.15)

@@ -1,0 +1,87 @@
+"""The posthoc and finetune grid of one seed of the pruning challenge, as we run it, beside every run at full width.
+
+Both train the same network once, prune it to ten sparsities by weights and by neurons, measure all twenty and train
+them on under their masks, on the first examples of MNIST. The baseline does so one by one at full width, zeros and all;
+ours takes pruned neurons out first. Both in turn in one process. Run: python benchmarks/challenge_stack.py [rounds]
+"""
+
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lib import challenge, data, masks, runs  # noqa: E402
+from lib.evaluate import evaluate  # noqa: E402
+
+SPARSITIES = [0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99]
+EXAMPLES, EPOCHS = 5120, 1  # twenty steps of 256: all of it is the same work 59 times over
+WIDTHS = (1, 2, 5)  # seeds in a stack, of which the fastest per seed is the best stack
+
+
+def laboratory(real, seeds):
+    train, test = ((x[:EXAMPLES], y[:EXAMPLES]) for x, y in (real.split("train"), real.split("test")))
+    rule = {"rule": "adam", "lr": 0.001, "batch": 256, "bar": False}
+    return challenge.Lab(train, test, seeds, challenge.recipe("mnist", EXAMPLES, rule), epochs=EPOCHS,
+                         retrain_epochs=EPOCHS, rule=rule)  # fmt: skip
+
+
+def ours(real, seeds):
+    lab = laboratory(real, seeds)
+    for kind in challenge.KINDS:
+        challenge.posthoc(lab, kind, SPARSITIES)
+        challenge.finetune(lab, kind, SPARSITIES)
+
+
+def one_by_one(real, seed):
+    lab = laboratory(real, [seed])
+    dense, _ = lab.dense(EPOCHS)
+    for kind in challenge.KINDS:
+        for sparsity in SPARSITIES:
+            kept, _ = challenge.chosen(lab, dense, kind, sparsity)
+            net = masks.apply_(challenge.copied(dense), kept)
+            for split in (lab.train, lab.test):
+                evaluate(net, *split)
+            trainer = lab.trainer(net, EPOCHS)
+            trainer.prune(kept)
+            trainer.fit(EPOCHS)
+
+
+def seconds(function, *arguments):
+    """Return the time of a call that finds no network trained before."""
+    with tempfile.TemporaryDirectory() as folder:
+        before, runs.folder = runs.folder, lambda: Path(folder)
+        began = time.perf_counter()
+        try:
+            function(*arguments)
+        finally:
+            runs.folder = before
+        return time.perf_counter() - began
+
+
+def spread(values):
+    return f"{statistics.median(values):6.2f} s  ({min(values):.2f} to {max(values):.2f})"
+
+
+def main(rounds):
+    real = data.load("mnist")
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"784-1000-1000-500-200-10, {EXAMPLES} examples, {EPOCHS} epoch before and after pruning, float32")
+    times = {"full width, one by one": []} | {f"ours, stack of {width}": [] for width in WIDTHS}
+    for _ in range(rounds):
+        times["full width, one by one"].append(seconds(one_by_one, real, 0))
+        for width in WIDTHS:
+            times[f"ours, stack of {width}"].append(seconds(ours, real, list(range(width))) / width)
+    for name, values in times.items():
+        print(f"{name:24} per seed, median (range) of {rounds}: {spread(values)}")
+    base, *stacks = times.values()
+    ratios = [statistics.median(b / o for b, o in zip(base, stack, strict=True)) for stack in stacks]
+    print(f"challenge_stack: {max(ratios):.2f}x")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)

@@ -1,0 +1,79 @@
+"""Images on their way into a network: standardised, and for training cropped and flipped at random.
+
+Images stay bytes on the device; only a batch is ever turned into numbers.
+"""
+
+import torch
+from torch import nn
+
+from lib import draws
+
+PAD = 4  # pixels of black around an image, of which a crop takes what it takes
+
+
+def standardise(x, mean, std):
+    """Return float32 `(..., C·H·W)` of uint8 images `x (..., C, H, W)`, to [0, 1] and then standardised."""
+    mean, std = (torch.tensor(numbers, device=x.device).reshape(-1, 1, 1) for numbers in (mean, std))
+    return x.float().div_(255).sub_(mean).div_(std).flatten(-3)
+
+
+def crop_flip(images, index, shift, flip, pad=PAD):
+    """Return the chosen images `(*index.shape, C, H, W)`, each moved within a black frame and mirrored or not.
+
+    images (N, C, H, W), uint8; index `(...)`; shift `(..., 2)`, the row and column, 0 to 2·pad, at which the crop of
+    H × W begins in the image that `pad` black pixels surround; flip `(...)`, bool, left to right after the crop. One
+    gather, whatever is drawn.
+    """
+    _, channels, height, width = images.shape
+    framed = nn.functional.pad(images[index.flatten()], (pad,) * 4)
+    shift, flip = shift.reshape(-1, 2, 1), flip.reshape(-1, 1)
+    rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
+    columns = torch.where(flip, columns.flip(0), columns)
+    at = (shift[:, 0] + rows)[:, :, None] * (width + 2 * pad) + (shift[:, 1] + columns)[:, None]
+    cropped = framed.flatten(2).gather(2, at.flatten(1)[:, None].expand(-1, channels, -1))
+    return cropped.view(*index.shape, channels, height, width)
+
+
+def moves(seed, epoch, count, pad=PAD):
+    """Return (shift `(count, 2)`, flip `(count,)`) of every training image in one epoch of the runs of `seed`.
+
+    All shifts, 0 to 2·pad, are equally likely, and half the images are mirrored. What an image undergoes does not
+    depend on the batch that it is in.
+    """
+    rng = draws.generator(seed, "augment", epoch)
+    shift, flip = rng.integers(2 * pad + 1, size=(count, 2)), rng.random(count) < 0.5
+    return torch.from_numpy(shift), torch.from_numpy(flip)
+
+
+class Augmented:
+    """Training batches of R runs: called with an epoch and an index it returns their inputs, cropped and mirrored.
+
+    data: a `Data`; seeds: one per run, which draw the moves. `index (B,)` is a batch that all runs share, `(R, B)` one
+    of each run's own; `runs` is the slice of the stack that asks. The inputs are float32, `(B, C·H·W)` where all runs
+    see the same, else `(R, B, C·H·W)`; with no move at all they are what `data.split("train")` has.
+    """
+
+    def __init__(self, data, seeds, pad=PAD):
+        self.data, self.seeds, self.pad, self.epoch = data, list(seeds), pad, None
+
+    def __call__(self, epoch, index, runs=slice(None)):
+        seeds = self.seeds[runs]
+        if index.dim() == 1 and len(set(seeds)) == 1:
+            return self._batch(index, *(part[index] for part in self._moves(epoch)[seeds[0]]))
+        index = index.expand(len(seeds), -1)
+        drawn = [self._moves(epoch)[seed] for seed in seeds]
+        shift, flip = (torch.stack([d[k][i] for d, i in zip(drawn, index, strict=True)]) for k in (0, 1))
+        return self._batch(index, shift, flip)
+
+    def _batch(self, index, shift, flip):
+        images = crop_flip(self.data.train_x, index, shift, flip, self.pad)
+        return standardise(images, self.data.mean, self.data.std)
+
+    def _moves(self, epoch):
+        """Return `{seed: (shift, flip)}` on the device, drawn once per epoch."""
+        if self.epoch != epoch:
+            n, device = len(self.data.train_y), self.data.train_x.device
+            drawn = {seed: moves(seed, epoch, n, self.pad) for seed in dict.fromkeys(self.seeds)}
+            self.drawn = {seed: tuple(part.to(device) for part in pair) for seed, pair in drawn.items()}
+            self.epoch = epoch
+        return self.drawn
