@@ -226,8 +226,10 @@ def batch_norm(x, weight, bias, mean, variance, training, momentum=0.1, eps=1e-5
     Batch normalisation (Ioffe & Szegedy, arXiv 1502.03167), runs folded into the channels. While `training` by the
     statistics of the batch, which move `mean` and `variance` (R, C), in place, by `momentum`; else by those two.
     """
-    flat = [t.view(-1) for t in (mean, variance, weight, bias)]
-    out = torch.nn.functional.batch_norm(_fold_runs(x), *flat, training, momentum, eps)
+    flat, folded = [t.view(-1) for t in (mean, variance, weight, bias)], _fold_runs(x)
+    if len(folded) == 1:  # the strides of one image can be such that torch (2.15, CPU) computes a wrong gradient
+        folded = folded.contiguous()
+    out = torch.nn.functional.batch_norm(folded, *flat, training, momentum, eps)
     return out.unflatten(1, weight.shape).transpose(0, 1)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-ROUNDINGS = ("nearest", "prune_floor", "keep_floor")
+ROUNDINGS = ("nearest", "prune_floor", "keep_floor", "percentile")
 SCOPES = ("layer", "global", "unit")
 # Products such as 0.05 * 1020 carry a rounding error of a few 1e-15; it must not decide a count.
 SLACK = 1e-9
@@ -13,7 +13,8 @@ def count(n, density, rounding="nearest"):
     """Return how many of `n` items are kept at `density` in (0, 1], at least 0 and at most n.
 
     rounding: "nearest" (halves up); "prune_floor", floor((1 - density) n) are pruned, as the EWN study
-    does; "keep_floor", floor(density n) are kept.
+    does; "keep_floor", floor(density n) are kept; "percentile", those above the percentile 100 (1 - density) of n
+    different scores, interpolated as NumPy does it: one fewer than all at density 1 (the PHEW study, arXiv 2010.11354).
     """
     if not 0 < density <= 1:
         raise ValueError(f"density is {density}; allowed is 0 < density <= 1 (density = kept / total)")
@@ -23,6 +24,8 @@ def count(n, density, rounding="nearest"):
         return n - int(n * (1 - density) + SLACK)
     if rounding == "keep_floor":
         return int(n * density + SLACK)
+    if rounding == "percentile":
+        return max(0, n - 1 - int((n - 1) * (1 - density) + SLACK))
     raise ValueError(f"rounding is {rounding!r}; allowed are {ROUNDINGS}")
 
 
@@ -52,12 +55,49 @@ def top(scores, density, scope="layer", rounding="nearest"):
     return {k: part.reshape(score.shape) for (k, score), part in zip(scores.items(), parts, strict=True)}
 
 
+def top_within(scores, within, density, scope="layer", rounding="nearest"):
+    """Return masks as `top` does, of weights that the masks `within` keep: what is pruned there never comes back.
+
+    density: of all weights, as in `top`, so that masks of falling densities can be made one within the other. Raises
+    ValueError where more are to be kept than `within` keeps.
+    """
+    if scope not in SCOPES:
+        raise ValueError(f"scope is {scope!r}; allowed are {SCOPES}")
+    kept = {name: torch.empty_like(mask) for name, mask in within.items()}
+    for run, wanted in enumerate(_each(density, len(next(iter(scores.values()))))):
+        rows = [[(score[run], within[name][run], kept[name][run])] for name, score in scores.items()]
+        if scope == "global":
+            rows = [sum(rows, [])]
+        elif scope == "unit":
+            rows = [[entry] for ((*parts,),) in rows for entry in zip(*parts, strict=True)]
+        for row in rows:
+            _fill_within(row, count(sum(score.numel() for score, *_ in row), wanted, rounding))
+    return kept
+
+
+def _fill_within(row, keep):
+    """Fill, in the masks of `row`, triples (score, within, mask) that share one count, the `keep` highest within."""
+    score, inside = (torch.cat([entry[k].flatten() for entry in row]) for k in (0, 1))
+    places = inside.nonzero()[:, 0]
+    if keep > len(places):
+        raise ValueError(f"{keep} weights are to be kept, of which only {len(places)} are left; take a lower density")
+    kept = torch.zeros_like(inside)
+    kept[places] = _highest(score.take(places)[None], keep)[0]
+    for (*_, mask), part in zip(row, kept.split([mask.numel() for *_, mask in row]), strict=True):
+        mask.copy_(part.view_as(mask))
+
+
+def _each(density, runs):
+    """Return the densities of all runs, from one number or one per run."""
+    each = [density] * runs if isinstance(density, int | float) else [float(d) for d in density]
+    if len(each) != runs:
+        raise ValueError(f"{len(each)} densities for a stack of {runs} runs; give one number, or one per run")
+    return each
+
+
 def _top(score, density, rounding):
     """Return the mask of the highest entries along the last axis, of one density or one per run."""
-    each = [density] * len(score) if isinstance(density, int | float) else [float(d) for d in density]
-    if len(each) != len(score):
-        raise ValueError(f"{len(each)} densities for a stack of {len(score)} runs; give one number, or one per run")
-    keeps = [count(score.shape[-1], d, rounding) for d in each]
+    keeps = [count(score.shape[-1], d, rounding) for d in _each(density, len(score))]
     if len(set(keeps)) == 1:
         return _highest(score, keeps[0])
     kept = torch.empty_like(score, dtype=torch.bool)
@@ -97,8 +137,11 @@ def expand(units, parameters):
     Without the bias a "removed" unit would go on sending relu(bias). `units` maps a layer's name to
     `bool (R, O)`; `parameters` is `dict(net.named_parameters())` of a chain of layers in the order of the
     forward pass, weights (R, O, I) or filters (R, O, I, h, w). Layers that `units` does not name keep all their units.
+    ValueError for batch normalisation, whose shift would go on speaking for the unit: `shrink.narrow` takes it along.
     """
     weights = {name: p for name, p in parameters.items() if name.endswith(".weight")}
+    if any(weight.dim() < 3 for weight in weights.values()):
+        raise ValueError("expand takes layers alone, and this network has batch normalisation; use shrink.narrow")
     unknown = [layer for layer in units if f"{layer}.weight" not in weights]
     if unknown:
         known = [name.removesuffix(".weight") for name in weights]
@@ -140,3 +183,17 @@ def density(masks):
     covered = [mask for name, mask in masks.items() if name.endswith(".weight")]
     kept = sum(mask.flatten(1).sum(1) for mask in covered)
     return kept.double() / sum(mask[0].numel() for mask in covered)
+
+
+def layer_density(masks):
+    """Return the kept share of every weight tensor that `masks` cover, `{name: (R,) float64}`; biases are left out."""
+    covered = {name: mask.flatten(1) for name, mask in masks.items() if name.endswith(".weight")}
+    return {name: mask.sum(1).double() / mask.shape[1] for name, mask in covered.items()}
+
+
+def active_units(masks):
+    """Return how many units of every layer keep an incoming weight, `{name: (R,) int64}`; biases are left out.
+
+    Such a unit need not be alive: see `paths.live` for those on a way from the input to the output.
+    """
+    return {name: mask.flatten(2).any(2).sum(1) for name, mask in masks.items() if name.endswith(".weight")}

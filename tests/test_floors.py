@@ -13,10 +13,10 @@ FLOORS = (
     | {"kernels", "layers", "inits", "plain", "workers", "data", "images", "tiny_imagenet", "names"},
     {"nets", "masks", "paths", "likelihood", "tables"},
     {"convnets", "scores", "shrink", "phew", "dpp", "reweight", "evaluate", "descent", "line_search", "toys"}
-    | {"anatomy", "remask", "stacking", "trained", "anneal", "shuffle"},
+    | {"anatomy", "remask", "stacking", "trained", "anneal", "shuffle", "committee"},
     {"train", "trainer", "sparse", "arms", "widgets", "path_kernel"},
-    {"challenge"},
-    {"survey"},
+    {"challenge", "dpp_study", "initial"},
+    {"survey", "committee_study", "outcome"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 LONGEST = 400  # lines; if a file passes this, ask what it is two of

@@ -163,3 +163,18 @@ def test_what_is_set_to_zero_in_a_gradient_is_negligible():
     torch.nn.functional.cross_entropy(wide[0], torch.zeros(3, dtype=torch.int64)).log().backward()
     # Column 1 alone: at the true class float64 itself rounds softmax - 1 to nothing.
     torch.testing.assert_close(logits.grad[..., 1].double(), wide.grad[..., 1], rtol=1e-5, atol=1e-27)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_gradient_of_batch_norm_on_one_image_of_odd_strides(training):
+    """Torch's own gradient is wrong there: strides of a channels-last image whose first axis has lost its own."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, 4, 4, generator=generator).contiguous(memory_format=torch.channels_last)
+    odd = image.as_strided(image.shape, (3, 1, 12, 3)).requires_grad_()
+    plain = image.detach().contiguous().requires_grad_()
+    numbers = torch.linspace(1, 2, 3)[None], torch.zeros(1, 3)
+    pull = torch.arange(48.0).reshape(1, 3, 4, 4).sin()
+    for x in (odd, plain):
+        out = kernels.batch_norm(x[None], *numbers, torch.zeros(1, 3), torch.ones(1, 3), training)
+        out[0].backward(pull)
+    assert torch.allclose(odd.grad, plain.grad, atol=1e-6)

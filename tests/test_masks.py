@@ -195,3 +195,9 @@ def test_errors_of_top():
         masks.top({"a": torch.ones(2, 3, 4)}, [0.1, 0.2, 0.3])
     with pytest.raises(ValueError, match="density is 0"):
         masks.top({"a": torch.ones(2, 3, 4)}, [0.1, 0])
+
+
+def test_expand_refuses_batch_normalisation():
+    parameters = {"conv.weight": torch.zeros(1, 2, 3, 3, 3), "norm.weight": torch.zeros(1, 2)}
+    with pytest.raises(ValueError, match="batch normalisation"):
+        masks.expand({"conv": torch.ones(1, 2, dtype=torch.bool)}, parameters)

@@ -1,0 +1,41 @@
+"""Annealing: masks by scores that are made again, round after round, of what is left of the network."""
+
+import copy
+
+from lib import masks
+
+SCHEDULES = {  # the density after a share t of all rounds
+    "exponential": lambda density, t: density**t,
+    "linear": lambda density, t: (1 - t) + density * t,
+}
+
+
+def anneal(
+    score, net, density, rounds=100, schedule="exponential", scope="global", rounding="nearest", x=None, y=None,
+    seeds=None,
+):  # fmt: skip
+    """Return masks `{name: bool (R, O, *F)}` of `density`, which is reached in `rounds`, each scoring what is left.
+
+    score: one of `lib.scores`, or a `functools.partial` of it for its keywords; x, y, seeds: for it. density: one
+    number, or one per run. After round e of E the density is density^(e/E), "exponential", or falls in equal steps,
+    "linear"; what is pruned stays pruned, and each time exactly `masks.count` weights are kept. SynFlow takes 100
+    exponential rounds, so that no layer is emptied before the others (arXiv 2006.05467); one round prunes at once.
+    scope, rounding: see `masks.top`. `net` is left as it is.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule is {schedule!r}; allowed are {list(SCHEDULES)}")
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}; it takes at least 1, which prunes at once")
+    one = isinstance(density, int | float)
+    goals, left, kept = [density] if one else [float(d) for d in density], net, None
+    for e in range(1, rounds + 1):
+        levels = [SCHEDULES[schedule](goal, e / rounds) for goal in goals]
+        level, found = levels[0] if one else levels, score(left, x, y, seeds)
+        if kept is None:
+            kept = masks.top(found, level, scope, rounding)
+            left = copy.deepcopy(net) if rounds > 1 else net
+        else:
+            kept = masks.top_within(found, kept, level, scope, rounding)
+        if e < rounds:
+            masks.apply_(left, kept)
+    return kept

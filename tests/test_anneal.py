@@ -1,0 +1,164 @@
+"""Annealed masks against slow literal loops; counts, nesting and layers that must not collapse."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from lib import anneal, convnets, masks, nets, paths, scores
+
+
+def conv(runs=1, name="vgg11_bn", width=2, side=32):
+    net = convnets.build(name, (3, side, side), 4, runs, width)
+    return nets.init_(net, list(range(3, 3 + runs)), "phew")
+
+
+def kept_in_all(found):
+    return torch.stack([mask.flatten(1).sum(1) for mask in found.values()]).sum(0).tolist()
+
+
+def total(net):
+    return sum(w[0].numel() for w in nets.weights(net).values())
+
+
+def literal(net, density, rounds, schedule):
+    """Return the masks of SynFlow of one run by a sort of all scores in every round, of the weights still there."""
+    weights = {name: w[0].detach().double().abs() for name, w in nets.weights(net).items()}
+    n, twin = total(net), nets.take(net, [0]).double()
+    alive = np.ones(n, bool)
+    for e in range(1, rounds + 1):
+        level = density ** (e / rounds) if schedule == "exponential" else 1 - (1 - density) * e / rounds
+        with torch.no_grad():
+            parts = torch.from_numpy(alive).split([w.numel() for w in weights.values()])
+            for (name, w), part in zip(weights.items(), parts, strict=True):
+                nets.weights(twin)[name].copy_((w * part.view_as(w))[None])
+        found = torch.cat([score.flatten() for score in scores.synflow(twin, None, None, None).values()]).numpy()
+        order = np.argsort(np.where(alive, found, -1), kind="stable")
+        alive = np.zeros(n, bool)
+        alive[order[n - masks.count(n, level) :]] = True
+    return alive
+
+
+@pytest.mark.parametrize("schedule", ["exponential", "linear"])
+@pytest.mark.parametrize("density, rounds", [(0.3, 1), (0.1, 7), (0.02, 25)])
+def test_annealing_is_the_literal_loop(schedule, density, rounds):
+    net = conv().double()
+    found = anneal.anneal(scores.synflow, net, density, rounds, schedule)
+    joined = torch.cat([mask.flatten() for mask in found.values()]).numpy()
+    assert np.array_equal(joined, literal(net, density, rounds, schedule))
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 100])
+@pytest.mark.parametrize("rounding", masks.ROUNDINGS)
+def test_counts_are_exact(rounds, rounding):
+    net = conv()
+    for density in (0.9, 0.37, 0.01):
+        found = anneal.anneal(scores.magnitude, net, density, rounds, rounding=rounding)
+        assert kept_in_all(found) == [masks.count(total(net), density, rounding)]
+
+
+@pytest.mark.parametrize("scope", masks.SCOPES)
+@pytest.mark.parametrize("rounds", [1, 6])
+def test_magnitude_is_the_same_in_one_round_or_many(scope, rounds):
+    """Weights that stay do not change, so the largest of the largest are the largest."""
+    net = conv(2)
+    found = anneal.anneal(scores.magnitude, net, 0.2, rounds, scope=scope)
+    expected = masks.top({name: w.detach().abs() for name, w in nets.weights(net).items()}, 0.2, scope)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_what_is_pruned_stays_pruned():
+    """Even with scores that would have it back, and where all scores are zero."""
+    net, seen = conv(), []
+
+    def treacherous(left, x, y, seeds):
+        """Score highest what is zero already."""
+        seen.append({name: w.detach() != 0 for name, w in nets.weights(left).items()})
+        return {name: (w.detach() == 0).float() for name, w in nets.weights(left).items()}
+
+    last = anneal.anneal(treacherous, net, 0.1, 8)
+    for before, after in zip(seen, [*seen[1:], last], strict=True):
+        assert all(not bool((after[name] & ~before[name]).any()) for name in last)
+    assert kept_in_all(last) == [masks.count(total(net), 0.1)]
+
+
+@pytest.mark.parametrize("score", [scores.synflow, partial(scores.synflow_l2, power=1)])
+def test_a_run_does_not_depend_on_its_neighbours(score):
+    net = conv(3, "resnet20", 4, 8).double()
+    together = anneal.anneal(score, net, [0.1, 0.1, 0.3], 10)
+    alone = anneal.anneal(score, nets.take(net, [2]), 0.3, 10)
+    assert kept_in_all(together) == [masks.count(total(net), d) for d in (0.1, 0.1, 0.3)]
+    assert all(torch.equal(together[name][2], alone[name][0]) for name in alone)
+
+
+def test_annealing_leaves_the_network_alone():
+    net = conv()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    anneal.anneal(scores.synflow, net, 0.1, 5)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_scores_get_their_examples_and_seeds():
+    net, x, y = conv(2), torch.randn(6, 3 * 32 * 32), torch.arange(6) % 4
+    found = anneal.anneal(scores.snip, net, 0.3, 1, x=x, y=y)
+    expected = masks.top(scores.snip(net, x, y, None), 0.3, "global")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    drawn = anneal.anneal(scores.random, net, 0.3, 1, seeds=[8, 8])
+    assert all(torch.equal(mask[0], mask[1]) for mask in drawn.values())
+
+
+def test_a_hundred_rounds_empty_no_layer_and_one_does():
+    """A narrow VGG16 of 14 layers and 230,000 weights, of which 200 stay."""
+    net = conv(1, "vgg16_bn", 8)
+    density = 200 / total(net)
+    many, once = (anneal.anneal(scores.synflow, net, density, rounds) for rounds in (100, 1))
+    assert kept_in_all(many) == kept_in_all(once) == [200]
+    assert paths.collapsed(nets.graph(net), many) == [[]]
+    assert len(paths.collapsed(nets.graph(net), once)[0]) == 14
+    assert paths.effective_density(nets.graph(net), many).tolist() == pytest.approx([density], rel=0.05)
+
+
+def test_the_published_count_of_resnet20():
+    """95 percent of 270,896 weights by NumPy's percentile, strictly above it, as the PHEW study prunes."""
+    assert masks.count(270_896, 0.05, "percentile") == 13_545
+    score = np.random.default_rng(0).permutation(1000)
+    for percent in (0, 12.5, 48.8, 90, 98.2, 99.9):
+        assert masks.count(1000, 1 - percent / 100, "percentile") == (score > np.percentile(score, percent)).sum()
+
+
+@pytest.mark.parametrize("scope", masks.SCOPES)
+def test_the_highest_within_masks_are_those_of_the_rest(scope):
+    g = torch.Generator().manual_seed(1)
+    found = {"a": torch.randint(0, 4, (2, 3, 8), generator=g).float(), "b": torch.rand(2, 4, 2, 2, 2, generator=g)}
+    within = masks.top({name: torch.rand(score.shape, generator=g) for name, score in found.items()}, 0.7, scope)
+    kept = masks.top_within(found, within, [0.2, 0.6], scope)
+    low = {name: score.masked_fill(~within[name], -1) for name, score in found.items()}
+    expected = masks.top(low, [0.2, 0.6], scope)
+    assert all(torch.equal(kept[name], expected[name]) for name in found)
+
+
+def test_layers_are_counted():
+    kept = {
+        "a.weight": torch.tensor([[[1, 1], [0, 0], [1, 0]], [[0, 0], [0, 0], [0, 0]]], dtype=torch.bool),
+        "a.bias": torch.tensor([[1, 1, 1], [0, 0, 0]], dtype=torch.bool),
+    }
+    assert {name: share.tolist() for name, share in masks.layer_density(kept).items()} == {"a.weight": [0.5, 0]}
+    assert {name: units.tolist() for name, units in masks.active_units(kept).items()} == {"a.weight": [2, 0]}
+
+
+def test_what_does_not_fit_is_an_error():
+    net = conv()
+    with pytest.raises(ValueError, match="'cosine'.*'linear'"):
+        anneal.anneal(scores.magnitude, net, 0.1, schedule="cosine")
+    with pytest.raises(ValueError, match="rounds is 0"):
+        anneal.anneal(scores.magnitude, net, 0.1, 0)
+    with pytest.raises(ValueError, match="2 densities for a stack of 1"):
+        anneal.anneal(scores.magnitude, net, [0.1, 0.2])
+    with pytest.raises(ValueError, match="0 < density"):
+        anneal.anneal(scores.magnitude, net, 0.0)
+    with pytest.raises(ValueError, match="scope is 'all'"):
+        anneal.anneal(scores.magnitude, net, 0.1, scope="all")
+    few = masks.top({"a": torch.rand(1, 2, 5)}, 0.3)
+    with pytest.raises(ValueError, match="5 weights are to be kept, of which only 3"):
+        masks.top_within({"a": torch.rand(1, 2, 5)}, few, 0.5)
