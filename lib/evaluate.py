@@ -24,12 +24,14 @@ class Evaluation:
 
     log_loss: the natural log of the mean cross-entropy; log_loss_of_batches: the log of the unweighted mean of the
     means of consecutive batches of `BATCH`, as the EWN study logs it (a short last batch counts too much);
-    accuracy in [0, 1]. `complete` is False where the pass was broken off, every loss being above its bound.
+    accuracy in [0, 1]; top5: the share of examples whose class is among the five largest logits. `complete` is
+    False where the pass was broken off, every loss being above its bound.
     """
 
     log_loss: torch.Tensor
     log_loss_of_batches: torch.Tensor
     accuracy: torch.Tensor
+    top5: torch.Tensor
     complete: bool = True
 
 
@@ -57,18 +59,30 @@ def _evaluating(net):
 
 def _evaluate(net, x, y, bound):
     size, n = _chunk(net, x.device.type), len(y)
-    losses, correct, total = [], 0, torch.tensor(-math.inf, dtype=torch.float64, device=x.device)
+    losses, correct, among5, total = [], 0, 0, torch.tensor(-math.inf, dtype=torch.float64, device=x.device)
     for start in range(0, n, size):
         part = slice(start, start + size)
         logits = net(x[..., part, :])
         losses.append(kernels.log_losses(logits, y[part]).double())
         correct = correct + (logits.argmax(2) == y[part]).sum(1)
+        among5 = among5 + _among(logits, y[part], 5)
         total = torch.logaddexp(total, losses[-1].logsumexp(1) - math.log(n))
         # `not <=` instead of `>`: a run whose loss is no longer a number is lost too.
         if bound is not None and bool((~(total <= bound)).all()):
-            return Evaluation(total, total, correct.double() / n, complete=start + size >= n)
+            shares = correct.double() / n, among5.double() / n
+            return Evaluation(total, total, *shares, complete=start + size >= n)
     of_batches = (torch.cat(losses, 1) + _shares_of_batches(n, x.device)).logsumexp(1)
-    return Evaluation(total, of_batches, correct.double() / n)
+    return Evaluation(total, of_batches, correct.double() / n, among5.double() / n)
+
+
+def _among(logits, y, most):
+    """Return how many examples have the logit of their class among the `most` largest, `(R,)`; a NaN is above all.
+
+    Of equal logits the first counts as larger, as for `argmax`: a constant output is no answer to most examples.
+    """
+    own = logits.gather(2, y.expand(logits.shape[:2])[..., None])
+    before = torch.arange(logits.shape[2], device=y.device) < y[:, None]
+    return ((~(logits <= own) | (logits == own) & before).sum(2) < most).sum(1)
 
 
 def _chunk(net, device):

@@ -20,6 +20,7 @@ BOOTSTRAP_FROM, RESAMPLES = 10, 2000
 BLUE, RED, GREEN, YELLOW, CYAN, PURPLE, GREY = COLOURS = (
     "#4477AA #EE6677 #228833 #CCBB44 #66CCEE #AA3377 #BBBBBB".split()
 )
+BLACK = "#000000"  # of what methods are measured against
 LOOKS = {  # type -> (label, colour, marker, dashes)
     "EWN": ("EWN", BLUE, "o", "-"),
     "SWN": ("SWN", RED, "s", "--"),
@@ -27,6 +28,37 @@ LOOKS = {  # type -> (label, colour, marker, dashes)
     "weight": ("weights", BLUE, "o", "-"),
     "neuron": ("neurons", RED, "s", "--"),
     "small": ("trained small", GREY, "D", ":"),
+    "dpp_edge": ("DPP edge", BLUE, "o", "-"),
+    "dpp_node": ("DPP node", CYAN, "D", "--"),
+    "random_edge": ("random edge", BLACK, "s", "-"),
+    "random_node": ("random node", GREY, "P", "--"),
+    "magnitude_edge": ("magnitude edge", RED, "^", "-"),
+    "outgoing_l1_node": ("outgoing L1 node", PURPLE, "v", "--"),
+    "dense": ("dense", BLACK, "h", "--"),
+    "phew": ("PHEW", BLUE, "o", "-"),
+    "phew_res": ("PHEW, nested", BLUE, "s", "--"),
+    "synflow": ("SynFlow", RED, "^", "-"),
+    "synflow_l2": ("SynFlow-L2", PURPLE, "v", "--"),
+    "snip": ("SNIP", GREEN, "D", ":"),
+    "grasp": ("GraSP", YELLOW, "P", "-."),
+    "magnitude_init": ("magnitude", CYAN, "X", "--"),
+    "magnitude_trained": ("magnitude, trained", BLACK, "*", ":"),
+    "random": ("random", GREY, "d", "-."),
+    # Ablations of PHEW: another walk, other kernels, another start, other weights under the mask.
+    "inverse": ("inverse", RED, "v", ":"),
+    "uniform": ("uniform", GREEN, "^", "--"),
+    "squared": ("squared", PURPLE, "s", "-."),
+    "kernels": ("whole kernels", YELLOW, "P", ":"),
+    "kernel_walk": ("kernel walk", CYAN, "X", "--"),
+    "normal_init": ("normal start", RED, "D", ":"),
+    "xavier_init": ("Xavier start", GREEN, "d", "-."),
+    "reinit": ("drawn anew", CYAN, "<", "--"),
+    "evci": ("Evci start", PURPLE, ">", ":"),
+    "liu": ("Liu start", YELLOW, "P", "-."),
+    "evci_random": ("Evci, random", PURPLE, "x", "--"),
+    "liu_random": ("Liu, random", YELLOW, "+", ":"),
+    "synflow_shuffled": ("SynFlow, shuffled", RED, "^", ":"),
+    "synflow_l2_shuffled": ("SynFlow-L2, shuffled", PURPLE, "v", "-."),
 }
 
 

@@ -49,17 +49,26 @@ def graph(net):
     return net.graph()
 
 
-ACTIVATIONS = {"relu": relu, "relu2": lambda z: relu(z).square(), "none": lambda z: z}
+ACTIVATIONS = {
+    "relu": relu,
+    "relu2": lambda z: relu(z).square(),
+    "sigmoid": torch.sigmoid,
+    "erf": lambda z: torch.erf(z * 0.5**0.5),  # of committee machines
+    "none": lambda z: z,
+}
 
 
 class MLP(nn.Module):
     """R fully connected networks: `(R, N, sizes[0])` or shared `(N, sizes[0])` to logits `(R, N, sizes[-1])`.
 
     `norm` names every run's type (EWN, SWN, no-WN); hidden layers follow it, the output layer only with
-    `normalise_output`. `bias` is of the hidden layers, `output_bias` of the last.
+    `normalise_output`. `bias` is of the hidden layers, `output_bias` of the last. `dropout` is the chance at which,
+    while training, a hidden unit is dropped.
     """
 
-    def __init__(self, sizes, norm, activation="relu", bias=True, output_bias=False, normalise_output=False):
+    def __init__(
+        self, sizes, norm, activation="relu", bias=True, output_bias=False, normalise_output=False, dropout=0.0
+    ):
         super().__init__()
         _check_norm(norm)
         runs, last = len(norm), len(sizes) - 2
@@ -68,12 +77,14 @@ class MLP(nn.Module):
             Linear(runs, i, o, *((output_bias, last_norm) if k == last else (bias, norm)))
             for k, (i, o) in enumerate(zip(sizes, sizes[1:], strict=False))
         )
+        self.drops = nn.ModuleList(Dropout(runs, dropout) for _ in self.layers[:-1] if dropout)
         self.activation = activation
 
     def forward(self, x):
         act = ACTIVATIONS[self.activation]
-        for layer in self.layers[:-1]:
+        for k, layer in enumerate(self.layers[:-1]):
             x = act(layer(x))
+            x = self.drops[k](x) if self.drops else x
         return self.layers[-1](x)
 
     def graph(self):

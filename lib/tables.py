@@ -54,6 +54,35 @@ def beside(ours, facts, by, value):
     return table.assign(**{"difference / sd": (table["ours"] - table["published"]) / table["published sd"]})
 
 
+def joined(experiment, names, columns=(), /, **where):
+    """Return the arrays `names` of all records as columns of one tidy table, one row per element they share.
+
+    The parameters in `columns` are such even if they have one value everywhere. `where`: see `runs.records`.
+    """
+    frame = runs.curves(experiment, names[0], **where)
+    for name in names[1:]:
+        frame = frame.merge(runs.curves(experiment, name, **where))
+    found = runs.records(experiment, **where)
+    constant = {key: found[0].parameters[key] for key in columns if found and key not in frame}
+    return frame.assign(**constant)
+
+
+def paired(frame, pairs, by, value):
+    """Return how much more `value` the first type of every pair has than the second, one row per pair and group `by`.
+
+    Paired by seed: mean, low and high, the 95 % interval over seeds (`figures.interval`; missing below two seeds), and
+    n. pairs: of types, [(first, second), ...], which must both have a group for it to be there.
+    """
+    parts = []
+    for first, second in pairs:
+        one, other = (frame[frame["type"] == kind].set_index([*by, "seed"])[value] for kind in (first, second))
+        for key, gain in (one - other).dropna().groupby(list(by)):
+            low, high = figures.interval(gain.to_numpy()) if len(gain) > 1 else (np.nan, np.nan)
+            row = {"first": first, "second": second, **dict(zip(by, key, strict=True))}
+            parts.append(row | {"mean": gain.mean(), "low": low, "high": high, "n": len(gain)})
+    return pd.DataFrame(parts, columns=["first", "second", *by, "mean", "low", "high", "n"])
+
+
 def resample(frame, x, y, at, by=("type", "seed")):
     """Return `y` at the values `at` of `x`, interpolated within each group of `by` and missing beyond its ends."""
     at, parts = np.asarray(at, float), []

@@ -13,7 +13,7 @@ FLOORS = (
     | {"kernels", "layers", "inits", "plain", "workers", "data", "images", "tiny_imagenet", "names"},
     {"nets", "masks", "paths", "likelihood", "tables"},
     {"convnets", "scores", "shrink", "phew", "dpp", "reweight", "evaluate", "descent", "line_search", "toys"}
-    | {"anatomy", "remask", "stacking", "trained", "anneal", "shuffle", "committee"},
+    | {"anatomy", "remask", "stacking", "trained", "anneal", "shuffle", "committee", "dpp_figures"},
     {"train", "trainer", "sparse", "arms", "widgets", "path_kernel"},
     {"challenge", "dpp_study", "initial"},
     {"survey", "committee_study", "outcome"},

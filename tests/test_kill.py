@@ -168,4 +168,5 @@ def test_records_survive_kills_at_random_moments(tmp_path):
     command = [sys.executable, "-W", "error", "-c", script]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert answer.returncode == 0, answer.stderr
-    assert int(answer.stdout) > 0  # else no kill met a save, and nothing was tested
+    # The last line: a busy machine may have said before that one process waits for another.
+    assert int(answer.stdout.splitlines()[-1]) > 0  # else no kill met a save, and nothing was tested

@@ -122,6 +122,26 @@ def test_steps_in_the_backward_pass_are_torchs_sgd(kind):
     assert all(layer.lr is None for layer in nets.layers(fused).values())
 
 
+@pytest.mark.parametrize("name, module", [("sigmoid", nn.Sigmoid()), ("erf", lambda z: torch.special.erf(z / 2**0.5))])
+def test_activations_of_the_dpp_study(name, module):
+    net = stack(["no-WN"] * 2, activation=name, output_bias=True)
+    x = torch.randn(11, 7)
+    for run in range(2):
+        first, last = plain(net, run)[::2]
+        torch.testing.assert_close(net(x)[run], last(module(first(x))))
+
+
+def test_dropout_is_of_hidden_units_and_only_while_training():
+    net, whole = stack(["no-WN"] * 2, dropout=0.25), stack(["no-WN"] * 2)
+    x = torch.randn(200, 7)
+    assert not torch.allclose(net(x), whole(x))
+    hidden = net.drops[0](torch.ones(2, 400, 37))
+    assert hidden.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert abs((hidden == 0).double().mean() - 0.25) < 0.02
+    torch.testing.assert_close(net.eval()(x), whole(x))
+    assert len(stack(sizes=(7, 9, 9, 4), dropout=0.5).drops) == 2 and len(whole.drops) == 0
+
+
 def test_unknown_names_are_errors_that_name_the_allowed():
     with pytest.raises(ValueError, match="XWN.*no-WN"):
         nets.MLP([2, 3, 1], ["XWN"])

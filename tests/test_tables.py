@@ -65,3 +65,26 @@ def test_of_the_sweeps_of_a_type_the_one_with_most_seeds_is_taken(monkeypatch):
     sweeps = tables.sweeps("x")
     assert {kind: one.seed for kind, one in sweeps.items()} == {"EWN": "0..2", "no-WN": "0..1"}
     assert list(sweeps) == ["EWN", "no-WN"], "in the order of the types' looks"
+
+
+def test_pairs_are_compared_within_a_seed():
+    rows = [("a", 1, 5, 3.0), ("a", 2, 5, 4.0), ("a", 3, 5, 9.0), ("b", 1, 5, 1.0), ("b", 2, 5, 1.0), ("a", 1, 7, 2.0),
+            ("b", 1, 7, 5.0)]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["type", "seed", "left", "error"])
+    found = tables.paired(frame, [("a", "b"), ("a", "c")], ["left"], "error")
+    assert found[["first", "second", "left", "mean", "n"]].to_numpy().tolist() == [
+        ["a", "b", 5, 2.5, 2],
+        ["a", "b", 7, -3.0, 1],
+    ]
+    half = 12.706204736 * np.std([2, 3], ddof=1) / np.sqrt(2)  # t of one degree of freedom
+    assert np.allclose(found.loc[0, ["low", "high"]].astype(float), [2.5 - half, 2.5 + half])
+    assert np.isnan(found.loc[1, ["low", "high"]].astype(float)).all()
+
+
+def test_arrays_are_joined_by_what_they_share(monkeypatch):
+    made = {"error": pd.DataFrame({"type": "a", "seed": [1, 1], "kept": [3, 4], "error": [0.5, 0.25]}),
+            "left": pd.DataFrame({"type": "a", "seed": [1, 1], "kept": [4, 3], "left": [40, 30]})}  # fmt: skip
+    monkeypatch.setattr(runs, "curves", lambda experiment, name, **where: made[name])
+    monkeypatch.setattr(runs, "records", lambda experiment, **where: [record("a", 1, beta=0.3, kept=7)])
+    found = tables.joined("x", ["error", "left"], ["beta", "kept"])
+    assert found[["kept", "error", "left", "beta"]].to_numpy().tolist() == [[3, 0.5, 30, 0.3], [4, 0.25, 40, 0.3]]

@@ -1,0 +1,110 @@
+"""The panels of the DPP study, by what they draw and count, on small tables made by hand."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import dpp_figures, figures
+
+NONE = pd.DataFrame(columns=["type", "kept", "budget", "error"])
+
+
+@pytest.fixture
+def axes():
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)
+
+
+def rows(**errors):
+    """Return rows of two budgets and three seeds; `errors` are a type's error, to which seeds add little."""
+    return pd.DataFrame(
+        [
+            {"type": kind, "seed": seed, "weighting": weighting, "kept": kept, "left": 10.0 * kept,
+             "error": (error + 0.01 * seed**2) / (2 if weighting == "reweighted" else 1)}
+            for kind, error in errors.items() for seed in range(3) for kept in (1, 2)
+            for weighting in ("raw", "reweighted")
+        ]
+    )  # fmt: skip
+
+
+def lines(axes):
+    """Return the labelled lines of a panel as {label: (x, y)}."""
+    return {line.get_label(): line.get_data() for line in axes.get_lines() if not line.get_label().startswith("_")}
+
+
+def test_errors_are_means_with_published_values_where_we_have_the_number(axes):
+    facts = pd.DataFrame({"type": ["dpp_edge", "dpp_edge", "random_edge"], "kept": [2, 9, 2], "error": [7.0, 8.0, 9.0]})
+    mine = rows(dpp_edge=3.0, magnitude_edge=2.0).query("weighting == 'raw'")
+    dpp_figures.errors(axes, mine, facts)
+    drawn = lines(axes)
+    assert set(drawn) == {"DPP edge", "magnitude edge"}
+    np.testing.assert_allclose(drawn["DPP edge"], [[10, 20], [3 + 0.05 / 3] * 2])
+    told = [bar.lines[0].get_xydata().tolist() for bar in axes.containers]
+    assert sorted(told) == [[], [[20.0, 7.0]]]
+    assert axes.get_yscale() == "log"
+
+
+def test_differences_are_counted_where_the_interval_is_clear_of_zero():
+    figure, panels = plt.subplots(1, 4)
+    said = pd.DataFrame(dpp_figures.differences(panels, rows(dpp_edge=3.0, random_edge=4.0, magnitude_edge=1.0)))
+    plt.close(figure)
+    table = said.set_index(["first", "second", "weighting"])[["first better", "second better", "budgets"]]
+    assert table.loc["dpp_edge", "random_edge", "raw"].tolist() == [2, 0, 2]
+    assert table.loc["dpp_edge", "magnitude_edge", "reweighted"].tolist() == [0, 2, 2]
+    assert table.loc["dpp_node", "random_node", "raw"].tolist() == [0, 0, 0]
+
+
+def test_gains_are_what_reweighting_changes(axes):
+    dpp_figures.gains(axes, rows(dpp_node=4.0))
+    np.testing.assert_allclose(lines(axes)["DPP node"], [[10, 20], [-(4 + 0.05 / 3) / 2] * 2])
+
+
+def test_entries_are_a_line_for_each_quantile(axes):
+    looks = pd.DataFrame([(seed, width, quantile, 10 * width + quantile + seed)
+                          for seed in (1, 3) for width in (0.1, 1.0) for quantile in (0.01, 0.5)],
+                         columns=["seed", "bandwidth", "quantile", "entries"])  # fmt: skip
+    dpp_figures.entries(axes, looks, 0.3)
+    np.testing.assert_allclose(lines(axes)["50%"], [[0.1, 1.0], [3.5, 12.5]])
+
+
+def test_diversity_tells_other_betas_apart(axes):
+    sets = pd.DataFrame([("dpp_node", beta, kept, -kept - seed, 5.0) for beta in (0.0, 0.3) for kept in (1, 2)
+                         for seed in (0, 1)], columns=["type", "beta", "kept", "log_det", "error"])  # fmt: skip
+    dpp_figures.diversity(axes, sets, ["dpp_node"], 0.3)
+    assert set(lines(axes)) == {"DPP node", "DPP node, β by the median"}
+    np.testing.assert_allclose(lines(axes)["DPP node"], [[-1.5, -2.5], [5, 5]])
+
+
+def taught():
+    frame = [("dpp_edge", "raw", seed, 0.0, budget, mask, 1.0 / budget, 1.0 / budget + 0.02 * far, 0.02)
+             for (seed, far) in ((1, 0.5), (2, -2.5)) for budget in (1, 2) for mask in (0, 1)]  # fmt: skip
+    names = ["type", "weighting", "seed", "sigma", "budget", "set", "error", "simulated", "deviation"]
+    return pd.DataFrame(frame, columns=names)
+
+
+def test_students_are_lines_of_the_closed_form_and_dots_of_the_simulation(axes):
+    dpp_figures.students(axes, taught(), NONE)
+    np.testing.assert_allclose(lines(axes)["DPP edge"], [[1, 2], [1, 0.5]])
+    marked = [
+        line.get_ydata() for line in axes.get_lines() if line.get_marker() == "o" and line.get_linestyle() == "None"
+    ]
+    np.testing.assert_allclose(marked[0], [0.98, 0.48])
+
+
+def test_agreement_counts_standard_errors():
+    found = dpp_figures.agreement(taught()).loc[("dpp_edge", "raw")]
+    np.testing.assert_allclose(
+        found[["largest", "means", "within 1", "within 2", "within 3"]].astype(float), [2.5, 4, 0.5, 0.5, 1]
+    )
+
+
+def test_heat_maps_show_sizes_without_signs(axes):
+    image = dpp_figures.heat(axes, np.array([[-1.0, 0.5]]), "Q")
+    assert image.get_array().tolist() == [[1.0, 0.5]] and image.get_clim() == (0, 1.5)
+
+
+def test_every_type_has_a_look_of_its_own():
+    kinds = [kind for family in dpp_figures.FAMILIES.values() for kind in family]
+    assert len({figures.look(kind)[1:] for kind in kinds}) == 6
