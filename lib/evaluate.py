@@ -24,8 +24,8 @@ class Evaluation:
 
     log_loss: the natural log of the mean cross-entropy; log_loss_of_batches: the log of the unweighted mean of the
     means of consecutive batches of `BATCH`, as the EWN study logs it (a short last batch counts too much);
-    accuracy in [0, 1]; top5: the share of examples whose class is among the five largest logits. `complete` is
-    False where the pass was broken off, every loss being above its bound.
+    accuracy in [0, 1]; top5: the share of examples whose class is among the five largest logits, nan unless asked for.
+    `complete` is False where the pass was broken off, every loss being above its bound.
     """
 
     log_loss: torch.Tensor
@@ -36,14 +36,14 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(net, x, y, bound=None):
+def evaluate(net, x, y, bound=None, top5=False):
     """Return the `Evaluation` of every run of `net` on `x (N, I)`, or `(R, N, I)` of its own, and `y (N,)`.
 
     The pass is made in `eval()` mode. With `bound (R,)`, a log-loss, it stops as soon as every run's loss is certainly
-    above its bound: all terms are positive, so a partial sum decides.
+    above its bound: all terms are positive, so a partial sum decides. top5: count that too.
     """
     with _evaluating(net):
-        return _evaluate(net, x, y, bound)
+        return _evaluate(net, x, y, bound, top5)
 
 
 @contextmanager
@@ -57,22 +57,23 @@ def _evaluating(net):
         net.train(training)
 
 
-def _evaluate(net, x, y, bound):
+def _evaluate(net, x, y, bound, top5):
     size, n = _chunk(net, x.device.type), len(y)
-    losses, correct, among5, total = [], 0, 0, torch.tensor(-math.inf, dtype=torch.float64, device=x.device)
+    losses, correct, total = [], 0, torch.tensor(-math.inf, dtype=torch.float64, device=x.device)
+    among5 = torch.full_like(y[:1], 0 if top5 else math.nan, dtype=torch.float64).expand(nets.runs(net))
     for start in range(0, n, size):
         part = slice(start, start + size)
         logits = net(x[..., part, :])
         losses.append(kernels.log_losses(logits, y[part]).double())
         correct = correct + (logits.argmax(2) == y[part]).sum(1)
-        among5 = among5 + _among(logits, y[part], 5)
+        among5 = among5 + _among(logits, y[part], 5) if top5 else among5
         total = torch.logaddexp(total, losses[-1].logsumexp(1) - math.log(n))
         # `not <=` instead of `>`: a run whose loss is no longer a number is lost too.
         if bound is not None and bool((~(total <= bound)).all()):
-            shares = correct.double() / n, among5.double() / n
+            shares = correct.double() / n, among5 / n
             return Evaluation(total, total, *shares, complete=start + size >= n)
     of_batches = (torch.cat(losses, 1) + _shares_of_batches(n, x.device)).logsumexp(1)
-    return Evaluation(total, of_batches, correct.double() / n, among5.double() / n)
+    return Evaluation(total, of_batches, correct.double() / n, among5 / n)
 
 
 def _among(logits, y, most):

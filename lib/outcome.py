@@ -94,7 +94,7 @@ def _trained(lab, net, kept, part, epoch):
 
 
 def _tested(lab, net, history):
-    parts = [evaluate(nets.take(net, part), *lab.test) for part in stacking.parts(net)]
+    parts = [evaluate(nets.take(net, part), *lab.test, top5=True) for part in stacking.parts(net)]
     loss, accuracy, top5 = (
         torch.cat([getattr(part, name) for part in parts]).cpu().numpy() for name in ("log_loss", "accuracy", "top5")
     )

@@ -29,13 +29,14 @@ def test_top5_is_that_of_a_stable_sort():
     g = torch.Generator().manual_seed(2)
     net = nets.init_(nets.MLP([6, 9, 12], ["no-WN"] * 2), [1, 2]).double()
     x, y = torch.randn(2345, 6, generator=g, dtype=torch.float64), torch.randint(12, (2345,), generator=g)
-    found = evaluate.evaluate(net, x, y).top5
+    found = evaluate.evaluate(net, x, y, top5=True).top5
     for r, logits in enumerate(net(x)):
         first = logits.sort(descending=True, stable=True).indices[:, :5]  # some outputs are zeros, all equal
         assert found[r] == (first == y[:, None]).any(1).double().mean()
     with torch.no_grad():
         net.layers[1].weight[0].fill_(float("nan"))
-    assert evaluate.evaluate(net, x, y).top5[0] == 0  # what is no number is no answer
+    assert evaluate.evaluate(net, x, y).top5.isnan().all()
+    assert evaluate.evaluate(net, x, y, top5=True).top5[0] == 0  # what is no number is no answer
 
 
 def test_the_published_mean_is_over_batches(case):
