@@ -5,16 +5,13 @@ them on under their masks, on the first examples of MNIST. The baseline does so 
 ours takes pruned neurons out first. Both in turn in one process. Run: python benchmarks/challenge_stack.py [rounds]
 """
 
-import platform
-import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-import torch
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+import measure  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib import challenge, data, masks, runs  # noqa: E402
 from lib.evaluate import evaluate  # noqa: E402
 
@@ -55,32 +52,23 @@ def seconds(function, *arguments):
     """Return the time of a call that finds no network trained before."""
     with tempfile.TemporaryDirectory() as folder:
         before, runs.folder = runs.folder, lambda: Path(folder)
-        began = time.perf_counter()
         try:
-            function(*arguments)
+            return measure.seconds(function, *arguments)
         finally:
             runs.folder = before
-        return time.perf_counter() - began
-
-
-def spread(values):
-    return f"{statistics.median(values):6.2f} s  ({min(values):.2f} to {max(values):.2f})"
 
 
 def main(rounds):
     real = data.load("mnist")
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"784-1000-1000-500-200-10, {EXAMPLES} examples, {EPOCHS} epoch before and after pruning, float32")
-    times = {"full width, one by one": []} | {f"ours, stack of {width}": [] for width in WIDTHS}
+    about = f"784-1000-1000-500-200-10, {EXAMPLES} examples, {EPOCHS} epoch before and after pruning, a seed's grid"
+    report, base = measure.Report("challenge_stack", about), "full width, one by one"
+    times = {base: []} | {f"ours, stack of {width}": [] for width in WIDTHS}
     for _ in range(rounds):
-        times["full width, one by one"].append(seconds(one_by_one, real, 0))
+        times[base].append(seconds(one_by_one, real, 0))
         for width in WIDTHS:
             times[f"ours, stack of {width}"].append(seconds(ours, real, list(range(width))) / width)
-    for name, values in times.items():
-        print(f"{name:24} per seed, median (range) of {rounds}: {spread(values)}")
-    base, *stacks = times.values()
-    ratios = [statistics.median(b / o for b, o in zip(base, stack, strict=True)) for stack in stacks]
-    print(f"challenge_stack: {max(ratios):.2f}x")
+    ratios = [report.add(name, values, base * (name != base)) for name, values in times.items()]
+    report.close(max(ratios[1:]), 2)
 
 
 if __name__ == "__main__":

@@ -2,22 +2,19 @@
 
 The baseline is the same VGG, rate, batch size and rescaled loss, written the usual way: torchvision's `CIFAR10`, a
 `DataLoader`, modules that build their normalised filters, autograd, `torch.optim.SGD`. Both run in turn in one process.
-Also printed: the peak memory of the process, and how long the whole training set takes at this speed.
 Run: python benchmarks/cifar_epoch.py [images] [rounds] [types]
 """
 
 import os
-import platform
-import resource
-import statistics
 import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mnist_epoch import BATCH, our_attempt, plain_attempt, seconds, spread  # noqa: E402
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+from measure import DEVICE, Report, seconds  # noqa: E402
+from mnist_epoch import BATCH, our_attempt, plain_attempt  # noqa: E402
 
 from lib import data, nets, train  # noqa: E402
 
@@ -65,37 +62,34 @@ def plain_loader(count):
     return torch.utils.data.DataLoader(torch.utils.data.Subset(found, range(count)), batch_size=BATCH, shuffle=True)
 
 
-def peak():
-    """Return the most memory that the process has held, in GB (Linux counts in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+def operations(examples):
+    """Return the float32 operations of an attempt: products forward, for the gradients, and of the evaluation."""
+    total, inputs, side = 0, 3, 32
+    for k, units in enumerate(WIDTHS, 1):
+        total += (4 if k > 1 else 3) * 9 * inputs * units * side**2  # the images need no gradient
+        inputs, side = units, side // 2 if k in POOL_AFTER else side
+    return 2 * examples * (total + 4 * inputs * 10)
 
 
 def main(count, rounds, kinds):
     real = data.load("cifar10", train_examples=count)
     sets = real.split("train"), tuple(part[:1] for part in real.split("test"))  # an attempt has no test pass
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"VGG of 13 convolutions, {count} images of CIFAR-10, batch {BATCH}, float32: an attempt, {rounds} rounds")
-    loader = plain_loader(count)
-    ratios = {kind: compare(kind, loader, sets, rounds, real) for kind in kinds}
-    print(f"cifar_epoch: {ratios[kinds[-1]]:.2f}x")
+    about = f"VGG of 13 convolutions, {count} images of CIFAR-10, batch {BATCH}, float32: an attempt"
+    report, loader = Report("cifar_epoch", about), plain_loader(count)
+    ratios = [compare(report, kind, loader, sets, rounds, real) for kind in kinds]
+    report.close(ratios[-1], 2)
 
 
-def compare(kind, loader, sets, rounds, real):
-    """Print one type's two times and return their ratio."""
+def compare(report, kind, loader, sets, rounds, real):
+    """Report one type's two times and return their ratio."""
     net = nets.init_(nets.VGG(real.train_x.shape[1:], real.classes, [kind]), [0], "torch_kaiming_output_first")
-    state, times = train.start(net, [0], sets), {"ours": [], "plain": []}
-    print(f"{kind:6}  {peak():.2f} GB held at most before the first attempt")
-    other = plain_network(kind)
-    for k in range(rounds):
+    state, other = train.start(net.to(DEVICE), [0], sets), plain_network(kind).to(DEVICE)
+    times, work = {"plain": [], "ours": []}, operations(len(sets[0][1]))
+    for _ in range(rounds):
         times["ours"].append(seconds(our_attempt, state, sets))
-        if k == 0:
-            print(f"{kind:6}  {peak():.2f} GB after ours")
         times["plain"].append(seconds(plain_attempt, other, loader, 0.0))
-    ratio = statistics.median(p / o for p, o in zip(times["plain"], times["ours"], strict=True))
-    print(f"{kind:6}  plain {spread(times['plain'])}   ours {spread(times['ours'])}   {ratio:.2f}x")
-    whole = statistics.median(times["ours"]) * 50_000 / len(sets[0][1]) / 60
-    print(f"{kind:6}  all 50,000 images at this speed: {whole:.0f} minutes an attempt")
-    return ratio
+    report.add(f"{kind}, plain PyTorch", times["plain"], flops=work)
+    return report.add(f"{kind}, ours", times["ours"], f"{kind}, plain PyTorch", flops=work)
 
 
 if __name__ == "__main__":

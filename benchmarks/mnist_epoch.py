@@ -6,17 +6,16 @@ Also measured: the cost per run in a stack of nine. Run: python benchmarks/mnist
 """
 
 import math
-import platform
-import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+from measure import DEVICE, Report, seconds  # noqa: E402
+
 from lib import data, nets, train  # noqa: E402
 
 TYPES = ("no-WN", "EWN", "SWN")
@@ -55,10 +54,11 @@ def plain_attempt(net, loader, level):
     optimizer = torch.optim.SGD(net.parameters(), lr=STEP)
     for x, y in loader:
         optimizer.zero_grad()
-        plain_loss(net(x), y, level).backward()
+        plain_loss(net(x.to(DEVICE)), y.to(DEVICE), level).backward()
         optimizer.step()
     with torch.no_grad():
-        return sum(plain_loss(net(x), y, level).item() * len(y) for x, y in loader) / len(loader.dataset)
+        losses = (plain_loss(net(x.to(DEVICE)), y.to(DEVICE), level).item() * len(y) for x, y in loader)
+        return sum(losses) / len(loader.dataset)
 
 
 def plain_loader(real, folder):
@@ -79,7 +79,7 @@ def plain_loader(real, folder):
 
 def our_stack(kinds, sets):
     net = nets.MLP([784, WIDTH, 10], kinds)
-    nets.init_(net, list(range(len(kinds))))
+    nets.init_(net, list(range(len(kinds)))).to(sets[0][0].device)
     return train.start(net, list(range(len(kinds))), sets)
 
 
@@ -87,51 +87,47 @@ def our_attempt(state, sets):
     train.attempt(state, sets, ["order"] * len(state.seeds), BATCH)
 
 
-def seconds(function, *arguments):
-    began = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - began
-
-
-def spread(values):
-    return f"{statistics.median(values):7.3f} s  ({min(values):.3f} to {max(values):.3f})"
+def operations(examples):
+    """Return the float32 operations of an attempt: products forward, for the gradients, and of the evaluation."""
+    weights = 784 * WIDTH + WIDTH * 10
+    return 2 * examples * (3 * weights + WIDTH * 10)  # no gradient of the inputs
 
 
 def main(rounds):
     real = data.load("mnist")
     test = tuple(part[:1] for part in real.split("test"))  # an attempt has no test pass
     sets = real.split("train"), test
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"784-{WIDTH}-10 on MNIST, batch {BATCH}, float32: an attempt, median (range) of {rounds} alternating rounds")
+    report = Report(
+        "mnist_epoch", f"784-{WIDTH}-10 on MNIST, batch {BATCH}, float32: an attempt of training and evaluation"
+    )
     with tempfile.TemporaryDirectory() as folder:
         loader = plain_loader(real, folder)
-        ratios = {kind: compare(kind, loader, sets, rounds) for kind in TYPES}
-    stacked(sets, rounds)
-    print(f"mnist_epoch: {ratios['EWN']:.1f}x")
+        ratios = {kind: compare(report, kind, loader, sets, rounds) for kind in TYPES}
+    stacked(report, sets, rounds)
+    report.close(ratios["EWN"])
 
 
-def compare(kind, loader, sets, rounds):
-    """Print one type's two times and return their ratio."""
-    net, state = plain_network(kind), our_stack([kind], sets)
+def compare(report, kind, loader, sets, rounds):
+    """Report one type's two times and return their ratio."""
+    net, state, work = plain_network(kind).to(DEVICE), our_stack([kind], sets), operations(len(sets[0][1]))
     times = {"plain": [], "ours": []}
     for _ in range(rounds):
         times["plain"].append(seconds(plain_attempt, net, loader, 0.0))
         times["ours"].append(seconds(our_attempt, state, sets))
-    ratio = statistics.median(p / o for p, o in zip(times["plain"], times["ours"], strict=True))
-    print(f"{kind:6}  plain {spread(times['plain'])}   ours {spread(times['ours'])}   {ratio:.1f}x")
-    return ratio
+    report.add(f"{kind}, plain PyTorch", times["plain"], flops=work)
+    return report.add(f"{kind}, ours", times["ours"], f"{kind}, plain PyTorch", flops=work)
 
 
-def stacked(sets, rounds):
-    """Print the cost per run of nine runs in one stack, relative to the same runs alone."""
+def stacked(report, sets, rounds):
+    """Report the time per run alone, and of nine runs in one stack."""
     kinds = [kind for kind in TYPES for _ in range(3)]
     nine, alone = our_stack(kinds, sets), [our_stack([kind], sets) for kind in TYPES]
-    ratios = []
+    single, together = [], []
     for _ in range(rounds):
-        single = sum(seconds(our_attempt, state, sets) for state in alone) / len(alone)
-        ratios.append(seconds(our_attempt, nine, sets) / len(kinds) / single)
-    middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
-    print(f"per run in a stack of nine: {middle:.2f} of the cost alone ({low:.2f} to {high:.2f})")
+        single.append(sum(seconds(our_attempt, state, sets) for state in alone) / len(alone))
+        together.append(seconds(our_attempt, nine, sets) / len(kinds))
+    report.add("a run alone, mean of the types", single)
+    report.add("a run in a stack of nine", together, "a run alone, mean of the types")
 
 
 if __name__ == "__main__":

@@ -3,23 +3,23 @@
 Two baselines, measured in turn with the stack in one process: a lean eager PyTorch loop over one network (plain
 tensors and autograd, no modules, no DataLoader, the same loss, line search and precision), and our own stack of
 one run. The cost of all three is seconds per accepted step of one run, over the first steps of the descent and
-the three types alike. Run: python benchmarks/toy_stack.py [rounds]
+the three types alike. Run: python benchmarks/toy_stack.py [rounds] [seeds of a type]
 """
 
 import math
-import platform
-import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+from measure import Report  # noqa: E402
+
 from lib import line_search, nets, toys  # noqa: E402
 
 RULES = {"EWN": (5, 0.1), "SWN": (15, 1.0), "no-WN": (15, 0.1)}  # type -> exponent, cap
-SEEDS, STEPS = 1000, 300
+STEPS = 300
 OUTPUT = [1.0] * 10 + [-1.0] * 10
 
 
@@ -79,27 +79,23 @@ def cost(results):
     return 1e6 * sum(seconds for seconds, _ in results) / sum(steps for _, steps in results)
 
 
-def spread(values):
-    return f"{statistics.median(values):9.2f}  ({min(values):.2f} to {max(values):.2f})"
-
-
-def main(rounds):
+def main(rounds, seeds):
     kinds = list(RULES)
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(
-        f"XOR, 20 units, float32, {STEPS} steps; µs per step of one run, median (range) of {rounds} alternating rounds"
-    )
-    names = ("eager loop, one network", "our stack of one run", f"our stack of {len(kinds) * SEEDS} runs")
+    report = Report("toy_stack", f"XOR, 20 units, float32, {STEPS} steps: a step of one run")
+    many = f"our stack of {len(kinds) * seeds} runs"
     rows = []
     for k in range(rounds):
         one = [eager(kind, k) for kind in kinds], [ours([kind], [k]) for kind in kinds]
-        many = [ours([kind for kind in kinds for _ in range(SEEDS)], list(range(SEEDS)) * len(kinds))]
-        rows.append([cost(results) for results in (*one, many)])
-    for name, column in zip(names, zip(*rows, strict=True), strict=True):
-        print(f"{name:24} {spread(column)}")
-    print(f"stack of one over stack of {len(kinds) * SEEDS}, by run: {spread([b / c for _, b, c in rows]).strip()}x")
-    print(f"toy_stack: {statistics.median(a / c for a, _, c in rows):.0f}x")
+        stack = [ours([kind for kind in kinds for _ in range(seeds)], list(range(seeds)) * len(kinds))]
+        rows.append([cost(results) for results in (*one, stack)])
+    eagerly, alone, together = (list(column) for column in zip(*rows, strict=True))
+    report.add("eager loop, one network", eagerly, unit="µs")
+    report.add("our stack of one run", alone, "eager loop, one network", "µs")
+    ratio = report.add(many, together, "eager loop, one network", "µs")
+    report.add("the same, beside a stack of one", together, "our stack of one run", "µs")
+    report.close(ratio, 0)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    given = [int(text) for text in sys.argv[1:]]
+    main(given[0] if given else 5, given[1] if given[1:] else 1000)

@@ -1,0 +1,113 @@
+"""What the benchmarks share: the clock, the machine and its measured ceiling, the table that is printed and saved.
+
+A benchmark times things in turn, in rounds, within one process: `Report.add` prints a line for each of them, with its
+ratio to a named baseline, taken round by round so that what slows the machine slows both; `Report.close` prints the one
+ratio that the benchmark is about. With PRUNING_BENCHMARKS set to a folder it also saves all of it there as JSON.
+"""
+
+import functools
+import gc
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FOLDER = "PRUNING_BENCHMARKS"
+COLUMNS = ("what", "n", "median", "least", "most", "unit", "baseline", "ratio", "share_of_ceiling")
+SIDE = 2048  # of the matrices whose product measures the ceiling
+
+
+def seconds(function, *arguments):
+    """Return the time of a call on the wall, until the device is done, without Python's search for garbage."""
+    gc.collect()
+    gc.disable()
+    _wait()
+    began = time.perf_counter()
+    try:
+        function(*arguments)
+        _wait()
+        return time.perf_counter() - began
+    finally:
+        gc.enable()
+
+
+def _wait():
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def machine():
+    """Return what the times depend on: processor or GPU, threads, versions."""
+    return {
+        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else _processor(),
+        "threads": torch.get_num_threads(), "cores": os.cpu_count(), "torch": torch.__version__,
+        "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def _processor():
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
+
+
+@functools.cache
+def ceiling(threads):
+    """Return the most float32 operations a second that products of large matrices reach here, with so many threads."""
+    a = torch.randn(SIDE, SIDE, device=DEVICE)
+    return 2 * SIDE**3 / min(seconds(torch.mm, a, a) for _ in range(6))
+
+
+def peak():
+    """Return the most GiB held so far: of the GPU where there is one, else of this process (Linux counts in KiB)."""
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class Report:
+    """The table of one benchmark. name: of its file; about: a sentence on what is timed."""
+
+    def __init__(self, name, about):
+        self.name, self.about, self.rows, self.times = name, about, [], {}
+        where = machine()
+        print(f"{where['device']}, {where['threads']} threads, torch {where['torch']}\n{about}; median (range)")
+
+    def add(self, what, times, baseline="", unit="s", flops=0):
+        """Print and keep one line; return the median over rounds of baseline over this, or None without a baseline.
+
+        times: one per round; baseline: `what` of an earlier line; flops: float32 operations of one time, of which the
+        share of the machine's ceiling is told (times must be seconds).
+        """
+        self.times[what] = times
+        middle, share, ratio = statistics.median(times), None, None
+        if baseline:
+            ratio = statistics.median(b / t for b, t in zip(self.times[baseline], times, strict=True))
+        if flops:
+            share = flops / middle / ceiling(torch.get_num_threads())
+        row = (what, len(times), middle, min(times), max(times), unit, baseline, ratio, share)
+        self.rows.append(dict(zip(COLUMNS, row, strict=True)))
+        print(f"{what:44}  {line(self.rows[-1])}", flush=True)
+        return ratio
+
+    def close(self, ratio, digits=1):
+        """Print the ratio that the benchmark is about as its last line, and save the table where that is asked for."""
+        folder = os.environ.get(FOLDER)
+        if folder:
+            content = {"name": self.name, "about": self.about, "ratio": ratio, "peak_gib": peak()}
+            text = json.dumps(content | {"machine": machine(), "rows": self.rows}, indent=1)
+            Path(folder, f"{self.name}.json").write_text(text + "\n", "utf-8")
+        print(f"{self.name}: {ratio:.{digits}f}x")
+
+
+def line(row):
+    """Return a row of a table as text: median, range, number of rounds, ratio and share."""
+    text = f"{row['median']:9.4g} {row['unit']}  ({row['least']:.4g} to {row['most']:.4g}, n = {row['n']})"
+    text += f"  {row['ratio']:.4g}x of {row['baseline']}" if row["baseline"] else ""
+    return text + (f"  {100 * row['share_of_ceiling']:.0f} % of the ceiling" if row["share_of_ceiling"] else "")
