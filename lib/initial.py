@@ -17,7 +17,9 @@ from lib.errors import hint, listed
 from lib.shuffle import shuffled as shuffled_masks
 from lib.trainer import Trainer
 
-# Type: (method, its keywords), in the words of `names.ALIASES`. The published ablations nest their masks.
+# Type: (method, its keywords). nested: the masks of all densities come from one series of walks, as in all published
+# ablations; init, reinit: schemes of `nets.init_`, before the masks are made, and of `nets.reinit_`, or again of
+# `nets.init_`, after; shuffle: the width of `shuffle.shuffled`; the others are keywords of `phew.Walks`.
 ARMS = {
     "dense": ("dense", {}),
     "phew": ("phew", {}),
@@ -60,22 +62,11 @@ def only(kinds):
 
 def _complaint(kinds, values):
     for value in values:
-        if value in names.ALIASES:
-            return f"the published {value!r} is {_ours(value)} here; allowed are {listed(kinds)}"
+        if names.meaning(value):
+            return f"{names.meaning(value)}; allowed are {listed(kinds)}"
         if value not in kinds:
             return f"{value!r} is no type of this notebook.{hint(value, kinds)} Allowed are {listed(kinds)}"
     return None
-
-
-def _ours(published):
-    """Return which type of which notebook a published name stands for."""
-    base, keywords = names.published(published)
-    keywords = {k: v for k, v in keywords.items() if QUIRKS.get(base, {}).get(k) != v}
-    for notebook, arms in (("phew_density", ARMS), ("phew_ablation", ABLATIONS)):
-        for kind, arm in arms.items():
-            if arm == (base, keywords):
-                return f"type {kind!r} of {notebook}"
-    return f"type {base!r} of phew_width"
 
 
 def shares_complaint(shares):

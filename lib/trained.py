@@ -34,6 +34,9 @@ def obtain(start, folders, train):
                 save(paths[run], nets.take(trainer.net, [k]), {name: column[k] for name, column in columns.items()})
     found = [load(path, start) for path in paths]
     histories = [history for _, history in found]
+    lengths = {str(path): len(next(iter(h.values()), ())) for path, h in zip(paths, histories, strict=True)}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"these networks were trained for different times: {lengths}; delete those to be made again")
     return nets.join([net for net, _ in found]), {name: np.stack([h[name] for h in histories]) for name in histories[0]}
 
 

@@ -412,6 +412,14 @@ def test_a_file_of_another_network_is_an_error(tmp_path):
         trained.obtain(stack([5], (12, 8, 7, 4)), [tmp_path / "a"], Counted([1]))
 
 
+def test_networks_trained_for_different_times_are_an_error(tmp_path):
+    for seed, epochs in ((5, 1), (6, 2)):
+        net = stack([seed])
+        trained.save(tmp_path / str(seed) / trained.FILE, net, {"epoch": np.arange(epochs + 1.0)})
+    with pytest.raises(ValueError, match=r"trained for different times: .*5.*: 2, .*6.*: 3"):
+        trained.obtain(stack([5, 6]), [tmp_path / "5", tmp_path / "6"], Counted([5, 6]))
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 100])
 def test_a_damaged_file_is_an_error(tmp_path, damage):
     trained.obtain(stack([5]), [tmp_path / "a"], Counted([1]))
