@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import draws, images
+from lib import celeba, draws, images
 from lib.errors import Told
 from lib.tiny_imagenet import ARCHIVE, FOLDER, MD5, TinyImageNet
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("mnist", "fashion_mnist", "digits", "cifar10", "cifar100", "digits32", "tiny_imagenet", "digits64")
+UNLABELLED = ("celeba",)  # all of one class, for networks that do not classify
 # mean and standard deviation of every channel, as the studies have them; data that a study does not have keep those
 # of the EWN study's table, or their own
 TINY = ((0.480, 0.448, 0.397), (0.276, 0.269, 0.282))
@@ -31,12 +32,18 @@ STATISTICS = {
         "cifar10": ((0.5,) * 3, (0.5,) * 3),
         "cifar100": ((0.5,) * 3, (0.5,) * 3),
         "tiny_imagenet": TINY,
+        "celeba": ((0.0,) * 3, (1.0,) * 3),
     },
     "phew": {
         "mnist": ((0.1307,), (0.3081,)),
         "cifar10": ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
         "cifar100": ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
         "tiny_imagenet": TINY,
+    },
+    "half": {
+        name: ((0.5,) * channels, (0.5,) * channels)
+        for channels, names in ((1, ("mnist", "fashion_mnist", "digits")), (3, ("cifar10", "cifar100", "digits32")))
+        for name in names
     },
 }
 # channels and side that digits are resized to, those of other data, so that their networks serve digits too
@@ -85,10 +92,10 @@ def load(name, device="cpu", holdout=0, train_examples=0, statistics="ewn"):
     The holdout is a fixed stratified choice, the same in every run. Whatever chooses (a criterion, a
     stopping time) chooses on it, never on the test set. `train_examples` keeps as many of the other training images,
     0 all of them: again a fixed stratified choice, and a larger one contains the smaller. `statistics`: the study
-    whose means and deviations standardise the pixels, "ewn" (arXiv 2010.12909) or "phew" (arXiv 2010.11354). Raises
-    DataError, which says what is wrong with which file.
+    whose means and deviations standardise the pixels, "ewn" (arXiv 2010.12909) or "phew" (arXiv 2010.11354), or "half",
+    which scales them to [-1, 1]. Raises DataError, which says what is wrong with which file.
     """
-    for what, value, allowed in (("dataset", name, NAMES), ("statistics", statistics, STATISTICS)):
+    for what, value, allowed in (("dataset", name, NAMES + UNLABELLED), ("statistics", statistics, STATISTICS)):
         if value not in allowed:
             raise DataError(f"{what} is {value!r}; allowed are {', '.join(allowed)}")
     data = _decoded(name, str(_folder()))
@@ -123,7 +130,8 @@ def _decoded(name, folder):
     if name in DIGITS:
         train, test = _digits(*DIGITS[name])
     else:
-        read = _cifar if name.startswith("cifar") else _tiny_imagenet if name == "tiny_imagenet" else _mnist_like
+        others = {"cifar10": _cifar, "cifar100": _cifar, "tiny_imagenet": _tiny_imagenet, "celeba": _celeba}
+        read = others.get(name, _mnist_like)
         train, test = read(name, Path(folder))
     mean, std = STATISTICS["ewn"].get(name) or _statistics(train[0])
     return Data(
@@ -281,4 +289,13 @@ def _tiny_imagenet(name, folder):
     if (place / ARCHIVE).exists():
         _verify({ARCHIVE: MD5}, place)
     parts = _by_torchvision(TinyImageNet, folder, {ARCHIVE: place / ARCHIVE})
+    return tuple((part.data, part.targets) for part in parts)
+
+
+def _celeba(name, folder):
+    """Return ((x, y), (x, y)) of CelebA, see `lib/celeba.py`."""
+    from torchvision import datasets
+
+    files = {file: folder / celeba.FOLDER / file for _, _, file in datasets.CelebA.file_list}
+    parts = _by_torchvision(celeba.CelebA, folder, files)
     return tuple((part.data, part.targets) for part in parts)

@@ -44,6 +44,10 @@ LOOKS = {  # type -> (label, colour, marker, dashes)
     "magnitude_init": ("magnitude", CYAN, "X", "--"),
     "magnitude_trained": ("magnitude, trained", BLACK, "*", ":"),
     "random": ("random", GREY, "d", "-."),
+    "none": ("not pruned", BLACK, "h", "-"),
+    "contribution": ("contribution", BLUE, "o", "-"),
+    "worst": ("worst first", RED, "v", "--"),
+    "magnitude": ("magnitude", CYAN, "X", "--"),
     # Ablations of PHEW: another walk, other kernels, another start, other weights under the mask.
     "inverse": ("inverse", RED, "v", ":"),
     "uniform": ("uniform", GREEN, "^", "--"),
