@@ -346,7 +346,7 @@ def left(study, outcome):
     }  # fmt: skip
 
 
-def _epoch_seconds(study, net, least=1.0):
+def _epoch_seconds(study, net, least=0.3):
     """Return the seconds of a training pass: the shortest of at least three and of `least` seconds of them."""
     (x, y), n = study.train, min(TIMED, len(study.train[1]))
     trainer = Trainer(net, (x[:n], y[:n]), tuple(part[:1] for part in study.test), [0], **study.rule)
