@@ -21,14 +21,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lib import draws, workers
+from lib import draws, fused, workers
 
 SAMPLERS = ("exact", "dppy")
 BLOCK = 64  # candidates at a time; measured on 784 items, 48 to 96 cost the same
-# How many bytes of matrices are worked on at a time, and of rows being drawn. On a CPU what is larger than
-# the cache is slow, and what is larger than 32 MB is mapped anew, page by page, at every allocation.
-CHUNK_BYTES = {"cpu": 80e6, "cuda": 1e9}
-GROUP_BYTES = {"cpu": 40e6, "cuda": 1e9}
+# How many bytes of matrices are decomposed at a time, and of rows drawn. What is larger than 32 MB a CPU maps anew,
+# page by page, at every allocation; what is drawn from lies where the rows before lay, and many share a small step.
+CHUNK_BYTES = {"cpu": 25e6, "cuda": 1e9}
+GROUP_BYTES = {"cpu": 80e6, "cuda": 1e9}
 UNIFORM = 0.01  # an L this near to a multiple of I draws every set with the same probability, within one percent
 
 
@@ -70,15 +70,15 @@ def eigen(matrices, together=False):
         found = _eigen(matrices, part, together)
         values[part], vectors[part] = found.values, found.vectors
 
-    workers.each(work, _parts(matrices), matrices.device)
+    workers.each(work, _parts(matrices, CHUNK_BYTES), matrices.device)
     _warn_of_identity(values)
     return Eigen(values, vectors)
 
 
-def _parts(matrices):
-    """Return the slices of matrices that are worked on at a time."""
+def _parts(matrices, limit, copies=1):
+    """Return the slices of matrices that are worked on at a time, `copies` numbers for every one of a matrix."""
     count, items, _ = matrices.shape
-    return workers.slices(count, max(1, int(CHUNK_BYTES[matrices.device.type] / (8 * items**2))))
+    return workers.slices(count, max(1, int(limit[matrices.device.type] / (8 * copies * items**2))))
 
 
 def _eigen(matrices, part, together=False):
@@ -135,12 +135,18 @@ def sample(matrices, keep, seeds, sampler="exact", purpose="dpp"):
         raise ValueError(f"keep is {keep}; allowed is 1 to {items}, the number of items")
     draw = _draw if sampler == "exact" else _draw_by_dppy
 
-    def work(part):
-        found = matrices[part] if isinstance(matrices, Eigen) else _eigen(matrices, part)
-        _check_rank(found, part.start, max(keeps))
-        return found.values, draw(found, part.start, keeps, seeds, purpose)
+    def work(parts):
+        room, done = _Room(matrices.device), []
+        for part in parts:
+            found = matrices[part] if isinstance(matrices, Eigen) else _eigen(matrices, part)
+            _check_rank(found, part.start, max(keeps))
+            done.append((found.values, draw(found, part.start, keeps, seeds, purpose, room)))
+        return done
 
-    found, sets = zip(*workers.each(work, _parts(matrices), matrices.device), strict=True)
+    limit, copies = (GROUP_BYTES, 2) if isinstance(matrices, Eigen) else (CHUNK_BYTES, 1)
+    parts = _parts(matrices, limit, copies)
+    shares = [parts[piece] for piece in workers.slices(len(parts), -(-len(parts) // torch.get_num_threads()))]
+    found, sets = zip(*sum(workers.each(work, shares, matrices.device), []), strict=True)
     if not isinstance(matrices, Eigen):
         _warn_of_identity(torch.cat(found))
     sets = torch.cat(sets, dim=2)
@@ -164,11 +170,25 @@ def _streams(count, first, keep, seeds, purpose):
     return [draws.generator(seed, purpose, keep, first + m) for seed in seeds for m in range(count)]
 
 
-def _draw(found, first, keeps, seeds, purpose):
+class _Room:
+    """Memory to be written over, by name, which is allocated once for all the matrices that a worker draws from."""
+
+    def __init__(self, device):
+        self.device, self.parts = device, {}
+
+    def __call__(self, name, *shape):
+        """Return a float64 tensor of this shape, with anything in it; what had this name is lost."""
+        total = math.prod(shape)
+        if total > len(self.parts.get(name, ())):
+            self.parts[name] = torch.empty(total, dtype=torch.float64, device=self.device)
+        return self.parts[name][:total].view(shape)
+
+
+def _draw(found, first, keeps, seeds, purpose, room):
     """Return the sets `bool (K, S, M, N)` of M matrices, of which the first is number `first`."""
     count, items, _ = found.shape
     values = found.values.cpu().numpy()[:, ::-1]
-    table = ratios(values, max(keeps))
+    table = ratios(values, max(keeps), min(keeps))
     vectors = found.vectors if count > 1 else found.vectors.expand(len(seeds), -1, -1)
     sets = torch.ones(len(keeps), len(seeds) * count, items, dtype=torch.bool, device=found.device)
     for kept, keep in zip(sets, keeps, strict=True):
@@ -179,25 +199,31 @@ def _draw(found, first, keeps, seeds, purpose):
         chosen = torch.from_numpy(chosen[:, ::-1].copy()).to(found.device)
         smaller = keep <= items - keep
         wanted = chosen if smaller else ~chosen
-        drawn = torch.cat([_project(vectors, wanted[p], streams[p]) for p in workers.slices(len(kept), len(vectors))])
+        parts = workers.slices(len(kept), len(vectors))
+        drawn = torch.cat([_project(vectors, wanted[p], streams[p], room) for p in parts])
         kept.copy_(drawn if smaller else ~drawn)
     return sets.unflatten(1, (len(seeds), count))
 
 
-def ratios(values, most):
+def ratios(values, most, least=1):
     """Return r[n, m, j-1] = e_j / e_(j-1) of the first n eigenvalues of `values (M, N)`, falling: (N + 1, M, most).
 
     e_j(n) = e_j(n-1) + λ_n e_(j-1)(n-1), divided by the same for j - 1. All terms are positive, so nothing
-    cancels. `most` may not be more than the rank: beyond it there is no ratio. NumPy arrays, since each of the many
-    small steps costs a fraction of a call of torch, and on CUDA a launch.
+    cancels. `most` may not be more than the rank: beyond it there is no ratio. Only what leads to e_least and above
+    is filled in. NumPy arrays, since each of the many small steps costs a fraction of a call of torch, and on CUDA
+    a launch.
     """
-    table = np.empty((values.shape[1] + 1, values.shape[0], most))
-    table[0] = 0
-    for before, after, value in zip(table, table[1:], values.T[:, :, None], strict=False):
+    items = values.shape[1]
+    table = np.zeros((items + 1, values.shape[0], most))  # e_j(n) is 0 for j > n
+    for n, value in enumerate(values.T[:, :, None], 1):
+        low, high = max(0, least - 1 - (items - n)), min(n, most)
+        before, after = table[n - 1, :, max(0, low - 1) : high], table[n, :, low:high]
         total = before + value
-        after[:, :1] = total[:, :1]
-        np.divide(before[:, :-1], total[:, :-1], out=after[:, 1:])
-        after[:, 1:] *= total[:, 1:]
+        if low == 0:
+            after[:, 0] = total[:, 0]
+            after = after[:, 1:]
+        np.divide(before[:, :-1], total[:, :-1], out=after)
+        after *= total[:, 1:]
     return table
 
 
@@ -216,64 +242,83 @@ def _choose(values, table, keep, uniform):
     are still to be taken: λ_n / (λ_n + r). Row k belongs to matrix k mod M.
     """
     which = np.arange(len(uniform)) % len(values)
-    left = np.full(len(uniform), keep)
-    chosen = np.zeros(uniform.shape[::-1], dtype=bool)
-    for n in range(uniform.shape[1] - 1, -1, -1):
-        value, ratio = values[which, n], table[n][which, left - 1]
-        chosen[n] = (uniform[:, n] * (value + ratio) < value) & (left > 0)
+    ahead, left = which * table.shape[2] - 1, np.full(len(uniform), keep)
+    values, uniform = np.ascontiguousarray(values.T[:, which]), np.ascontiguousarray(uniform.T)
+    chosen = np.zeros(uniform.shape, dtype=bool)
+    for n in range(len(chosen) - 1, -1, -1):
+        ratio = table[n].take(ahead + left)  # with none left, any
+        np.less(uniform[n] * (values[n] + ratio), values[n], out=chosen[n])
+        chosen[n] &= left > 0
         left -= chosen[n]
     return chosen.T
 
 
-def _project(vectors, chosen, streams):
+def _project(vectors, chosen, streams, room):
     """Return the sets drawn from the projections onto the chosen columns of `vectors (M, N, N)`, `bool (M, N)`."""
     rows, items = chosen.shape
     size = int(chosen[0].sum())
-    group = max(1, int(GROUP_BYTES[chosen.device.type] / (16 * size * items)))
-    width = 2 * size + min(BLOCK, size)
-    room = torch.empty(min(rows, group), items, width, dtype=torch.float64, device=chosen.device)
+    most = size + min(BLOCK, size)  # rows that keep fewer of a block than others are filled up
+    group = max(1, int(GROUP_BYTES[chosen.device.type] / (8 * (size * items + most * (size + items)))))
     sets = []
     for part in workers.slices(rows, group):
-        factor, columns = room[: part.stop - part.start], chosen[part].nonzero()[:, 1].view(-1, 1, size)
-        torch.gather(vectors[part], 2, columns.expand(-1, items, -1), out=factor[:, :, :size])
-        sets.append(_eliminate(factor, size, streams[part]))
+        count, columns = part.stop - part.start, chosen[part].nonzero()[:, 1].view(-1, 1, size)
+        factor = room("factor", count, items, size)
+        torch.gather(vectors[part], 2, columns.expand(-1, items, -1), out=factor)
+        spaces = room("basis", count, most, size), room("reach", count, most, items)
+        sets.append(_eliminate(factor, *spaces, streams[part]))
     return torch.cat(sets)
 
 
-def _eliminate(factor, size, streams):
-    """Return the sets `bool (M, N)` of the projections VVᵀ, V the first `size` columns of `factor (M, N, room)`.
+def _eliminate(factor, basis, reach, streams):
+    """Return the sets `bool (M, N)` of the projections VVᵀ, V = `factor (M, N, size)`.
 
-    The columns behind receive the Y by which what is kept reduces all the others: given the items
-    kept so far, the process goes on with VVᵀ - YYᵀ. Each block keeps at least one item, so it ends.
+    `basis (M, room, size)` receives an orthonormal basis Q of the rows of V that are kept, and `reach (M, room, N)`
+    QVᵀ, by which they reduce all the others: given those, the process goes on with VVᵀ - VQᵀQVᵀ. Each block
+    keeps at least one item, so it ends.
     """
-    used, first = size, torch.arange(len(factor), device=factor.device)[:, None] * factor.shape[1]
-    lengths = torch.linalg.vector_norm(factor[:, :, :size], dim=2).square_()
+    (rows, items, size), used = factor.shape, 0
+    first = torch.arange(rows, device=factor.device)[:, None] * items
+    lengths = torch.linalg.vector_norm(factor, dim=2).square_()
     kept = torch.zeros_like(lengths, dtype=torch.bool)
-    left = kept.sum(1) + size
-    while left.any():
+    while True:
         candidates, coins = _propose(lengths, min(BLOCK, size), streams)
-        whole = factor[:, :, :used]
-        rows = whole.flatten(0, 1).index_select(0, (candidates + first).flatten()).view(*candidates.shape, used)
-        signed = torch.cat([rows[:, :, :size], -rows[:, :, size:]], 2)
-        order, taken, root = _taken_first(*_accept(product(signed, rows.mT), coins, left), factor.device)
-        signed = signed.gather(1, order[:, :, None].expand(-1, -1, used)) * taken[:, :, None]
-        fresh = product(torch.linalg.solve_triangular(root, signed, upper=False), whole.mT)
+        own = factor.flatten(0, 1).index_select(0, (candidates + first).flatten()).view(*candidates.shape, size)
+        shares = reach[:, :used].gather(2, candidates[:, None].expand(-1, used, -1))
+        products = product(own, own.mT) - product(shares.mT, shares)
+        taken, root = _accept(products, coins, size - kept.sum(1))
         row, column = taken.nonzero(as_tuple=True)
-        kept[row, candidates.gather(1, order)[row, column]] = True
-        lengths = (lengths - torch.linalg.vector_norm(fresh, dim=1).square_()).clamp_(min=0).masked_fill_(kept, 0)
-        left = left - taken.sum(1)
-        if used + fresh.shape[1] > factor.shape[2]:
-            factor = torch.cat([factor, torch.empty_like(factor)], 2)
-        factor[:, :, used : used + fresh.shape[1]] = fresh.mT
-        used += fresh.shape[1]
-    return kept
+        kept[row, candidates[row, column]] = True
+        if len(row) and bool((kept.sum(1) == size).all()):
+            return kept
+        solver = _solver(taken, root)
+        until = used + solver.shape[1]
+        if until > basis.shape[1]:
+            basis, reach = (torch.cat([whole, torch.empty_like(whole)], 1) for whole in (basis, reach))
+        fresh = product(solver, own, out=basis[:, used:until])
+        fresh -= product(product(solver, shares.mT), basis[:, :used])
+        lengths = lengths - _squares(product(fresh, factor.mT, out=reach[:, used:until]))
+        lengths.clamp_(min=0).masked_fill_(kept, 0)
+        used = until
 
 
-def product(a, b):
-    """Return a @ b of two batches. On a CPU by NumPy: its library multiplied 1.25 times as fast as torch's (AMD)."""
-    if a.device.type == "cpu":
+def product(a, b, out=None):
+    """Return a @ b of two batches, in `out` if given.
+
+    On a CPU by NumPy: its library multiplied 1.25 times as fast as torch's (AMD).
+    """
+    if a.device.type != "cpu":
+        return a @ b if out is None else out.copy_(a @ b)
+    if out is None:
         return torch.from_numpy(np.matmul(a.numpy(), b.numpy()))
-    return a @ b
+    np.matmul(a.numpy(), b.numpy(), out=out.numpy())
+    return out
+
+
+def _squares(x):
+    """Return the sum of squares of every column, `(M, t, N) -> (M, N)`; on a CPU NumPy's took a tenth of torch's."""
+    if x.device.type != "cpu":
+        return x.square().sum(1)
+    return torch.from_numpy(np.einsum("mtn,mtn->mn", x.numpy(), x.numpy()))
 
 
 def _propose(lengths, block, streams):
@@ -284,37 +329,39 @@ def _propose(lengths, block, streams):
     return found.clamp_(max=lengths.shape[1] - 1), uniform[:, 1]
 
 
+@fused.twin("accept")
 def _accept(products, coins, left):
     """Return who of the candidates is kept, `bool (rows, b)`, and the Cholesky factor of those who are.
 
     products: the candidates' inner products (rows, b, b). One after the other, a candidate is kept if what its
-    residual length still is, relative to what it was, exceeds its coin.
+    residual length still is, relative to what it was, exceeds its coin. `left (rows,)`: how many may be.
     """
-    products, coins, left = (t.cpu().numpy() for t in (products, coins, left))
+    device, (products, coins, left) = products.device, (t.cpu().numpy() for t in (products, coins, left))
     root, taken = np.zeros_like(products), np.zeros(coins.shape, dtype=bool)
-    bars = coins * products.diagonal(axis1=1, axis2=2)
+    bars, left = coins * products.diagonal(axis1=1, axis2=2), left.copy()
     for i in range(coins.shape[1]):
         column = products[:, i:, i] - np.matmul(root[:, i:, :i], root[:, i, :i, None])[:, :, 0]
         pivot = column[:, 0]
-        taken[:, i] = (pivot > bars[:, i]) & (left > 0)
-        left = left - taken[:, i]
+        np.logical_and(pivot > bars[:, i], left > 0, out=taken[:, i])
+        left -= taken[:, i]
         root[:, i:, i] = column * (taken[:, i] / np.sqrt(np.where(taken[:, i], pivot, 1)))[:, None]
-    return taken, root
+    return torch.from_numpy(taken).to(device), torch.from_numpy(root).to(device)
 
 
-def _taken_first(taken, root, device):
-    """Return the order (rows, t) that puts who is kept first, and both in that order; t is the most that a row keeps.
+def _solver(taken, root):
+    """Return `(rows, t, b)` that makes the rows of an orthonormal basis of b candidates; t is the most a row keeps.
 
-    Rows that keep fewer are filled up with refused candidates, as rows of the identity in the factor.
+    It is the inverse of the Cholesky factor of those who are kept, 0 for those who are not. Rows that keep fewer
+    are filled up with zeros.
     """
-    order = np.argsort(~taken, axis=1, kind="stable")[:, : taken.sum(1).max()]
-    taken = np.take_along_axis(taken, order, axis=1)
-    root = np.take_along_axis(np.take_along_axis(root, order[:, :, None], axis=1), order[:, None], axis=2)
-    root = root * taken[:, :, None] + np.eye(order.shape[1]) * ~taken[:, :, None]
-    return tuple(torch.from_numpy(array).to(device) for array in (order, taken, root))
+    order = taken.int().argsort(dim=1, descending=True, stable=True)[:, : int(taken.sum(1).max())]
+    eye = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
+    inverse = torch.linalg.solve_triangular(root + eye * ~taken[:, :, None], eye, upper=False)
+    inverse *= taken[:, :, None] & taken[:, None, :]
+    return inverse.gather(1, order[:, :, None].expand(-1, -1, root.shape[1]))
 
 
-def _draw_by_dppy(found, first, keeps, seeds, purpose):
+def _draw_by_dppy(found, first, keeps, seeds, purpose, room):
     """Return what `_draw` returns, by DPPy (Gautier et al., arXiv 1809.07258), from the same eigenpairs."""
     from dppy.finite_dpps import FiniteDPP
 

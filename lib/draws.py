@@ -7,8 +7,19 @@ together, on the order in which they are trained, or on where a killed run was r
 import hashlib
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 KEY_BYTES = 16  # a Philox key is 128 bits
+
+
+class _Key(ISeedSequence):
+    """A Philox key as a seed: with `key=` numpy first draws entropy from the system, which takes twice the time."""
+
+    def __init__(self, words):
+        self.words = words
+
+    def generate_state(self, n_words, dtype=np.uint32):
+        return self.words
 
 
 def generator(seed: int, purpose: str, *position: int) -> np.random.Generator:
@@ -18,7 +29,7 @@ def generator(seed: int, purpose: str, *position: int) -> np.random.Generator:
     """
     name = "/".join(map(str, (int(seed), purpose, *position)))
     key = hashlib.blake2b(name.encode(), digest_size=KEY_BYTES).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+    return np.random.Generator(np.random.Philox(_Key(np.frombuffer(key, "<u8"))))
 
 
 def permutation(seed: int, purpose: str, position: int, size: int) -> np.ndarray:
