@@ -4,6 +4,8 @@ Two walkers stand beside `lib.phew` on ResNet20, both by the rule of the publish
 does, with tables from Python lists, a library call for every choice and a count of all masks after every walk;
 `one_by_one` is the same loop written with care, from cumulative tables by bisection, counting what is new. Times are
 processor times, ours with the reading of the network; memory is the peak of a process that makes one mask (Linux).
+SynFlow in 100 rounds, and SNIP and GraSP of 100 images, are made as the notebooks make them, and beside them by the
+same formulas in plain PyTorch on the modules of this file; SynFlow so on ResNet20 alone, since VGG19 takes minutes.
 Run: python benchmarks/masks.py [rounds]
 """
 
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import time
 from bisect import bisect_right
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -23,7 +26,8 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lib import phew  # noqa: E402
+from lib import anneal, convnets, nets, phew, scores  # noqa: E402
+from lib import masks as kept_masks  # noqa: E402
 
 VGG19 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512, 512, 512)  # 0 is a max-pool
 
@@ -186,6 +190,8 @@ def make_phew(network, sparsity, seed):
 NETWORKS = {"ResNet20": resnet20, "VGG19": vgg19}
 METHODS = {"PHEW": make_phew}  # name: function of (network, sparsity, seed) that returns the masks
 SPARSITIES = (0.90, 0.95, 0.98)
+STACKS = {"ResNet20": "resnet20", "VGG19": "vgg19_bn"}  # what `lib.convnets` calls them
+DENSITY, ROUNDS, IMAGES = 0.05, 100, 100
 
 
 def seconds(function, *arguments):
@@ -230,9 +236,82 @@ def table(rounds):
                 print(f"{name:8}  {method:8}  sparsity {sparsity:.2f}  {spread(times)}  {memory}", flush=True)
 
 
+def images():
+    """Return 100 images of noise and their labels; what is in them costs nothing."""
+    stream = torch.Generator().manual_seed(0)
+    return torch.randn(IMAGES, 3, 32, 32, generator=stream), torch.arange(IMAGES) % 10
+
+
+def by_lib(kind, net):
+    """Return the masks of a `lib` network as the notebooks make them."""
+    if kind == "SynFlow":
+        return anneal.anneal(scores.synflow, net, DENSITY, ROUNDS, seeds=[0])
+    x, y = images()
+    return kept_masks.top(
+        {"SNIP": scores.snip, "GraSP": scores.grasp}[kind](net, x.flatten(1), y, [0]), DENSITY, "global"
+    )
+
+
+def highest(values, density):
+    """Return masks of the highest of all scores together, by the threshold that `kthvalue` finds."""
+    joined = torch.cat([value.flatten() for value in values])
+    threshold = joined.kthvalue(max(1, joined.numel() - int(density * joined.numel()))).values
+    return [value > threshold for value in values]
+
+
+def plain_synflow(network):
+    """Return SynFlow's masks of a module, weights made positive once and multiplied by their masks in every round."""
+    weights, ones = layers(network), torch.ones(1, 3, 32, 32)
+    signs = [weight.sign() for weight in weights]
+    parameters = [parameter for parameter in network.parameters() if parameter.dim() > 1]
+    for weight in weights:
+        weight.abs_()
+    whole, network = [weight.clone() for weight in weights], network.eval()
+    for e in range(1, ROUNDS + 1):
+        slopes = torch.autograd.grad(network(ones).sum(), parameters)
+        kept = highest([w * slope for w, slope in zip(weights, slopes, strict=True)], DENSITY ** (e / ROUNDS))
+        for weight, start, mask in zip(weights, whole, kept, strict=True):
+            torch.mul(start, mask, out=weight)
+    for weight, start, sign in zip(weights, whole, signs, strict=True):
+        torch.mul(start, sign, out=weight)
+    network.train()
+    return kept
+
+
+def plain_from_data(network, second):
+    """Return SNIP's masks of a module, or with `second` derivatives GraSP's, by two backward passes."""
+    x, y = images()
+    parameters = [parameter for parameter in network.parameters() if parameter.dim() > 1]
+    loss = nn.functional.cross_entropy(network(x) / (200 if second else 1), y)
+    slopes = torch.autograd.grad(loss, parameters, create_graph=second)
+    if second:
+        along = sum((slope * slope.detach()).sum() for slope in slopes)
+        slopes = torch.autograd.grad(along, parameters)
+    products = [w.detach() * slope for w, slope in zip(parameters, slopes, strict=True)]
+    return highest(products if second else [product.abs() for product in products], DENSITY)
+
+
+def by_scores(rounds):
+    """Print a line for SynFlow, SNIP and GraSP on either network, and for plain PyTorch beside it."""
+    plain = {"SynFlow": plain_synflow, "SNIP": partial(plain_from_data, second=False)}
+    plain["GraSP"] = partial(plain_from_data, second=True)
+    for name, build in NETWORKS.items():
+        net, module = convnets.build(STACKS[name], (3, 32, 32), 10, 1), build(0)
+        nets.init_(net, [0], "phew")
+        for kind in ("SNIP", "GraSP", "SynFlow"):
+            slow = (name, kind) == ("VGG19", "SynFlow")
+            ours, theirs = [], []
+            for _ in range(1 if slow else rounds):
+                ours.append(seconds(by_lib, kind, net))
+                theirs += [] if slow else [seconds(plain[kind], module)]
+            print(f"{name:8}  {kind:8}  sparsity {1 - DENSITY:.2f}  {spread(ours)}", end="")
+            print("" if slow else f"  plain PyTorch {spread(theirs)}", flush=True)
+
+
 def main(rounds):
     print(f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}; median (range)")
     table(rounds)
+    by_scores(rounds)
     compare(rounds)
 
 
