@@ -1,19 +1,59 @@
 #!/usr/bin/env bash
-# For any moment at which a CUDA GPU is at hand: tests on it, benchmarks, then the pending reproduction runs, for at
-# most so many minutes; call it again to go on. Whatever is cut off goes on from its checkpoint.
-#   benchmarks/gpu.sh [MINUTES]                   default 9
+# For any moment at which a CUDA GPU is at hand: its tests, its benchmarks, then the pending reproduction runs, in
+# pieces; call it again to go on. What has a record is not run again, and descents go on from their checkpoints.
+#   benchmarks/gpu.sh [WHAT] [MINUTES]            WHAT: tests, benchmarks, runs or all (default); runs: at most 9 minutes
 #   PRUNING_VENV=FOLDER benchmarks/gpu.sh         an environment already prepared, where nothing can be installed
 set -u
 cd "$(dirname "$0")/.." || exit
-. ./env.sh || exit
+what=${1:-all} minutes=${2:-9}
+export PIP_RETRIES=${PIP_RETRIES:-1} PIP_TIMEOUT=${PIP_TIMEOUT:-5}
+PATH=$PWD/workflow/bin:$PATH
+. ./env.sh || echo "gpu.sh: going on with $(command -v python) as it is" >&2
 python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
     echo "gpu.sh: torch sees no CUDA GPU here; on a CPU use ./run_tests.sh and python benchmarks/NAME.py" >&2
     exit 1
 }
-mkdir -p benchmarks/results
 name=$(python -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
-python -m pytest 2>&1 | tee "benchmarks/results/$name-tests.txt"
-for benchmark in benchmarks/*.py; do
-    python "$benchmark" 2>&1 | tee "benchmarks/results/$name-$(basename "$benchmark" .py).txt"
+mkdir -p benchmarks/results
+failed=0
+
+if [ "$what" = tests ] || [ "$what" = all ]; then
+    files="tests/test_cuda.py tests/test_fused.py tests/test_capture.py tests/test_stacking.py"
+    # shellcheck disable=SC2086
+    python -m pytest -p no:cacheprovider $files 2>&1 | tee "benchmarks/results/$name-tests.txt"
+    [ "${PIPESTATUS[0]}" = 0 ] || failed=1
+fi
+if [ "$what" = benchmarks ] || [ "$what" = all ]; then
+    python benchmarks/all.py || failed=1
+fi
+[ "$what" = runs ] || [ "$what" = all ] || exit "$failed"
+
+missing=$(python -c '
+import importlib.metadata as found, re
+for line in open("requirements.txt"):
+    requirement = re.match(r"[\w.-]+", line)
+    if requirement and not any(found.distributions(name=requirement[0])):
+        print(requirement[0], end=" ")')
+[ -z "$missing" ] || {
+    echo "gpu.sh: the runs need $missing, and nothing could be installed. Where there is a network, with the same" \
+        "Python: pip download -r requirements.txt -d wheels; copy wheels/ here, then" \
+        "pip install --no-index --find-links wheels -r requirements.txt" >&2
+    exit 1
+}
+end=$((SECONDS + 60 * minutes))
+piece() { # one command, for as long as there is time; what it has not finished is for the next call
+    local left=$((end - SECONDS))
+    [ "$left" -gt 20 ] || exit "$failed"
+    echo "gpu.sh: $* (${left} s left)"
+    timeout --kill-after=30 "$left" "$@" || failed=1
+}
+piece papermill notebooks/mnist_prune.ipynb -y '{seed: [9192, 3576, 2356], type: [EWN, SWN, no-WN], levels: [-10, -100]}'
+for seed in 1 2 3; do
+    for kind in phew synflow synflow_l2 snip grasp magnitude_init random dense; do
+        piece papermill notebooks/phew_density.ipynb -y "{seed: $seed, type: $kind, densities: [0.069, 0.018]}"
+    done
 done
-timeout --kill-after=30 "${1:-9}m" ./run_all.sh notebooks/mnist_prune.ipynb
+for notebook in weight_vs_neuron train_time_prune mnist_prune; do # the last to a log-loss of -300
+    piece ./run_all.sh "notebooks/$notebook.ipynb"
+done
+exit "$failed"

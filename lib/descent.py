@@ -51,6 +51,7 @@ class Descent:
     norms_start: dict
     norms_before: dict
     history: list = field(default_factory=list)
+    steps: dict = field(default_factory=dict, repr=False, compare=False)  # how `train` trains `net`; never saved
 
     def take(self, chosen):
         """Return the descents of the runs in the list `chosen`, copied."""

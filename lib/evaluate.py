@@ -12,8 +12,8 @@ from lib import kernels, masks, nets
 # Examples of one run that go through at once: large enough for full speed of the matrix product, small
 # enough that a layer's activations stay in the cache of a CPU.
 CHUNK = {"cpu": 1000, "cuda": 20_000}
-# A convolution has many more activations than inputs: no more of them in a layer than this, 32 MiB and 1 GiB. (On one
-# core, 16 to 256 images of the 64-filter VGG at once are equally fast within a tenth.)
+# A convolution has many more activations than inputs: no more of them in a layer than this, 32 MiB of one run, and
+# 1 GiB of all runs. (On one core, 16 to 256 images of the 64-filter VGG at once are equally fast within a tenth.)
 ACTIVATIONS = {"cpu": 2**23, "cuda": 2**28}
 BATCH = 128  # of the EWN study's test loader
 
@@ -89,7 +89,8 @@ def _among(logits, y, most):
 def _chunk(net, device):
     """Return how many examples of every run go through at once."""
     device = device if device in CHUNK else "cuda"
-    return max(1, min(CHUNK[device], ACTIVATIONS[device] // nets.widest(net)))
+    together = 1 if device == "cpu" else nets.runs(net)  # a GPU's memory is the bound, a CPU's cache is a run's
+    return max(1, min(CHUNK[device], ACTIVATIONS[device] // (nets.widest(net) * together)))
 
 
 def _shares_of_batches(n, device):

@@ -3,6 +3,8 @@
 Images stay bytes on the device; only a batch is ever turned into numbers.
 """
 
+import functools
+
 import torch
 from torch import nn
 
@@ -13,8 +15,14 @@ PAD = 4  # pixels of black around an image, of which a crop takes what it takes
 
 def standardise(x, mean, std):
     """Return float32 `(..., C·H·W)` of uint8 images `x (..., C, H, W)`, to [0, 1] and then standardised."""
-    mean, std = (torch.tensor(numbers, device=x.device).reshape(-1, 1, 1) for numbers in (mean, std))
+    mean, std = (_of_channels(tuple(numbers), x.device) for numbers in (mean, std))
     return x.float().div_(255).sub_(mean).div_(std).flatten(-3)
+
+
+@functools.cache
+def _of_channels(numbers, device):
+    """Return a number of every channel, `(C, 1, 1)`, kept on the device: to copy it there is to wait for the GPU."""
+    return torch.tensor(numbers, device=device).reshape(-1, 1, 1)
 
 
 def crop_flip(images, index, shift, flip, pad=PAD):

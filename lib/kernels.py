@@ -14,6 +14,8 @@ import math
 
 import torch
 
+from lib import fused
+
 NO_WN, SWN, EWN = 0, 1, 2
 NORMS = {"no-WN": NO_WN, "SWN": SWN, "EWN": EWN}
 
@@ -276,17 +278,24 @@ def log_softplus(a):
     return torch.where(a < FAR, a, torch.nn.functional.softplus(a.clamp_min(FAR)).log())
 
 
+@fused.twin("log_loss", far=FAR, negligible=NEGLIGIBLE)
+def log_loss_and_gradient(logits, y):
+    """Return (log of the mean cross-entropy (R,), its gradient (R, N, C)) of `logits (R, N, C)`, y (R, N) or (N,)."""
+    a, margins = _log_odds(logits, y)
+    total = log_softplus(a).logsumexp(1)
+    # softplus'(a) = sigmoid(a), over the sum of all softplus: every example's pull, in log space
+    share = (torch.nn.functional.logsigmoid(a) - total[:, None]).exp()[:, :, None]
+    gradient = share * (margins - a[:, :, None]).exp()
+    gradient = gradient.scatter(2, y.expand(a.shape).unsqueeze(-1), -share)
+    return total - math.log(logits.shape[1]), torch.nn.functional.hardshrink(gradient, NEGLIGIBLE)
+
+
 class _LogLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, y):
-        a, margins = _log_odds(logits, y)
-        total = log_softplus(a).logsumexp(1)
-        # softplus'(a) = sigmoid(a), over the sum of all softplus: every example's pull, in log space
-        share = (torch.nn.functional.logsigmoid(a) - total[:, None]).exp()[:, :, None]
-        gradient = share * (margins - a[:, :, None]).exp()
-        gradient = gradient.scatter(2, y.expand(a.shape).unsqueeze(-1), -share)
-        ctx.save_for_backward(torch.nn.functional.hardshrink(gradient, NEGLIGIBLE))
-        return total - math.log(logits.shape[1])
+        loss, gradient = log_loss_and_gradient(logits, y)
+        ctx.save_for_backward(gradient)
+        return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -302,3 +311,20 @@ def log_loss(logits, y):
     order one while the loss itself goes to e^-300.
     """
     return _LogLoss.apply(logits, y)
+
+
+@fused.twin("masked_sgd")
+def masked_sgd_(weight, gradient, velocity, kept, lr, momentum=0.0, nesterov=False, weight_decay=0.0):
+    """Take a step of `torch.optim.SGD` in place, after which what is pruned is zero, and its momentum too.
+
+    weight, gradient (R, ...); velocity, the momentum, and kept, a mask, likewise or None (no momentum, none pruned);
+    lr (R,), the rate of every run.
+    """
+    step = gradient + weight_decay * weight if weight_decay else gradient
+    if momentum:
+        velocity.mul_(momentum).add_(step)
+        step = step + momentum * velocity if nesterov else velocity
+    weight.sub_(lr.reshape(-1, *[1] * (weight.dim() - 1)) * step)
+    if kept is not None:
+        for tensor in (weight, velocity) if momentum else (weight,):
+            tensor.masked_fill_(~kept, 0)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from tqdm.auto import tqdm
 
-from lib import draws, kernels, nets, stacking
+from lib import capture, draws, kernels, nets, stacking
 from lib.descent import Descent, Journal, join
 from lib.evaluate import evaluate
 
@@ -16,7 +16,9 @@ SMALLEST_STEP = 1e-30  # a run whose step has shrunk to this has stalled
 LOOK_EVERY = 32  # batches between two looks at whether the loss is still a number
 
 
-def descend(net, data, seeds, levels, *, folders=None, streams=None, batch=128, max_epochs=10_000, checkpoint=60.0):
+def descend(
+    net, data, seeds, levels, *, folders=None, streams=None, batch=128, max_epochs=10_000, checkpoint=60.0, stack=0
+):
     """Return (levels reached, ends): per run `{level: Descent}` of the levels of log-loss that it reached, and its end.
 
     Mini-batch SGD on the loss rescaled by e^-ℓ, with ℓ the log-loss at the start of the epoch. An epoch
@@ -27,11 +29,24 @@ def descend(net, data, seeds, levels, *, folders=None, streams=None, batch=128, 
     net: a fresh stack of R runs on the device of `data`; levels: negative log-losses, each below the one before;
     folders: one per run, where its levels are kept and where it goes on from; streams: names of the random
     streams that order the examples (default: runs of one seed share theirs). A run that stalls, or takes
-    more than `max_epochs`, misses its remaining levels. `checkpoint`: seconds between two.
+    more than `max_epochs`, misses its remaining levels. `checkpoint`: seconds between two. `stack`: runs trained
+    together, 0 for as many as memory allows; fewer, with a warning, where it does not suffice.
     """
     _check(net, seeds, levels, folders)
     streams, levels = streams or ["order"] * len(seeds), [float(level) for level in levels]
-    journal = Journal(folders, levels, checkpoint)
+
+    def work(runs):
+        part = slice(runs[0], runs[-1] + 1)
+        journal = Journal(folders and folders[part], levels, checkpoint)
+        return _descend(nets.take(net, part), data, seeds[part], journal, streams[part], batch, max_epochs)
+
+    parts = stacking.split(work, range(len(seeds)), stack or stacking.width(net, batch))
+    return tuple([run for _, found in parts for run in found[k]] for k in (0, 1))
+
+
+def _descend(net, data, seeds, journal, streams, batch, max_epochs):
+    """Return what `descend` does, of runs that are trained as one stack."""
+    levels = journal.levels
     sets = data.split("train"), data.split("test")
     with journal.held(), _full_precision(), _bar(levels, len(seeds)) as bar:
         reached, live, state = _resume(net, seeds, sets, journal)
@@ -82,13 +97,15 @@ def _check(net, seeds, levels, folders):
 
 @contextmanager
 def _full_precision():
-    """Keep float32 products exact: at logits of several hundred, TF32's rounding is 0.15 of log-loss."""
-    before = torch.get_float32_matmul_precision()
+    """Keep float32 products exact on a GPU: at logits of several hundred, TF32's rounding is 0.15 of log-loss."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # of convolutions, where it is on by default
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 # ---------------------------------------------------------------- one attempt
@@ -112,12 +129,14 @@ def attempt(state, sets, streams, batch):
     x, y = sets[0]
     before = {k: v.detach().clone() for k, v in state.net.named_parameters()}
     norms = nets.unit_norms(state.net)
-    orders = _orders(state, streams, len(y)).to(x.device)
+    orders = _orders(state, streams, len(y))
     log_loss, accuracy = torch.empty_like(state.log_loss), torch.empty_like(state.log_loss)
     for part in stacking.parts(state.net):
-        net, level = nets.take(state.net, part), state.log_loss[part]
-        _epoch(net, x, y, orders[part], state.step[part].to(x.dtype), level, batch)
-        result = evaluate(net, x, y, bound=level)
+        if part.start not in state.steps:
+            state.steps[part.start] = Steps(nets.take(state.net, part))
+        steps, level = state.steps[part.start], state.log_loss[part]
+        steps.epoch(x, y, orders[part], state.step[part], level, batch)
+        result = evaluate(steps.net, x, y, bound=level)
         log_loss[part] = result.log_loss if result.complete else torch.inf
         accuracy[part] = result.accuracy
     accepted = (log_loss <= state.log_loss) & (log_loss > -torch.inf)
@@ -136,16 +155,33 @@ def _orders(state, streams, n):
     return torch.stack([drawn[k] for k in zip(state.seeds, streams, state.attempt.tolist(), strict=True)])
 
 
-def _epoch(net, x, y, orders, step, level, batch):
-    """Take one pass of SGD steps on e^-level · loss; give up once no run has a finite loss."""
-    shared = bool((orders == orders[:1]).all())
-    with nets.sgd_in_backward(net, step):
-        for k, start in enumerate(range(0, len(y), batch)):
-            index = orders[0, start : start + batch] if shared else orders[:, start : start + batch]
-            rescaled = (kernels.log_loss(net(x[index]), y[index]).double() - level).exp()
-            rescaled.sum().backward()
-            if k % LOOK_EVERY == 0 and not bool(rescaled.isfinite().any()):
-                return
+class Steps:
+    """Passes of SGD steps on e^-level · loss through one stack, whose tensors stay where they are."""
+
+    def __init__(self, net):
+        self.net, first = net, next(net.parameters())
+        self.rate = torch.empty(nets.runs(net), dtype=first.dtype, device=first.device)
+        self.level = torch.empty_like(self.rate, dtype=torch.float64)
+        self.take = capture.Step(self._take, capture.wanted("descend", first.device))
+
+    def epoch(self, x, y, orders, rate, level, batch):
+        """Take one pass with rates and levels (R,), examples in the `orders (R, N)`.
+
+        On a CPU it gives up once no run has a finite loss, which none gets back; a GPU would have to be waited for.
+        """
+        self.rate.copy_(rate), self.level.copy_(level)
+        shared = bool((orders == orders[:1]).all())
+        index = (orders[0] if shared else orders).to(x.device)
+        with nets.sgd_in_backward(self.net, self.rate):
+            for k, at in enumerate(index.split(batch, -1)):
+                rescaled = self.take(x[at], y[at])
+                if x.device.type == "cpu" and k % LOOK_EVERY == 0 and not bool(rescaled.isfinite().any()):
+                    return
+
+    def _take(self, x, y):
+        rescaled = (kernels.log_loss(self.net(x), y).double() - self.level).exp()
+        rescaled.sum().backward()
+        return rescaled.detach()
 
 
 @torch.no_grad()
@@ -166,17 +202,21 @@ def _write_history(state, accepted, train_accuracy, test_set):
     if not accepted:
         return
     test = evaluate(nets.take(state.net, accepted), *test_set)
+    before = (state.epoch, state.attempt, state.log_loss, state.step, train_accuracy)
+    before, tested = (
+        torch.stack([vector.double().cpu() for vector in vectors], 1).tolist()
+        for vectors in (before, (test.accuracy, test.log_loss, test.log_loss_of_batches))
+    )
     for k, run in enumerate(accepted):
-        before = (state.epoch, state.attempt, state.log_loss, state.step, train_accuracy)
-        tested = (test.accuracy[k], test.log_loss[k], test.log_loss_of_batches[k], state.seconds[run])
-        state.history[run].append(tuple(map(float, (*(vector[run] for vector in before), *tested))))
+        state.history[run].append((*before[run], *tested[k], float(state.seconds[run])))
 
 
 def _note_levels(state, live, reached, journal):
     """Keep every run that is below its next level; one level at most per accepted epoch, as published."""
+    losses = state.log_loss.tolist()
     for k, run in enumerate(live):
         left = [level for level in journal.levels if level not in reached[run]]
-        if left and float(state.log_loss[k]) < left[0] and state.epoch[k] > _last_epoch(reached[run]):
+        if left and losses[k] < left[0] and state.epoch[k] > _last_epoch(reached[run]):
             reached[run][left[0]] = state.take([k])
             journal.write_level(run, left[0], reached[run][left[0]])
 
@@ -187,8 +227,9 @@ def _last_epoch(found):
 
 def _set_aside(state, live, reached, ends, levels, max_epochs):
     """Return (runs, their descents) still to do; note the ends of those with all levels, stalled, or out of epochs."""
+    steps = state.step.tolist()
     over = [
-        len(reached[run]) == len(levels) or state.step[k] <= SMALLEST_STEP or state.epoch[k] >= max_epochs
+        len(reached[run]) == len(levels) or steps[k] <= SMALLEST_STEP or state.epoch[k] >= max_epochs
         for k, run in enumerate(live)
     ]
     if not any(over):

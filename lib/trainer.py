@@ -1,22 +1,19 @@
 """Training of stacks by mini-batches: SGD, Adam and RMSprop, schedules, masks that stay zero. The last epoch counts."""
 
+import copy
 import time
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from lib import draws, masks, nets, stacking
+from lib import capture, draws, masks, nets, optimizers, shrink, stacking
 from lib.evaluate import evaluate
+from lib.optimizers import RULES
 
-# Fused optimisers step all tensors in one pass over memory: a tenth of a step's time on a CPU, a quarter unfused.
-RULES = {
-    "sgd": lambda p, lr, o: torch.optim.SGD(p, lr, o["momentum"], 0, o["weight_decay"], o["nesterov"], fused=True),
-    "adam": lambda p, lr, o: torch.optim.Adam(p, lr, weight_decay=o["weight_decay"], fused=True),
-    "rms": lambda p, lr, o: torch.optim.RMSprop(p, lr, weight_decay=o["weight_decay"], momentum=o["momentum"]),
-}
 HISTORY = (
     "epoch",  # passes made so far
     "lr",  # of that pass, nan before the first
@@ -41,6 +38,8 @@ class Trainer:
     before the first. Nothing is chosen by the test set: it is looked at after each epoch and that is all.
     """
 
+    columns = HISTORY
+
     def __init__(
         self, net, train, test, seeds, rule="sgd", lr=0.1, batch=128, momentum=0.0, nesterov=False, weight_decay=0.0,
         drops=(), drop=0.1, shuffle=True, batches=None, bf16=False, epoch=0, bar=True,
@@ -51,16 +50,58 @@ class Trainer:
         self.lr, self.batch, self.drops, self.drop, self.shuffle = lr, batch, tuple(drops), drop, shuffle
         self.batches, self.bf16, self.bar, self.masks = batches, bf16, bar, {}
         self.options = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        self.rule, self.epoch, self.seconds, self.history = rule, epoch, 0.0, {name: [] for name in HISTORY}
-        self.parts = stacking.parts(net)
-        self.nets = [nets.take(net, part) if len(self.parts) > 1 else net for part in self.parts]
-        self.reset_optimizer()
+        self.rule, self.epoch, self.seconds, self.history = rule, epoch, 0.0, {name: [] for name in self.columns}
+        self.resume(net)
         missing = np.full(len(seeds), np.nan)
         self._write(missing, missing, np.nan, began=None)
 
     def reset_optimizer(self):
         """Forget momentum and second moments, as after a fresh start."""
-        self.optimizers = [RULES[self.rule](list(net.parameters()), self.lr, self.options) for net in self.nets]
+        self.recorded = capture.wanted("fit", next(self.net.parameters()).device)
+        self.optimizers = [
+            optimizers.make(self.rule, list(net.parameters()), self.lr, self.options, self.recorded)
+            for net in self.nets
+        ]
+        self.steps, self.gone, self.launch = 0, {}, {}
+
+    def memory(self):
+        """Return what the optimizers remember of the parameters, `{"exp_avg": a stack like net}`; {} at the start."""
+        found = {}
+        for optimizer, net, part in zip(self.optimizers, self.nets, self.parts, strict=True):
+            for name, p in net.named_parameters():
+                for key, value in optimizer.state[p].items():
+                    if getattr(value, "shape", None) == p.shape:
+                        if key not in found:
+                            found[key] = copy.deepcopy(self.net).requires_grad_(False)
+                            for parameter in found[key].parameters():
+                                parameter.zero_()
+                        found[key].get_parameter(name)[part] = value
+        return found
+
+    def resume(self, net, memory=None, steps=0):
+        """Go on with the stack `net`, trained in place, and with optimizers of this `memory`, made in `steps` steps."""
+        self.net, self.parts = net, stacking.parts(net)
+        self.nets = [nets.take(net, part) if len(self.parts) > 1 else net for part in self.parts]
+        self.reset_optimizer()
+        if memory:
+            self.steps = steps
+            for optimizer, net, part in zip(self.optimizers, self.nets, self.parts, strict=True):
+                for name, p in net.named_parameters():
+                    state = {key: stack.get_parameter(name).detach()[part] for key, stack in memory.items()}
+                    if self.rule != "sgd":
+                        device = p.device if self.rule == "adam" or self.recorded else "cpu"  # as torch has it
+                        state["step"] = torch.tensor(float(steps), device=device)
+                    optimizer.state[p] = state
+
+    def narrow(self, units):
+        """Go on without the units that `units` drop, see `shrink.narrow`; what stays keeps its momentum and moments.
+
+        The networks become another stack, `net`. ValueError after `prune`, whose masks have the old shapes.
+        """
+        if self.masks:
+            raise ValueError("masks were pruned before, which fit the present widths: narrow first, then prune")
+        memory = {key: shrink.narrow(stack, units) for key, stack in self.memory().items()}
+        self.resume(shrink.narrow(self.net, units), memory, self.steps)
 
     def prune(self, kept):
         """Zero what `kept`, masks by parameter name, prunes; it stays zero for good, and so do its moments."""
@@ -72,6 +113,7 @@ class Trainer:
                     moments = [v for v in optimizer.state[p].values() if getattr(v, "shape", None) == p.shape]
                     for moment in moments:
                         moment.masked_fill_(~kept[name][part], 0)
+        self.gone, self.launch = {}, {}  # a recorded step has the masks of its time
 
     def fit(self, epochs):
         """Train for `epochs` more passes; return this trainer, its history longer by as many rows."""
@@ -83,6 +125,7 @@ class Trainer:
                 for net, optimizer, part in zip(self.nets, self.optimizers, self.parts, strict=True)
             ]
             self.epoch += 1
+            self.steps += -(-orders.shape[1] // self.batch)
             loss, correct = (torch.cat(columns).cpu().numpy() / orders.shape[1] for columns in zip(*sums, strict=True))
             self._write(loss, correct, rate, began)
         return self
@@ -103,27 +146,36 @@ class Trainer:
         net.train()
         y, shared = self.train[1], bool((orders == orders[:1]).all())
         index = (orders[0] if shared else orders).to(y.device)
-        gone = [(p, ~self.masks[name][part]) for name, p in net.named_parameters() if name in self.masks]
+        if net not in self.gone:
+            kept = [(p, self.masks[name][part]) for name, p in net.named_parameters() if name in self.masks]
+            self.gone[net] = optimizers.hand_over(optimizer, kept)
         loss, correct = torch.zeros(2, len(orders), dtype=torch.float64, device=y.device)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        optimizers.set_rate(optimizer, rate)
         for at in index.split(self.batch, -1):
-            losses, right = self._step(net, optimizer, at, part, gone)
+            losses, right = self._step(net, optimizer, at, part, self.gone[net])
             loss, correct = loss + losses * at.shape[-1], correct + right
         return loss, correct
 
     def _step(self, net, optimizer, at, part, gone):
-        labels = self.train[1][at].expand(nets.runs(net), -1)
+        if net not in self.launch:
+            self.launch[net] = capture.Step(partial(self._learn, net, optimizer, gone), self.recorded)
+        return self.launch[net](self._inputs(at, part), self.train[1][at].expand(nets.runs(net), -1))
+
+    def _learn(self, net, optimizer, gone, x, labels):
+        """Take one step; return the losses and the correct answers of every run, `(R,)` each."""
         with torch.autocast(labels.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            logits = net(self._inputs(at, part))
+            logits = net(x)
         logits = logits.float() if self.bf16 else logits
         losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)
+        self._update(optimizer, losses.sum(), gone)
+        return losses.detach().double(), (logits.detach().argmax(2) == labels).sum(1)
+
+    def _update(self, optimizer, loss, gone):
         optimizer.zero_grad()
-        losses.sum().backward()
+        loss.backward()
         for p, pruned in gone:  # a zero with zero gradient and moments stays zero under every rule, decay included
             p.grad.masked_fill_(pruned, 0)
         optimizer.step()
-        return losses.detach().double(), (logits.detach().argmax(2) == labels).sum(1)
 
     def _inputs(self, at, part):
         if self.batches is not None:

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from lib import data, descent, evaluate, kernels, nets, train
+from lib import capture, data, descent, evaluate, images, kernels, nets, stacking, train
+from lib.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here: the CUDA paths are not tested")
 TYPES = ["EWN", "SWN", "no-WN"]
@@ -69,3 +70,97 @@ def test_the_loss_at_e_to_the_minus_300():
     loss = kernels.log_loss(logits.requires_grad_(), torch.zeros(4, dtype=torch.int64, device="cuda"))
     loss.sum().backward()
     assert abs(loss.item() + 300 - torch.tensor(2.0).log()) < 1e-3 and logits.grad.isfinite().all()
+
+
+# ---- recorded steps
+
+
+def trained(rule, monkeypatch, recorded, epochs=4, **options):
+    """A stack after `epochs` passes of ten steps and a shorter one, pruned after half of them, on CUDA."""
+    monkeypatch.setenv(capture.VARIABLE, "1" if recorded else "0")
+    sets = [digits("cuda").split(part) for part in ("train", "test")]
+    net = nets.init_(nets.MLP([784, 37, 10], ["no-WN"] * 3, dropout=0.5), [1, 2, 3]).to("cuda")
+    trainer = Trainer(net, *sets, [1, 2, 3], rule, 0.01, 19, drops=(1, 3), bar=False, **options)
+    trainer.fit(epochs // 2)
+    weight = net.layers[0].weight
+    trainer.prune({"layers.0.weight": weight.detach().abs() > weight.detach().abs().median()})
+    trainer.fit(epochs - epochs // 2)
+    replayed = [step.graph is not None for step in trainer.launch.values()]
+    return trainer, replayed
+
+
+@pytest.mark.parametrize(
+    "rule, options", [("sgd", {}), ("sgd", {"momentum": 0.9, "nesterov": True}), ("adam", {}), ("rms", {})]
+)
+def test_recorded_steps_of_fit_are_the_ordinary_ones(rule, options, monkeypatch):
+    plain, none = trained(rule, monkeypatch, False, **options)
+    again, all_of_them = trained(rule, monkeypatch, True, **options)
+    assert not any(none) and all(all_of_them) and all_of_them
+    for p, q in zip(plain.net.parameters(), again.net.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+    zeros = again.net.layers[0].weight == 0
+    assert zeros.float().mean() > 0.45
+    assert abs(plain.curve("train_loss") - again.curve("train_loss")).max() < 1e-3
+
+
+def test_recorded_steps_of_a_descent_are_the_ordinary_ones(monkeypatch):
+    states = []
+    for choice in ("0", "1"):
+        monkeypatch.setenv(capture.VARIABLE, choice)
+        state, sets = begin("cuda", torch.float64)
+        for _ in range(10):
+            train.attempt(state, sets, ["order"] * 3, 32)
+        states.append(state)
+    torch.testing.assert_close(states[0].log_loss, states[1].log_loss, rtol=1e-9, atol=1e-9)
+    assert states[1].steps[0].take.graph is not None and states[0].steps[0].take.graph is None
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_nothing_waits_for_the_gpu_within_a_pass():
+    """Torch raises here at every copy to the host and every wait, once the data and the orders are on the device."""
+    state, (train_set, _) = begin("cuda", torch.float32)
+    steps = train.Steps(state.net)
+    index = torch.arange(32, device="cuda")
+    with nets.sgd_in_backward(steps.net, steps.rate):
+        steps.take(train_set[0][index], train_set[1][index])
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            steps.take(train_set[0][index], train_set[1][index])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_a_pass_of_augmented_images_does_not_wait_for_the_gpu():
+    few = data.load("digits32", "cuda")
+    images_of = images.Augmented(few, [1, 2])
+    index = torch.arange(16, device="cuda")
+    first = images_of(0, index)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert images_of(0, index).shape == first.shape
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# ---- memory
+
+
+def test_a_stack_that_does_not_fit_goes_on_in_parts():
+    net = nets.init_(nets.MLP([784, 37, 10], TYPES), [1, 2, 3]).to("cuda")
+    assert stacking.width(net, 128) == 3 and stacking.width(net, 128, free=1) == 1
+    width = torch.cuda.mem_get_info()[1] // 4 // 2  # half of the memory in a float for each of two
+
+    def work(part):
+        return float(torch.ones(len(part), width, device="cuda").sum(1)[0])
+
+    with pytest.warns(stacking.MemoryWarning, match="no memory for"):
+        assert [len(part) for part, _ in stacking.split(work, range(4))] == [1] * 4
+
+
+def test_convolutions_of_a_descent_keep_float32():
+    """TF32 keeps ten bits of a factor: a product of thousands then differs in the third digit."""
+    x, w = (torch.randn(1, 64, 33, 33).cuda(), torch.randn(1, 64, 64, 3, 3).cuda())
+    expected = kernels.convolve(x.double(), w.double(), None)
+    with train._full_precision():
+        torch.testing.assert_close(kernels.convolve(x, w, None).double(), expected, rtol=1e-4, atol=1e-3)

@@ -1,0 +1,96 @@
+"""Each Triton kernel beside its twin in torch, eager and compiled by torch.compile; the numbers of `fused.MEASURED`.
+
+On a GPU the last line is the least by which a kernel beats the faster of its twins, and a line for `MEASURED` is
+printed for each kernel that does. Kernels need a GPU: on a CPU only the twins are timed, eager beside compiled.
+Run: python benchmarks/kernels.py [rounds]
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+from measure import DEVICE, Report, machine, seconds  # noqa: E402
+
+from lib import dpp, fused, kernels  # noqa: E402
+
+CALLS = {"cuda": 200, "cpu": 5}[DEVICE]  # in one time, so that the clock and the wait for the GPU do not count
+FILTERS = {"cuda": 512, "cpu": 128}[DEVICE]
+
+
+def log_loss():
+    """Nine runs, a batch of 128, ten classes: a step of the MNIST descent."""
+    z, y = torch.randn(9, 128, 10, device=DEVICE) * 5, torch.randint(10, (9, 128), device=DEVICE)
+    return kernels.log_loss_and_gradient, (z, y), True
+
+
+def masked_sgd():
+    """Three wide convolutions, half of them pruned, with momentum and decay."""
+    w, g, v = (torch.randn(3, FILTERS, FILTERS, 3, 3, device=DEVICE) for _ in range(3))
+    rates = torch.full((3,), 1e-3, device=DEVICE)
+    return kernels.masked_sgd_, (w, g, v, torch.rand_like(w) < 0.5, rates, 0.9, False, 5e-4), True
+
+
+def accept():
+    """Blocks of 64 candidates of 500 units' likelihood matrices; the twin runs on the CPU and cannot be compiled."""
+    found = torch.randn(500, 64, 300, dtype=torch.float64, device=DEVICE)
+    coins = torch.rand(500, 64, dtype=torch.float64, device=DEVICE)
+    left = torch.full((500,), 40, device=DEVICE)
+    return dpp._accept, (found @ found.mT, coins, left), False
+
+
+CASES = {"log_loss": log_loss, "masked_sgd": masked_sgd, "accept": accept}
+
+
+def many(function, arguments):
+    for _ in range(CALLS):
+        function(*arguments)
+
+
+def ways(name):
+    """Return ({what: function}, arguments) of one kernel: its twins and, on a GPU, the kernel itself."""
+    function, arguments, compiled = CASES[name]()
+    twin = getattr(function, "__wrapped__", function)
+    found = {f"{name}, twin, eager": twin}
+    if compiled:
+        found[f"{name}, twin, compiled"] = torch.compile(twin, dynamic=False)
+    if DEVICE == "cuda":
+        found[f"{name}, kernel"] = lambda *given: fused.LAUNCHERS[name](*given, **constants(name))
+    return found, arguments
+
+
+def constants(name):
+    return {"far": kernels.FAR, "negligible": kernels.NEGLIGIBLE} if name == "log_loss" else {}
+
+
+def measure(report, name, rounds):
+    """Add the lines of one kernel; return the least ratio of those before its last line to that one."""
+    found, arguments = ways(name)
+    for function in found.values():
+        function(*arguments)  # compiles
+    times = {what: [] for what in found}
+    for _ in range(rounds):
+        for what, function in found.items():
+            times[what].append(1e6 * seconds(many, function, arguments) / CALLS)
+    for what, column in times.items():
+        report.add(what, column, unit="µs")
+    *before, last = times
+    return min(report.add(f"{last}, again", times[last], what, "µs") for what in before)
+
+
+def main(rounds):
+    report = Report("kernels", f"one call, of {CALLS} in a row, on {DEVICE}")
+    if DEVICE == "cpu":
+        print("no CUDA GPU: the Triton kernels are not timed, only their twins, the compiled beside the eager")
+    ratios = {}
+    for name in CASES if DEVICE == "cuda" else [name for name in CASES if name != "accept"]:
+        ratios[name] = measure(report, name, rounds)
+        if DEVICE == "cuda" and ratios[name] > 1:
+            print(f'fused.MEASURED["{name}"] = "{ratios[name]:.2f}x of its faster twin on {machine()["device"]}"')
+    report.close(min(ratios.values()), 2)
+
+
+if __name__ == "__main__":
+    with torch.no_grad(), fused.use("twin"):
+        main(int(sys.argv[1]) if sys.argv[1:] else 7)

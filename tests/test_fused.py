@@ -1,0 +1,306 @@
+"""The Triton kernels against their twins, forward and backward, on odd shapes: interpreted, and on CUDA where it is.
+
+Triton decides at its import whether it interprets, so on a CPU the tests of kernels run in a process of their own,
+which `test_the_kernels_in_the_interpreter` starts; in this one they skip.
+"""
+
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib import dpp, fused, kernels
+
+INTERPRETED, CUDA = os.environ.get("TRITON_INTERPRET") == "1", torch.cuda.is_available()
+DEVICE = "cpu" if INTERPRETED else "cuda"
+TRITON = importlib.util.find_spec("triton") is not None
+kernel = pytest.mark.skipif(
+    not (INTERPRETED or CUDA and TRITON), reason="no CUDA GPU with Triton here; the interpreter's process tests kernels"
+)
+SHAPES = [(1, 1, 2), (3, 37, 10), (2, 130, 3), (1, 300, 37)]  # (R, N, C): less than a tile, more than one, odd
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is that process")
+@pytest.mark.skipif(not TRITON, reason="Triton is not installed: its kernels are not tested")
+def test_the_kernels_in_the_interpreter():
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
+    done = subprocess.run(command, cwd=root, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
+
+
+SIGNATURES = {  # of a compilation: (types of what varies, constants)
+    "log_loss": (
+        {"logits": "*fp32", "labels": "*i64", "loss": "*fp32", "gradient": "*fp32"}
+        | dict.fromkeys(["run_z", "example_z", "run_y", "examples", "classes"], "i32"),
+        {"class_z": 1, "example_y": 1, "FAR": -40.0, "NEGLIGIBLE": 1e-28, "N": 16, "C": 4},
+    ),
+    "masked_sgd": (
+        {"weight": "*fp32", "gradient": "*fp32", "velocity": "*fp32", "kept": "*u8", "lr": "*fp32"}
+        | dict.fromkeys(["lr_stride", "size", "per_run"], "i32"),
+        {"MOMENTUM": 0.9, "NESTEROV": True, "DECAY": 1e-3, "MASKED": True, "N": 128},
+    ),
+    "accept": (
+        dict.fromkeys(["products", "coins", "root"], "*fp64") | {"left": "*i64", "taken": "*u8", "count": "i32"},
+        {"B": 16, "num_warps": 8},
+    ),
+}
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the compiler is for the other process")
+@pytest.mark.skipif(not TRITON, reason="Triton is not installed: its kernels are not compiled")
+@pytest.mark.parametrize("name", fused.MEASURED)
+def test_a_kernel_compiles_for_a_gpu_that_need_not_be_here(name, tmp_path, monkeypatch):
+    """The interpreter takes what the compiler refuses: types that change in a loop, sizes of one as constants."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    from triton import compile
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from lib import triton_kernels
+
+    (types, constants), kernel = SIGNATURES[name], getattr(triton_kernels, name)
+    options = fused.LAUNCH | {key: value for key, value in constants.items() if key not in kernel.arg_names}
+    fixed = {(kernel.arg_names.index(key),): value for key, value in constants.items() if key in kernel.arg_names}
+    signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
+    built = compile(ASTSource(kernel, signature, fixed), GPUTarget("cuda", 80, 32), options)
+    assert ".target sm_80" in built.asm["ptx"] and built.asm["cubin"]
+
+
+def both(function, *arguments):
+    """Return what the kernel gives and what the twin gives."""
+    with fused.use("triton"):
+        mine = function(*arguments)
+    with fused.use("twin"):
+        return mine, function(*arguments)
+
+
+def logits(shape, dtype=torch.float64, seed=0, scale=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
+    y = torch.randint(shape[2], shape[:2], generator=generator)
+    return z.to(DEVICE, dtype), y.to(DEVICE)
+
+
+# ---- the margin log-loss
+
+
+@kernel
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_log_loss_is_its_twin(shape, dtype):
+    z, y = logits(shape, dtype)
+    (loss, gradient), (expected, slope) = both(kernels.log_loss_and_gradient, z, y)
+    near = {"rtol": 1e-11, "atol": 1e-13} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 2e-6}
+    torch.testing.assert_close(loss, expected, **near)
+    torch.testing.assert_close(gradient, slope, **near)
+
+
+@kernel
+def test_log_loss_has_the_gradient_of_autograd():
+    z, y = logits((2, 3, 3))
+    z.requires_grad_()
+    with fused.use("triton"):
+        assert torch.autograd.gradcheck(lambda z: kernels.log_loss(z, y), z)
+        (mine,) = torch.autograd.grad((kernels.log_loss(z, y) * torch.tensor([2.0, -1.0], device=DEVICE)).sum(), z)
+    losses = torch.nn.functional.cross_entropy(z.transpose(1, 2), y, reduction="none").mean(1).log()
+    (torchs,) = torch.autograd.grad(2 * losses[0] - losses[1], z)
+    torch.testing.assert_close(mine, torchs)
+
+
+@kernel
+def test_log_loss_takes_any_strides_and_shared_labels():
+    z, y = logits((3, 7, 4))
+    turned = z.permute(1, 0, 2).contiguous().transpose(0, 1)
+    halved = torch.stack([z, z], 3)[..., 0]
+    for strided in (turned, halved, z[:1].expand(3, -1, -1)):
+        assert not strided.is_contiguous()
+        (loss, gradient), (expected, slope) = both(kernels.log_loss_and_gradient, strided, y[0])
+        torch.testing.assert_close(loss, expected), torch.testing.assert_close(gradient, slope)
+
+
+@kernel
+def test_log_loss_from_e_to_the_minus_300_to_e_to_the_90():
+    """Float32 margins of both signs, at which every direct formula under- or overflows; one lost example rules all."""
+    z = torch.zeros(4, 3, 3, device=DEVICE)
+    z[0, :, 0], z[1, :, 0], z[2, :, 0], z[3, :2, 0], z[3, 2, 1] = 300.0, -90.0, 45.0, 300.0, 80.0
+    z[0, :, 2] = -80.0
+    y = torch.zeros(3, dtype=torch.int64, device=DEVICE)
+    (loss, gradient), (expected, slope) = both(kernels.log_loss_and_gradient, z, y)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient, slope, rtol=2e-5, atol=1e-27)
+    assert loss[0] < -299 and gradient[0, :, 0].sum() == pytest.approx(-1, rel=1e-4)
+    assert bool((gradient[0, :, 2] == 0).all()), "what is negligible is exactly zero"
+
+
+@kernel
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, which the interpreter computes with
+def test_log_loss_does_not_hide_what_is_no_number():
+    z, y = logits((3, 5, 4), torch.float32)
+    z[0, 2, 1], z[1, 3, y[1, 3]] = torch.nan, torch.inf
+    (loss, gradient), (expected, slope) = both(kernels.log_loss_and_gradient, z, y)
+    assert loss[0].isnan() and gradient[0, 2].isnan().any()
+    assert torch.equal(loss.isfinite(), expected.isfinite()) and loss[2].isfinite()
+    torch.testing.assert_close(gradient[2], slope[2], rtol=2e-5, atol=2e-6)
+
+
+# ---- the masked update
+
+
+def network(shape, dtype, masked, momentum):
+    generator = torch.Generator().manual_seed(1)
+    w, g, v = (torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype) for _ in range(3))
+    kept = {"none": None, "some": torch.rand(shape, generator=generator) < 0.5, "no": torch.ones(shape, dtype=bool)}
+    kept = (kept | {"all": torch.zeros(shape, dtype=bool)})[masked]
+    return w, g, v if momentum else None, kept if kept is None else kept.to(DEVICE)
+
+
+@kernel
+@pytest.mark.parametrize("masked", ["none", "some", "no", "all"])
+@pytest.mark.parametrize("rule", [(0.0, False, 0.0), (0.9, False, 0.0), (0.9, True, 1e-3)])
+@pytest.mark.parametrize("shape", [(1, 37), (3, 37, 5), (2, 7, 11, 3, 3)])
+def test_the_update_is_its_twin(shape, rule, masked):
+    for dtype in (torch.float64, torch.float32):
+        w, g, v, kept = network(shape, dtype, masked, rule[0])
+        lr = torch.linspace(0.1, 0.3, shape[0], dtype=dtype, device=DEVICE)
+        results = []
+        for choice in ("triton", "twin"):
+            own, moments = w.clone(), None if v is None else v.clone()
+            with fused.use(choice):
+                kernels.masked_sgd_(own, g, moments, kept, lr, *rule)
+            results.append([own] if v is None else [own, moments])
+        for mine, expected in zip(*results, strict=True):
+            torch.testing.assert_close(mine, expected)
+        if masked == "all":
+            assert not results[0][0].any()
+
+
+@kernel
+def test_the_update_reads_a_gradient_of_any_strides_and_one_rate_for_all():
+    w, g, v, kept = network((3, 37, 5), torch.float32, "some", 0.9)
+    turned = g.transpose(1, 2).contiguous().transpose(1, 2)
+    lr = torch.tensor(0.1, device=DEVICE).expand(3)
+    straight, strided = (w.clone(), v.clone()), (w.clone(), v.clone())
+    with fused.use("triton"):
+        kernels.masked_sgd_(straight[0], g, straight[1], kept, lr, 0.9)
+        kernels.masked_sgd_(strided[0], turned, strided[1], kept.mT.contiguous().mT, lr, 0.9)
+        assert torch.equal(straight[0], strided[0]) and torch.equal(straight[1], strided[1])
+        with pytest.raises(ValueError, match="contiguous"):
+            kernels.masked_sgd_(turned, g, v, kept, lr, 0.9)
+
+
+@pytest.mark.parametrize("rule", [(0.0, False, 0.0), (0.9, False, 1e-3), (0.9, True, 1e-3)])
+def test_the_twin_is_torchs_sgd_with_a_rate_for_each_run_and_zeros_where_pruned(rule):
+    generator, lr = torch.Generator().manual_seed(0), torch.tensor([0.1, 0.3], dtype=torch.float64)
+    start = torch.randn(2, 7, 5, generator=generator, dtype=torch.float64)
+    kept = torch.rand(2, 7, 5, generator=generator) < 0.5
+    w, v = start * kept, torch.zeros_like(start)
+    alone = [(start * kept)[r].clone().requires_grad_() for r in range(2)]
+    rules = [torch.optim.SGD([p], float(lr[r]), rule[0], 0, rule[2], rule[1]) for r, p in enumerate(alone)]
+    for _ in range(4):
+        g = torch.randn(2, 7, 5, generator=generator, dtype=torch.float64)
+        kernels.masked_sgd_(w, g, v if rule[0] else None, kept, lr, *rule)
+        for r, (p, optimizer) in enumerate(zip(alone, rules, strict=True)):
+            p.grad = g[r] * kept[r]
+            optimizer.step()
+    torch.testing.assert_close(w, torch.stack(alone).detach(), rtol=1e-13, atol=1e-14)
+    assert not w[~kept].any() and not v[~kept].any()
+
+
+# ---- candidates of a k-DPP
+
+
+def candidates(rows, count, seed=0):
+    """Return products of `count` candidates `(rows, b, b)`, the last a copy of the first, coins, and how many may."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(rows, count, count + 2, generator=generator, dtype=torch.float64)
+    vectors[:, -1] = vectors[:, 0] if count > 1 else vectors[:, -1]
+    coins = torch.rand(rows, count, generator=generator, dtype=torch.float64)
+    left = torch.arange(rows) % (count + 1) + 1
+    return (vectors @ vectors.mT).to(DEVICE), coins.to(DEVICE), left.to(DEVICE)
+
+
+@kernel
+@pytest.mark.parametrize("rows, count", [(1, 1), (3, 2), (2, 37)])
+def test_candidates_are_taken_as_by_the_twin(rows, count):
+    products, coins, left = candidates(rows, count)
+    taken, root = fused.LAUNCHERS["accept"](products, coins, left)
+    with fused.use("twin"):
+        expected, factor = dpp._accept(products, coins, left)
+    assert torch.equal(taken, expected) and bool((taken.sum(1) <= left).all()) and bool(taken[:, 0].all())
+    torch.testing.assert_close(root, factor, rtol=1e-9, atol=1e-11)
+    inner = root * taken[:, :, None]
+    torch.testing.assert_close(inner @ inner.mT, products * taken[:, :, None] * taken[:, None], rtol=1e-9, atol=1e-9)
+    assert count < 3 or bool((~taken).any()), "some are refused"
+
+
+@kernel
+def test_candidates_come_in_any_strides():
+    products, coins, left = candidates(3, 7)
+    taken, root = fused.LAUNCHERS["accept"](products, coins, left)
+    turned = fused.LAUNCHERS["accept"](products.mT, coins.mT.contiguous().mT, left.int())
+    assert torch.equal(turned[0], taken)
+    torch.testing.assert_close(turned[1], root)
+
+
+# ---- who serves
+
+
+def test_kernels_do_not_serve_a_cpu_unless_interpreted(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setitem(fused.MEASURED, "log_loss", "2x on a GPU")
+    for choice in fused.CHOICES:
+        with fused.use(choice):
+            assert not fused.picks("log_loss", torch.zeros(1))
+
+
+class OnCuda(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_an_unmeasured_kernel_must_be_asked_for(monkeypatch):
+    monkeypatch.delenv(fused.VARIABLE, raising=False)
+    monkeypatch.setattr(fused, "installed", lambda: True)
+    tensor = torch.zeros(1).as_subclass(OnCuda)
+    monkeypatch.setitem(fused.MEASURED, "accept", None)
+    assert not fused.picks("accept", tensor)
+    monkeypatch.setitem(fused.MEASURED, "accept", "2x on a GPU")
+    assert fused.picks("accept", tensor) and not fused.picks("accept", tensor.to(torch.bfloat16))
+    monkeypatch.setenv(fused.VARIABLE, "twin")
+    assert not fused.picks("accept", tensor)
+    with fused.use("triton"):
+        assert fused.picks("log_loss", tensor), "what is asked for goes before the environment"
+    monkeypatch.setenv(fused.VARIABLE, "fast")
+    with pytest.raises(ValueError, match="fast"):
+        fused.picks("accept", tensor)
+
+
+def test_a_kernel_asked_for_without_triton_is_an_error(monkeypatch):
+    monkeypatch.setattr(fused, "installed", lambda: False)
+    monkeypatch.setitem(fused.MEASURED, "accept", "2x on a GPU")
+    tensor = torch.zeros(1).as_subclass(OnCuda)
+    assert not fused.picks("accept", tensor)
+    with fused.use("triton"), pytest.raises(ImportError, match="Triton is not installed"):
+        fused.picks("accept", tensor)
+
+
+def test_the_library_works_where_triton_cannot_be_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert not fused.installed()
+    loss = kernels.log_loss(torch.zeros(1, 2, 4), torch.tensor([0, 1]))
+    assert float(loss) == pytest.approx(math.log(math.log(4)), abs=1e-6)
+    sources = {path.name: path.read_text("utf-8") for path in Path(fused.__file__).parent.glob("*.py")}
+    assert [name for name, text in sources.items() if "import triton\n" in text] == ["triton_kernels.py"]
+    assert [name for name, text in sources.items() if "import triton_kernels" in text] == ["fused.py"]
+    assert "\n    from lib import triton_kernels" in sources["fused.py"], "only when a kernel is asked for"
+
+
+def test_every_kernel_has_a_launcher():
+    assert set(fused.MEASURED) == set(fused.LAUNCHERS)
