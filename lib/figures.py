@@ -27,7 +27,7 @@ LOOKS = {  # type -> (label, colour, marker, dashes)
     "no-WN": ("no-WN", GREEN, "^", ":"),
     "weight": ("weights", BLUE, "o", "-"),
     "neuron": ("neurons", RED, "s", "--"),
-    "small": ("trained small", GREY, "D", ":"),
+    "small": ("trained small", PURPLE, "D", ":"),
     "dpp_edge": ("DPP edge", BLUE, "o", "-"),
     "dpp_node": ("DPP node", CYAN, "D", "--"),
     "random_edge": ("random edge", BLACK, "s", "-"),
