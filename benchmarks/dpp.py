@@ -1,15 +1,13 @@
 """The 500 DPP edge masks of a 784-500 layer beside DPPy, and reweighting beside one least squares per unit.
 
-Two baselines, each timed on a few units and multiplied up to 500: (a) as published, every unit's distances from all
-60,000 rows in float32 (torch.cdist, the faster of the usual ways), then DPPy; (b) our likelihood matrices handed to
-DPPy. Ours does all 500 units: cold is the Gram matrix, 500 matrices, their eigenpairs and one draw of each; further
+Two baselines, timed on a few units: (a) as published, every unit's distances from all 60,000 rows in float32
+(torch.cdist, the faster of the usual ways), then DPPy; (b) our likelihood matrices handed to DPPy. Ours does all 500
+units, of which a 500th is told: cold is the Gram matrix, 500 matrices, their eigenpairs and one draw of each; further
 keeps and seeds reuse the eigenpairs. Weights are Xavier-uniform. Also shown: where DPPy's arithmetic fails.
 Real MNIST is needed. Run: python benchmarks/dpp.py [half of the units timed]
 """
 
-import platform
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -17,7 +15,9 @@ import numpy as np
 import torch
 from dppy.finite_dpps import FiniteDPP
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+from measure import Report, timed  # noqa: E402
+
 from lib import data, dpp, likelihood, reweight  # noqa: E402
 
 INPUTS, UNITS, KEEP, BETA = 784, 500, 387, 0.3
@@ -43,26 +43,15 @@ def by_dppy(matrix, keep=KEEP, seed=0):
         return process, str(error)
 
 
-def clocked(function, *arguments):
-    """Return (seconds on the wall, seconds of all threads) and the result."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = function(*arguments)
-    return np.array([time.perf_counter() - wall, time.process_time() - cpu]), result
-
-
-def shown(pair):
-    return f"{pair[0]:7.2f} s ({pair[1]:7.2f})"
-
-
 def baselines(x, edges, units):
     """Return for every unit the times of (a), of (b) and of DPPy's further draw, and how many draws of (a) failed."""
     times, failed = [], 0
     for unit in units:
-        distances, single = clocked(published_matrix, x, edges.weight[unit])
-        rest, (_, why) = clocked(by_dppy, single)
+        distances, single = timed(published_matrix, x, edges.weight[unit])
+        rest, (_, why) = timed(by_dppy, single)
         failed += bool(why)
-        b, (process, _) = clocked(lambda unit=unit: by_dppy(edges[unit : unit + 1][0].numpy()))
-        further, _ = clocked(lambda process=process: process.sample_exact_k_dpp(KEEP, random_state=1))
+        b, (process, _) = timed(lambda unit=unit: by_dppy(edges[unit : unit + 1][0].numpy()))
+        further, _ = timed(lambda process=process: process.sample_exact_k_dpp(KEEP, random_state=1))
         times.append([distances + rest, b, further])
     return times, failed
 
@@ -76,9 +65,9 @@ def cold(x, weight):
 
 def ours(x, weight):
     """Return the times of all units: cold, a further seed, a further keep; and the masks of the first."""
-    first, (found, kept) = clocked(cold, x, weight)
-    seed, other = clocked(dpp.sample, found, KEEP, [1])
-    keep, _ = clocked(dpp.sample, found, 228, [0])
+    first, (found, kept) = timed(cold, x, weight)
+    seed, other = timed(dpp.sample, found, KEEP, [1])
+    keep, _ = timed(dpp.sample, found, 228, [0])
     assert (kept.sum(1) == KEEP).all() and (other.sum(-1) == KEEP).all()
     return [first, seed, keep], kept
 
@@ -89,22 +78,17 @@ def least_squares(x, w, kept):
     return np.linalg.lstsq(rows[:, kept], rows[:, ~kept] @ w.numpy()[~kept].astype(np.float64), rcond=None)[0]
 
 
-def refitting(x, found, weight, kept, units):
-    """Print the times of reweighting and the largest difference."""
-    seconds, (new, _) = clocked(reweight.refit, weight[None], kept[None], found, False)
-    theirs = [clocked(least_squares, x, weight[u], kept[u].numpy()) for u in units]
+def refitting(report, x, found, weight, kept, units):
+    """Report the times of reweighting, and print the largest difference."""
+    whole, (new, _) = timed(reweight.refit, weight[None], kept[None], found, False)
+    theirs = [timed(least_squares, x, weight[u], kept[u].numpy()) for u in units]
     off = max(
         np.abs(change - (new[0] - weight)[u, kept[u]].numpy()).max()
         for u, (_, change) in zip(units, theirs, strict=True)
     )
-    one = np.median([t for t, _ in theirs], axis=0)
-    print(f"least squares on 60,000 rows, a unit {shown(one)}")
-    print(f"ours, 500 units                      {shown(seconds)}   {ratio(UNITS * one, seconds)}")
+    report.add("least squares on 60,000 rows", [one for one, _ in theirs])
+    report.add("our reweighting", [whole / UNITS], "least squares on 60,000 rows")
     print(f"largest difference of a weight between the two: {off:.0e}")
-
-
-def ratio(theirs, ours):
-    return f"{theirs[0] / ours[0]:.0f}x ({theirs[1] / ours[1]:.0f}x)"
 
 
 def failures(x, edges):
@@ -126,26 +110,24 @@ def main(units):
     weight = (2 * torch.rand(UNITS, INPUTS, generator=torch.Generator().manual_seed(0)) - 1) * bound
     found = likelihood.moments(x)
     edges = likelihood.Edges(found, weight, BETA)
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"MNIST, 784-{UNITS}, keep {KEEP}, beta {BETA}; time on the wall (CPU time of all threads)")
+    report = Report("dpp", f"MNIST, 784-{UNITS}, keep {KEEP}, beta {BETA}: one unit, ours as a share of all {UNITS}")
     before, failed = baselines(x, edges, range(units))
     (first, seed, keep), kept = ours(x, weight)
-    after, failed_too = baselines(x, edges, range(units, 2 * units))
-    a, b, more = np.median(np.array(before + after), axis=0)
-    print(f"median of {2 * units} units, half of them timed before ours and half after, and its ratio to 500 of ours")
-    print(f"(a) 60,000-row distances, DPPy       {shown(a)}   {failed + failed_too} of {2 * units} draws failed")
-    print(f"    range on the wall                {min(t[0][0] for t in before + after):.2f} to", end=" ")
-    print(f"{max(t[0][0] for t in before + after):.2f} s")
-    print(f"(b) our matrices, DPPy               {shown(b)}")
-    print(f"    DPPy, a further draw             {shown(more)}")
-    print(f"ours, 500 units, cold                {shown(first)}   {ratio(UNITS * b, first)} of (b)")
-    print(f"    a further seed                   {shown(seed)}   {ratio(UNITS * a, seed)} of (a),", end=" ")
-    print(f"{ratio(UNITS * more, seed)} of DPPy's")
-    print(f"    a further keep, 228              {shown(keep)}   {ratio(UNITS * a, keep)} of (a)")
-    refitting(x, found, weight, kept, range(units))
+    after, failed_too = baselines(x, edges, range(units, 2 * units))  # half before ours and half after
+    a, b, more = (list(column) for column in zip(*before, *after, strict=True))
+    names = "(a) 60,000-row distances, DPPy", "(b) our matrices, DPPy", "DPPy, a further draw"
+    report.add(names[0], a)
+    report.add(names[1], b, names[0])
+    report.add(names[2], more, names[0])
+    print(f"{failed + failed_too} of {2 * units} draws of (a) failed")
+    ratio = report.add("ours, cold", [first / UNITS], names[0])
+    report.add("ours, cold, beside (b)", [first / UNITS], names[1])
+    for other in (names[0], names[2]):
+        report.add("ours, a further seed", [seed / UNITS], other)
+    report.add("ours, a further keep, 228", [keep / UNITS], names[0])
+    refitting(report, x, found, weight, kept, range(units))
     failures(x, edges)
-    print(f"cold against (a) in CPU time: {UNITS * a[1] / first[1]:.1f}x; on the wall:")
-    print(f"dpp: {UNITS * a[0] / first[0]:.0f}x")
+    report.close(ratio, 0)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import measure
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+import measure  # noqa: E402
+
 from lib.contribution import contribution  # noqa: E402
 
 WIDTHS, EXAMPLES, SAMPLE = (784, 50, 30, 10), 5000, 100
@@ -68,15 +69,9 @@ def once(way):
     """Print the MiB that the scores of both layers take beyond what the process, warmed up on few examples, has."""
     pairs = layers()
     score(way, pairs, 2)
-    before = held()
+    before = measure.held()
     score(way, pairs, SAMPLE if way == "loops" else EXAMPLES)
-    print(held() - before)
-
-
-def held():
-    """Return the most MiB that this process, and not the one that started it, has held (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    print(measure.held() - before)
 
 
 def memory(way):
@@ -95,7 +90,7 @@ def main(rounds):
     for _ in range(rounds):
         times["loops"].append(measure.seconds(score, "loops", few) * EXAMPLES / SAMPLE)
         times["broadcast"].append(measure.seconds(score, "broadcast", pairs))
-        times["ours"].append(min(measure.seconds(score, "ours", pairs) for _ in range(5)))
+        times["ours"].append(measure.seconds(score, "ours", pairs))
     report.add("loops", times["loops"])
     report.add("broadcast", times["broadcast"], "loops")
     ratio = report.add("ours", times["ours"], "loops")

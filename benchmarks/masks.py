@@ -9,10 +9,7 @@ same formulas in plain PyTorch on the modules of this file; SynFlow so on ResNet
 Run: python benchmarks/masks.py [rounds]
 """
 
-import gc
-import platform
 import random
-import statistics
 import subprocess
 import sys
 import time
@@ -25,7 +22,9 @@ import numpy as np
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+import measure  # noqa: E402
+
 from lib import anneal, convnets, nets, phew, scores  # noqa: E402
 from lib import masks as kept_masks  # noqa: E402
 
@@ -194,37 +193,17 @@ STACKS = {"ResNet20": "resnet20", "VGG19": "vgg19_bn"}  # what `lib.convnets` ca
 DENSITY, ROUNDS, IMAGES = 0.05, 100, 100
 
 
-def seconds(function, *arguments):
-    """Return the processor time of a call, without Python's search for garbage, as `timeit` measures."""
-    gc.collect()
-    gc.disable()
-    began = time.process_time()
-    function(*arguments)
-    took = time.process_time() - began
-    gc.enable()
-    return took
-
-
-def spread(values):
-    return f"{statistics.median(values):8.4f} s  ({min(values):.4f} to {max(values):.4f}, n = {len(values)})"
-
-
-def peak():
-    """Return the most MiB that this process, and not the one that started it, has held."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+seconds = partial(measure.seconds, clock=time.process_time)
 
 
 def make_one(name, method, sparsity):
-    """Print the peak memory of this process before and after one mask."""
-    network = NETWORKS[name](0)
-    before = peak()
-    METHODS[method](network, float(sparsity), 0)
-    print(f"peak memory {peak():.0f} MiB ({before:.0f} before)")
+    """Print the most MiB that this process has held, which makes one mask."""
+    METHODS[method](NETWORKS[name](0), float(sparsity), 0)
+    print(measure.held())
 
 
-def table(rounds):
-    """Print a line for every network, method and sparsity."""
+def table(report, rounds):
+    """Report the time and the memory of every network, method and sparsity."""
     for name, build in NETWORKS.items():
         network = build(0)
         for method, make in METHODS.items():
@@ -232,8 +211,9 @@ def table(rounds):
                 make(network, sparsity, rounds)
                 times = [seconds(make, network, sparsity, seed) for seed in range(rounds)]
                 alone = [sys.executable, __file__, "one", name, method, str(sparsity)]
-                memory = subprocess.run(alone, capture_output=True, text=True, check=True).stdout.strip()
-                print(f"{name:8}  {method:8}  sparsity {sparsity:.2f}  {spread(times)}  {memory}", flush=True)
+                memory = float(subprocess.run(alone, capture_output=True, text=True, check=True).stdout)
+                report.add(f"{name}, {method}, sparsity {sparsity:.2f}", times)
+                report.add(f"{name}, {method}, sparsity {sparsity:.2f}, memory", [memory], unit="MiB")
 
 
 def images():
@@ -291,8 +271,8 @@ def plain_from_data(network, second):
     return highest(products if second else [product.abs() for product in products], DENSITY)
 
 
-def by_scores(rounds):
-    """Print a line for SynFlow, SNIP and GraSP on either network, and for plain PyTorch beside it."""
+def by_scores(report, rounds):
+    """Report SynFlow, SNIP and GraSP on either network, and plain PyTorch beside them."""
     plain = {"SynFlow": plain_synflow, "SNIP": partial(plain_from_data, second=False)}
     plain["GraSP"] = partial(plain_from_data, second=True)
     for name, build in NETWORKS.items():
@@ -304,19 +284,21 @@ def by_scores(rounds):
             for _ in range(1 if slow else rounds):
                 ours.append(seconds(by_lib, kind, net))
                 theirs += [] if slow else [seconds(plain[kind], module)]
-            print(f"{name:8}  {kind:8}  sparsity {1 - DENSITY:.2f}  {spread(ours)}", end="")
-            print("" if slow else f"  plain PyTorch {spread(theirs)}", flush=True)
+            what, beside = f"{name}, {kind}, sparsity {1 - DENSITY:.2f}", f"{name}, {kind}, plain PyTorch"
+            if not slow:
+                report.add(beside, theirs)
+            report.add(what, ours, "" if slow else beside)
 
 
 def main(rounds):
-    print(f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}; median (range)")
-    table(rounds)
-    by_scores(rounds)
-    compare(rounds)
+    report = measure.Report("masks", "masks of the CIFAR networks, processor time of one thread")
+    table(report, rounds)
+    by_scores(report, rounds)
+    compare(report, rounds)
 
 
-def compare(rounds):
-    """Print the walkers side by side on ResNet20, and how many times longer than ours the published one takes."""
+def compare(report, rounds):
+    """Report the walkers side by side on ResNet20, and how many times longer than ours the published one takes."""
     network, draw = resnet20(0), lambda t, k: (random.random(), random.random())
     weights, hops = layers(network), phew.topology(network)
     names = [f"{hop.layer}.weight" for hop in hops if hop.layer is not None]
@@ -329,10 +311,10 @@ def compare(rounds):
         times["one by one"].append(seconds(one_by_one, weights, target, draw))
         times["ours"].append(seconds(make_phew, network, 0.95, seed))
         times["hops given"].append(seconds(phew.masks, hops, stack, 0.05, [seed]))
-    for name, values in times.items():
-        ratio = statistics.median(a / b for a, b in zip(values, times["ours"], strict=True))
-        print(f"ResNet20  {name:10}  sparsity 0.95  {spread(values)}  {ratio:.1f} of ours")
-    print(f"masks: {ratio:.1f}x")
+    slowest = "ResNet20 at 0.95, published"
+    ratios = [report.add(slowest, times.pop("published"))]
+    ratios += [report.add(f"ResNet20 at 0.95, {name}", values, slowest) for name, values in times.items()]
+    report.close(ratios[1])
 
 
 if __name__ == "__main__":

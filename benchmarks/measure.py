@@ -10,7 +10,6 @@ import gc
 import json
 import os
 import platform
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -23,16 +22,21 @@ COLUMNS = ("what", "n", "median", "least", "most", "unit", "baseline", "ratio", 
 SIDE = 2048  # of the matrices whose product measures the ceiling
 
 
-def seconds(function, *arguments):
-    """Return the time of a call on the wall, until the device is done, without Python's search for garbage."""
+def seconds(function, *arguments, clock=time.perf_counter):
+    """Return the time of a call by a clock, the wall's unless told, without Python's search for garbage."""
+    return timed(function, *arguments, clock=clock)[0]
+
+
+def timed(function, *arguments, clock=time.perf_counter):
+    """Return (`seconds` of a call, until the device is done; its result)."""
     gc.collect()
     gc.disable()
     _wait()
-    began = time.perf_counter()
+    began = clock()
     try:
-        function(*arguments)
+        result = function(*arguments)
         _wait()
-        return time.perf_counter() - began
+        return clock() - began, result
     finally:
         gc.enable()
 
@@ -64,11 +68,14 @@ def ceiling(threads):
     return 2 * SIDE**3 / min(seconds(torch.mm, a, a) for _ in range(6))
 
 
+def held():
+    """Return the most MiB of memory that this process, and not the one that started it, has held (Linux)."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+
 def peak():
-    """Return the most GiB held so far: of the GPU where there is one, else of this process (Linux counts in KiB)."""
-    if DEVICE == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """Return the most GiB held so far: of the GPU where there is one, else of this process."""
+    return torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else held() / 1024
 
 
 class Report:
@@ -80,15 +87,16 @@ class Report:
         print(f"{where['device']}, {where['threads']} threads, torch {where['torch']}\n{about}; median (range)")
 
     def add(self, what, times, baseline="", unit="s", flops=0):
-        """Print and keep one line; return the median over rounds of baseline over this, or None without a baseline.
+        """Print and keep one line; return how many times longer the baseline takes, or None without a baseline.
 
-        times: one per round; baseline: `what` of an earlier line; flops: float32 operations of one time, of which the
-        share of the machine's ceiling is told (times must be seconds).
+        times: one per round, the ratio the median over rounds, or of medians where the numbers of rounds differ;
+        baseline: `what` of an earlier line; flops: float32 operations of one time, of which the share of the
+        machine's ceiling is told (times must be seconds).
         """
         self.times[what] = times
         middle, share, ratio = statistics.median(times), None, None
         if baseline:
-            ratio = statistics.median(b / t for b, t in zip(self.times[baseline], times, strict=True))
+            ratio = _ratio(self.times[baseline], times)
         if flops:
             share = flops / middle / ceiling(torch.get_num_threads())
         row = (what, len(times), middle, min(times), max(times), unit, baseline, ratio, share)
@@ -104,6 +112,12 @@ class Report:
             text = json.dumps(content | {"machine": machine(), "rows": self.rows}, indent=1)
             Path(folder, f"{self.name}.json").write_text(text + "\n", "utf-8")
         print(f"{self.name}: {ratio:.{digits}f}x")
+
+
+def _ratio(theirs, ours):
+    if len(theirs) != len(ours):
+        return statistics.median(theirs) / statistics.median(ours)
+    return statistics.median(b / t for b, t in zip(theirs, ours, strict=True))
 
 
 def line(row):
