@@ -139,28 +139,25 @@ def recovery(axes, frame, value):
 # ---- autoencoders
 
 
-def autoencoders(records):
+def autoencoders(records, count):
     """Return what was left when each round ended, rows of type, seed and round, 0 before the first pruning.
 
-    epoch; reconstruction, kl: of the test images, nats an image; parameters: in millions. The type "none" stands at
-    those that the others have.
+    epoch; reconstruction, kl: of the test images, nats an image; parameters: in millions, `count(parameters, record)`
+    by round of the types that prune, where "none" stands too.
     """
     rows = []
     for record in records:
-        starts, left, reconstruction, kl = (record.array(name)[0] for name in PARTS)
+        starts, reconstruction, kl = (record.array(name)[0] for name in PARTS)
         ends = [*starts[1:].astype(int), len(kl) - 1]
         rows += [
             {"type": record.type, "seed": record.seed, "round": k, "epoch": end, "parameters": size / 1e6,
              "reconstruction": reconstruction[end], "kl": kl[end]}
-            for k, (end, size) in enumerate(zip(ends, left, strict=True))
+            for k, (end, size) in enumerate(zip(ends, count(record.parameters, record), strict=True))
         ]  # fmt: skip
-    frame = pd.DataFrame(rows)
-    others = frame[frame["type"] != "none"].groupby("round")["parameters"].first()
-    frame["parameters"] = frame["round"].map(others).fillna(frame["parameters"])
-    return frame
+    return pd.DataFrame(rows)
 
 
-PARTS = ("round_epoch", "round_parameters", "test_reconstruction", "test_kl")
+PARTS = ("round_epoch", "test_reconstruction", "test_kl")
 
 
 def losses(axes, records, name):
