@@ -35,7 +35,7 @@ def mnist_cost(sets, runs):
         return seconds(train.attempt, state, sets, ["order"] * runs, 128) / runs
 
 
-def measure(report, name, sizes, cost, unit, rounds):
+def add_sizes(report, name, sizes, cost, unit, rounds):
     """Add one line for every size of stack; return the ratio of the first, one run alone, to the last."""
     found = {runs: [] for runs in sizes}
     for _ in range(rounds):
@@ -52,8 +52,8 @@ def main(rounds):
     report = Report(
         "cost_of_runs", f"a step of an XOR run, an attempt of an MNIST run on {EXAMPLES} examples, by stack"
     )
-    ratio = measure(report, "XOR", XOR, xor_cost, "µs", rounds)
-    measure(report, "MNIST", MNIST, lambda runs: mnist_cost(sets, runs), "s", rounds)
+    ratio = add_sizes(report, "XOR", XOR, xor_cost, "µs", rounds)
+    add_sizes(report, "MNIST", MNIST, lambda runs: mnist_cost(sets, runs), "s", rounds)
     report.close(ratio, 0)
 
 
