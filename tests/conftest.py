@@ -2,8 +2,19 @@
 
 import os
 
+import pytest
+
 # Before anything imports matplotlib or torch.
 os.environ["MPLBACKEND"] = "Agg"
 # The products are tiny, so that a second thread gains nothing; and where another program has the second core, the
 # threads wait for each other at every product: a suite of minutes then takes an hour.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def shared_runs(tmp_path_factory):
+    """Return the folder of runs that the tests of a module share, with the networks trained once, as notebooks do."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNING_RUNS", str(folder))
+        yield folder

@@ -21,15 +21,7 @@ class Lab(challenge.Lab):
         return super().network(*args, **options).double()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(autouse=True)
-def runs_go_there(folder, monkeypatch):
-    """All tests share the trained networks, as notebooks do."""
-    monkeypatch.setenv("PRUNING_RUNS", str(folder))
+pytestmark = pytest.mark.usefixtures("shared_runs")
 
 
 def lab(**changes):

@@ -18,11 +18,7 @@ SEEDS, HIDDEN, KEEP = [1, 2], 20, {"edge": [40, 196], "node": [8, 20]}
 MEDIAN = {"beta": "median"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def runs_go_there(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PRUNING_RUNS", str(tmp_path_factory.mktemp("runs")))
-        yield
+pytestmark = pytest.mark.usefixtures("shared_runs")
 
 
 def lab(**changes):

@@ -22,11 +22,7 @@ ALL = list(importance.TYPES)
 PRUNING = ["contribution", "worst", "random", "magnitude"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def runs_go_there(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PRUNING_RUNS", str(tmp_path_factory.mktemp("runs")))
-        yield
+pytestmark = pytest.mark.usefixtures("shared_runs")
 
 
 class Study(importance.Study):

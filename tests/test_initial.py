@@ -17,10 +17,7 @@ SEEDS, DENSITIES = [1, 2], [0.3, 0.1]
 UNTRAINED = [kind for kind in initial.ARMS | initial.ABLATIONS if kind not in ("dense", "magnitude_trained")]
 
 
-@pytest.fixture(autouse=True)
-def runs_go_there(tmp_path_factory, monkeypatch):
-    """All tests share the trained dense networks."""
-    monkeypatch.setenv("PRUNING_RUNS", str(tmp_path_factory.getbasetemp() / "initial"))
+pytestmark = pytest.mark.usefixtures("shared_runs")
 
 
 def lab(**changes):

@@ -25,15 +25,7 @@ def images(count):
 TRAIN, TEST = images(83), images(21)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(autouse=True)
-def runs_go_there(folder, monkeypatch):
-    """All tests share the first epochs, as notebooks do."""
-    monkeypatch.setenv("PRUNING_RUNS", str(folder))
+pytestmark = pytest.mark.usefixtures("shared_runs")
 
 
 def lab(**changes):
@@ -241,10 +233,8 @@ def test_the_published_score_reads_the_last_batch():
 
 
 @pytest.fixture(scope="module")
-def outcome(folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PRUNING_RUNS", str(folder))
-        return vae_study.study(lab(), "random")
+def outcome():
+    return vae_study.study(lab(), "random")
 
 
 def test_a_round_is_said_before_and_after(outcome):
