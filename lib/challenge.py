@@ -64,8 +64,8 @@ class Lab:
         hidden = tuple(hidden or self.hidden)
         recipe = self.recipe | {"type": "dense", "hidden": list(hidden), "epochs": epochs}
 
-        def train(net, missing):
-            return replace(self, seeds=[self.seeds[run] for run in missing]).trainer(net).fit(epochs)
+        def train(net, missing, state):
+            return replace(self, seeds=[self.seeds[run] for run in missing]).trainer(net).fit(epochs, state)
 
         folders = [runs.trained(recipe | {"seed": seed}) for seed in self.seeds]
         return trained.obtain(self.network(hidden), folders, train)

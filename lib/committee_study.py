@@ -36,7 +36,7 @@ def students(seeds, noise, inputs, units, teacher_units, v_star, count, lr):
     own, sigmas = [seed for seed, _ in pairs], [sigma for _, sigma in pairs]
     teacher = committee.teachers(own, inputs, teacher_units, v_star)
 
-    def learn(net, missing):
+    def learn(net, missing, _):  # no `Trainer`, so it keeps no state on the way
         taught = [own[run] for run in missing], [sigmas[run] for run in missing]
         history = committee.learn_(net, nets.take(teacher, missing), *taught, count, lr)
         return Learned(net, history | {"samples": np.broadcast_to(history["samples"], history["error"].shape)})

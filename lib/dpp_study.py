@@ -54,9 +54,9 @@ class Lab:
         if weights:
             return from_file(weights, self.network())
 
-        def train(net, missing):
+        def train(net, missing, state):
             seeds = [self.seeds[run] for run in missing]
-            return Trainer(net, self.train, self.test, seeds, **self.rule).fit(self.epochs)
+            return Trainer(net, self.train, self.test, seeds, **self.rule).fit(self.epochs, state)
 
         named = {"type": "dense", "hidden": list(self.hidden), "dropout": self.dropout, "epochs": self.epochs}
         folders = [runs.trained(self.recipe | named | {"seed": seed}) for seed in self.seeds]

@@ -152,8 +152,11 @@ class Study:
         """Return (the network of one seed after `epochs`, its history), trained now or some time before."""
         of = self.widths if widths is None else widths
         recipe = self.recipe | {"type": "dense", "seed": seed, "widths": list(of), "epochs": epochs}
-        net = self.network([seed], widths)
-        return trained.obtain(net, [runs.trained(recipe)], lambda net, _: self.trainer(net, [seed]).fit(epochs))
+
+        def train(net, _, state):
+            return self.trainer(net, [seed]).fit(epochs, state)
+
+        return trained.obtain(self.network([seed], widths), [runs.trained(recipe)], train)
 
     def run(self, seed, types):
         """Return `{type: Outcome}` of one seed; those that prune are one stack, from the shared first epochs on."""

@@ -163,8 +163,8 @@ class Lab:
         recipe |= {"train_examples": len(self.data.train_y)}
         recipe.pop("bar", None)
 
-        def train(net, missing):
-            return self.trainer(net, [self.seeds[run] for run in missing]).fit(self.epochs)
+        def train(net, missing, state):
+            return self.trainer(net, [self.seeds[run] for run in missing]).fit(self.epochs, state)
 
         return trained.obtain(self.network(), [runs.trained(recipe | {"seed": seed}) for seed in self.seeds], train)
 

@@ -1,9 +1,12 @@
 """What pruning at initialisation leaves of networks, and what they learn: all that a record of `lib.initial` holds."""
 
+import time
+from pathlib import Path
+
 import numpy as np
 import torch
 
-from lib import anatomy, initial, masks, nets, path_kernel, paths, scores, stacking
+from lib import anatomy, checkpoint, initial, masks, nets, path_kernel, paths, runs, scores, stacking
 from lib.evaluate import evaluate
 
 # The axis of each array of `measure`, `conservation` and `train`, behind that of the densities.
@@ -69,28 +72,41 @@ def train(lab, kind, starts):
 
     test_accuracy, test_top5, test_loss: of all test images after the last epoch; by epoch, entry 0 before the first:
     train_loss and train_accuracy, counted over the epoch while weights change, and watched_accuracy, of the watched
-    test images. seconds: of one run's training.
+    test images. seconds: of one run's training. Killed and called again, it goes on where it was; the files that it
+    goes on from are deleted when all is trained, so save the record at once.
     """
     if kind == "dense":
         found = _tested(lab, *lab.dense())
     else:
-        net = nets.join([start.net for start in starts])
-        kept = {name: torch.cat([start.masks[name] for start in starts]) for name in starts[0].masks}
-        size = lab.stack or nets.runs(net)
-        parts = [slice(k, k + size) for k in range(0, nets.runs(net), size)]
-        outcomes = [_trained(lab, net, kept, part, starts[0].epochs) for part in parts]
-        found = {name: np.concatenate([outcome[name] for outcome in outcomes]) for name in outcomes[0]}
+        found = _under_masks(lab, kind, starts)
     split = {name: v.reshape(len(starts), len(lab.seeds), *v.shape[1:]) for name, v in found.items()}
     return {name: values.swapaxes(0, 1) for name, values in split.items()}
 
 
-def _trained(lab, net, kept, part, epoch):
-    seeds = (list(lab.seeds) * (nets.runs(net) // len(lab.seeds)))[part]
-    net = nets.take(net, part)
-    trainer = lab.trainer(net, seeds, epoch)
-    trainer.prune({name: mask[part] for name, mask in kept.items()})
-    trainer.fit(lab.epochs)
-    return _tested(lab, net, {name: trainer.curve(name) for name in trainer.history})
+def _under_masks(lab, kind, starts):
+    """Return what `train` does, of a stack of all starts, `{name: (D · R, ...)}`."""
+    net, began = nets.join([start.net for start in starts]), time.monotonic()
+    kept = {name: torch.cat([start.masks[name] for start in starts]) for name in starts[0].masks}
+    seeds, size = list(lab.seeds) * len(starts), lab.stack or nets.runs(net)
+    outcomes, files = [], []
+    for part in (slice(k, k + size) for k in range(0, nets.runs(net), size)):
+        trainer = lab.trainer(nets.take(net, part), seeds[part], starts[0].epochs)
+        trainer.prune({name: mask[part] for name, mask in kept.items()})
+        of = checkpoint.identity(trainer)
+        files.append(_file(lab, kind, of))
+        trainer.fit(lab.epochs, files[-1])
+        if not files[-1].exists() and time.monotonic() - began >= trainer.every:
+            checkpoint.save(trainer, files[-1], of)  # many short parts are a long training too
+        outcomes.append(_tested(lab, trainer.net, {name: trainer.curve(name) for name in trainer.history}))
+    for file in files:
+        file.unlink(missing_ok=True)
+    return {name: np.concatenate([outcome[name] for outcome in outcomes]) for name in outcomes[0]}
+
+
+def _file(lab, kind, of):
+    """Return where a training under masks keeps its state: its masks and all else that it depends on name it."""
+    recipe = {"name": f"{lab.data.name}-{lab.net}", "type": kind, "seed": of["seeds"][0], "epochs": lab.epochs}
+    return Path(f"{runs.trained(recipe | {'training': checkpoint.digest(of)})}.safetensors")
 
 
 def _tested(lab, net, history):

@@ -1,5 +1,6 @@
 """Trained networks as files of their own: trained once, then taken by every pruning method and summary that asks."""
 
+import hashlib
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,14 +10,16 @@ import torch
 from lib import nets, runs
 
 FILE = "network.safetensors"
+_NAME = "training-{}.safetensors"
 
 
 def obtain(start, folders, train):
     """Return (the trained stack, its history {column: (R, T)}): read from the runs' folders, the missing ones trained.
 
-    start: the stack before training; folders: one per run, see `runs.trained`; train: `(stack, [run, …]) -> Trainer`
-    of the runs that no file has yet, in one stack. Each is saved as soon as training is over, atomically. Two
-    processes that want one network: the second waits for it, and reads.
+    start: the stack before training; folders: one per run, see `runs.trained`; train: `(stack, [run, …], path) ->
+    Trainer` of the runs that no file has yet, in one stack; path: for the state of this training (`Trainer.fit`), in
+    the folder of the first of them, which goes when all are saved. Each is saved as soon as training is over,
+    atomically. Two processes that want one network: the second waits for it, and reads.
     """
     paths = [Path(folder, FILE) for folder in folders]
     different, count = len(set(paths)), nets.runs(start)
@@ -28,16 +31,26 @@ def obtain(start, folders, train):
             held.enter_context(runs.lock(path))
         missing = [run for run, path in enumerate(paths) if not path.exists()]
         if missing:
-            trainer = train(nets.take(start, missing), missing)
+            trainer = train(nets.take(start, missing), missing, _state(paths[run] for run in missing))
             columns = {name: trainer.curve(name) for name in trainer.history}
             for k, run in enumerate(missing):
                 save(paths[run], nets.take(trainer.net, [k]), {name: column[k] for name, column in columns.items()})
+            for run in missing:  # what other stacks left there began with this run too, which nobody trains again
+                for state in paths[run].parent.glob(_NAME.format("*")):
+                    state.unlink(missing_ok=True)
     found = [load(path, start) for path in paths]
     histories = [history for _, history in found]
     lengths = {str(path): len(next(iter(h.values()), ())) for path, h in zip(paths, histories, strict=True)}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"these networks were trained for different times: {lengths}; delete those to be made again")
     return nets.join([net for net, _ in found]), {name: np.stack([h[name] for h in histories]) for name in histories[0]}
+
+
+def _state(paths):
+    """Return where a training of these networks keeps its state: beside the first, under a name that all decide."""
+    paths = list(paths)
+    members = "\n".join(path.parent.name for path in paths)
+    return paths[0].with_name(_NAME.format(hashlib.blake2b(members.encode(), digest_size=8).hexdigest()))
 
 
 def save(path, net, history):

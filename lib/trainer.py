@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from lib import capture, draws, masks, nets, optimizers, shrink, stacking
+from lib import capture, checkpoint, draws, masks, nets, optimizers, shrink, stacking
 from lib.evaluate import evaluate
 from lib.optimizers import RULES
 
@@ -34,21 +34,22 @@ class Trainer:
     drops: the epochs at which lr shrinks by `drop`. shuffle=False keeps the order of the data.
     batches: `(epoch, index, runs) -> x`, the inputs of a batch of these runs in place of `train[0][index]`
     (augmentation); bf16 computes the products in bfloat16; epoch: passes that the networks have behind them already,
-    which orders and drops count from. `history` has one row of (R,) arrays per epoch, row 0
-    before the first. Nothing is chosen by the test set: it is looked at after each epoch and that is all.
+    which orders and drops count from; every: seconds between two writings of the state that `fit` keeps on request.
+    `history` has one row of (R,) arrays per epoch, row 0 before the first. Nothing is chosen by the test set: it is
+    looked at after each epoch and that is all.
     """
 
     columns = HISTORY
 
     def __init__(
         self, net, train, test, seeds, rule="sgd", lr=0.1, batch=128, momentum=0.0, nesterov=False, weight_decay=0.0,
-        drops=(), drop=0.1, shuffle=True, batches=None, bf16=False, epoch=0, bar=True,
+        drops=(), drop=0.1, shuffle=True, batches=None, bf16=False, epoch=0, bar=True, every=60.0,
     ):  # fmt: skip
         _check(net, train, seeds, rule, lr, batch)
         _check_momentum(rule, momentum, nesterov)
         self.net, self.train, self.test, self.seeds = net, train, test, list(seeds)
         self.lr, self.batch, self.drops, self.drop, self.shuffle = lr, batch, tuple(drops), drop, shuffle
-        self.batches, self.bf16, self.bar, self.masks = batches, bf16, bar, {}
+        self.batches, self.bf16, self.bar, self.every, self.masks = batches, bf16, bar, every, {}
         self.options = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         self.rule, self.epoch, self.seconds, self.history = rule, epoch, 0.0, {name: [] for name in self.columns}
         self.resume(net)
@@ -115,20 +116,45 @@ class Trainer:
                         moment.masked_fill_(~kept[name][part], 0)
         self.gone, self.launch = {}, {}  # a recorded step has the masks of its time
 
-    def fit(self, epochs):
-        """Train for `epochs` more passes; return this trainer, its history longer by as many rows."""
-        for _ in tqdm(range(epochs), desc="training", unit="epoch", disable=not self.bar):
-            began = time.perf_counter()
-            orders, rate = self._orders(), self._rate()
-            sums = [
-                self._pass(net, optimizer, orders[part], part, rate)
-                for net, optimizer, part in zip(self.nets, self.optimizers, self.parts, strict=True)
-            ]
-            self.epoch += 1
-            self.steps += -(-orders.shape[1] // self.batch)
-            loss, correct = (torch.cat(columns).cpu().numpy() / orders.shape[1] for columns in zip(*sums, strict=True))
-            self._write(loss, correct, rate, began)
+    def fit(self, epochs, keep=None):
+        """Train for `epochs` more passes; return this trainer, its history longer by as many rows.
+
+        keep: a file for the state, written after an epoch where the last writing, or the start, is `every` seconds ago,
+        and then again at the end. If it is there already, training goes on from it, and ends where it would have ended
+        without a break. It stays: who asked for it deletes it, when what came of the training is safe. Each call has a
+        file of its own. RecordError if it holds another training, which is neither read nor overwritten: see
+        `checkpoint.restore`.
+        """
+        until, saved_at = self.epoch + epochs, time.monotonic()
+        of = checkpoint.identity(self) if keep else None
+        written = bool(keep) and checkpoint.restore(self, keep, of, until)
+        passes = range(self.epoch, until)
+        before = epochs - len(passes)
+        for _ in tqdm(passes, "training", epochs, initial=before, unit="epoch", disable=not self.bar):
+            self._epoch()
+            due = time.monotonic() - saved_at >= self.every or (written and self.epoch == until)
+            if keep and due:
+                checkpoint.save(self, keep, of)
+                written, saved_at = True, time.monotonic()
         return self
+
+    def _epoch(self):
+        """Take one pass, and write a row of the history."""
+        began = time.perf_counter()
+        orders, rate = self._orders(), self._rate()
+        sums = [
+            self._pass(net, optimizer, orders[part], part, rate)
+            for net, optimizer, part in zip(self.nets, self.optimizers, self.parts, strict=True)
+        ]
+        self.epoch += 1
+        self.steps += -(-orders.shape[1] // self.batch)
+        loss, correct = (torch.cat(columns).cpu().numpy() / orders.shape[1] for columns in zip(*sums, strict=True))
+        self._write(loss, correct, rate, began)
+
+    def next_inputs(self):
+        """Return the inputs of the next step, a tensor for each of `parts`: data, order and `batches` together."""
+        orders = self._orders()
+        return [self._inputs(self._index(orders[part])[..., : self.batch], part) for part in self.parts]
 
     def _orders(self):
         """Return every run's order of the examples `(R, N)`, drawn once for the runs of one seed."""
@@ -144,8 +170,7 @@ class Trainer:
     def _pass(self, net, optimizer, orders, part, rate):
         """Take one pass of steps; return the summed loss and the correct answers of every run, `(R,)` each."""
         net.train()
-        y, shared = self.train[1], bool((orders == orders[:1]).all())
-        index = (orders[0] if shared else orders).to(y.device)
+        y, index = self.train[1], self._index(orders)
         if net not in self.gone:
             kept = [(p, self.masks[name][part]) for name, p in net.named_parameters() if name in self.masks]
             self.gone[net] = optimizers.hand_over(optimizer, kept)
@@ -155,6 +180,11 @@ class Trainer:
             losses, right = self._step(net, optimizer, at, part, self.gone[net])
             loss, correct = loss + losses * at.shape[-1], correct + right
         return loss, correct
+
+    def _index(self, orders):
+        """Return the orders of a part on the device, `(N,)` where its runs share one, else `(R, N)`."""
+        shared = bool((orders == orders[:1]).all())
+        return (orders[0] if shared else orders).to(self.train[1].device)
 
     def _step(self, net, optimizer, at, part, gone):
         if net not in self.launch:

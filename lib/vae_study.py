@@ -140,9 +140,9 @@ class Lab:
         """
         recipe = self.recipe | {"type": "vae", "hidden": list(self.hidden), "latent": self.latent}
 
-        def train(start, missing):
+        def train(start, missing, state):
             lab = replace(self, seeds=[self.seeds[run] for run in missing])
-            done = lab.training(start["net"]).fit(self.schedule.initial)
+            done = lab.training(start["net"]).fit(self.schedule.initial, state)
             return SimpleNamespace(net=_carrier(done), history=done.history, curve=done.curve)
 
         folders = [runs.trained(recipe | {"seed": seed, "epochs": self.schedule.initial}) for seed in self.seeds]

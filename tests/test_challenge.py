@@ -321,7 +321,7 @@ def test_what_can_be_narrowed(sparsity, scope, narrowed):
 def test_no_network_is_trained_twice(monkeypatch):
     here, started = lab(epochs=1, retrain_epochs=1), []
     fit = Trainer.fit
-    monkeypatch.setattr(Trainer, "fit", lambda t, n: started.append(list(t.seeds)) or fit(t, n))
+    monkeypatch.setattr(Trainer, "fit", lambda t, n, *keep: started.append(list(t.seeds)) or fit(t, n, *keep))
     challenge.posthoc(here, "weight", [0.5])
     assert started == [SEEDS]
     for mode, kind in (("posthoc", "neuron"), ("posthoc", "weight")):

@@ -14,7 +14,7 @@ FLOORS = (
     | {"fused", "triton_kernels", "capture", "optimizers"},
     {"nets", "masks", "paths", "likelihood", "tables"},
     {"convnets", "scores", "shrink", "phew", "dpp", "reweight", "evaluate", "descent", "line_search", "toys"}
-    | {"anatomy", "remask", "stacking", "trained", "anneal", "shuffle", "committee", "dpp_figures"}
+    | {"anatomy", "remask", "stacking", "trained", "checkpoint", "anneal", "shuffle", "committee", "dpp_figures"}
     | {"contribution", "importance_figures"},
     {"train", "trainer", "sparse", "arms", "widgets", "path_kernel", "vae"},
     {"challenge", "dpp_study", "initial", "importance"},

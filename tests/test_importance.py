@@ -213,7 +213,7 @@ def test_the_first_epochs_are_trained_once(monkeypatch, outcomes):
     here, _ = outcomes
     trained_epochs = []
     fit = importance.Trainer.fit
-    monkeypatch.setattr(importance.Trainer, "fit", lambda self, n: trained_epochs.append(n) or fit(self, n))
+    monkeypatch.setattr(importance.Trainer, "fit", lambda self, n, *to: trained_epochs.append(n) or fit(self, n, *to))
     here.run(3, ["contribution", "none", "small"])
     assert trained_epochs == [0, 2, 2]
 

@@ -372,9 +372,9 @@ class Counted:
     def __init__(self, seeds, epochs=2):
         self.seeds, self.epochs, self.asked = seeds, epochs, []
 
-    def __call__(self, net, missing):
+    def __call__(self, net, missing, state):
         self.asked.append(missing)
-        return begin(net, [self.seeds[run] for run in missing], "adam").fit(self.epochs)
+        return begin(net, [self.seeds[run] for run in missing], "adam").fit(self.epochs, state)
 
 
 def test_a_network_is_trained_once(tmp_path):
@@ -396,7 +396,7 @@ def test_a_network_is_trained_once(tmp_path):
 
 
 def test_what_is_killed_in_training_leaves_no_network(tmp_path):
-    def killed(net, missing):
+    def killed(net, missing, state):
         raise KeyboardInterrupt
 
     start, train = stack([5]), Counted([1])

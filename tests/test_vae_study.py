@@ -134,7 +134,7 @@ def test_the_first_epochs_are_trained_once(monkeypatch):
     lab().begun()
     trained = []
     fit = Training.fit
-    monkeypatch.setattr(Training, "fit", lambda self, epochs: trained.append(epochs) or fit(self, epochs))
+    monkeypatch.setattr(Training, "fit", lambda self, epochs, *keep: trained.append(epochs) or fit(self, epochs, *keep))
     vae_study.study(lab(), "contribution")
     assert trained == [2, 1], "the rounds of five epochs, of which the first two were there"
     lab(seeds=[2, 3]).begun()
