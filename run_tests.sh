@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests; arguments go to pytest:  ./run_tests.sh tests/test_masks.py -k ties
+# The tests, as many files at once as there are cores; arguments go to pytest:  ./run_tests.sh tests/test_masks.py -k ties
 cd "$(dirname "$0")" || exit
 . ./env.sh || exit
-exec python -m pytest "$@"
+exec python -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"

@@ -20,12 +20,16 @@ def groups(experiment, datasets, by):
             runs.records(experiment, **tables.largest_group(experiment, dataset=dataset, **{by: value}))
             for value in {record.parameters[by] for record in runs.records(experiment, dataset=dataset)}
         ]
-        found += [(f"{dataset}, {_count(records)} rounds", records) for records in sorted(chosen, key=_count)]
+        found += [(f"{dataset}, {_count(records)}", records) for records in sorted(chosen, key=_rounds)]
     return dict(found)
 
 
-def _count(records):
+def _rounds(records):
     return max(records[0].axes["round"])
+
+
+def _count(records):
+    return "1 round" if _rounds(records) == 1 else f"{_rounds(records)} rounds"
 
 
 def curves(records, split):
