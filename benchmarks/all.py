@@ -1,9 +1,15 @@
 """All benchmarks, or those named, each in a process of its own; their tables in `results/`, one file a machine.
 
-A benchmark that fails is listed at the end, and the file keeps what it had of it. Nothing else should run meanwhile.
-Run: python benchmarks/all.py [NAME ...]
+A benchmark that fails is listed at the end, and the file keeps what it had of it; so is one that needs another machine.
+A benchmark of several tables is named piece by piece, as `whole_tables.masks`. With --new a table is not made again
+that this machine made with the files that lib/ and benchmarks/ hold now, and what failed with them is not tried again:
+so a run in pieces, each killed after some minutes, comes to its end. --limit ends a benchmark after so many seconds.
+Nothing else should run meanwhile. Run: python benchmarks/all.py [--new] [--limit SECONDS] [NAME ...]
 """
 
+import argparse
+import ast
+import hashlib
 import json
 import os
 import re
@@ -18,21 +24,48 @@ import measure  # noqa: E402
 
 from lib import disk  # noqa: E402
 
-NOT_BENCHMARKS = ("all", "measure")
+NOT_BENCHMARKS = ("all", "measure", "workloads")
+ELSEWHERE = "needs a CUDA GPU"
 
 
 def names():
-    """Return the names of all benchmarks."""
-    return sorted(path.stem for path in HERE.glob("*.py") if path.stem not in NOT_BENCHMARKS)
+    """Return the names of all tables: of a benchmark, or of each of its pieces."""
+    found = sorted(path for path in HERE.glob("*.py") if path.stem not in NOT_BENCHMARKS)
+    return [f"{path.stem}{piece}" for path in found for piece in _pieces(path)]
 
 
-def run(name):
-    """Return the table of one benchmark, or None where it fails; what it prints is printed."""
+def _pieces(path):
+    """Return what the names of a file's tables end with, from its line `PIECES = (...)`, or nothing of one table."""
+    for statement in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "PIECES":
+            return [f".{piece}" for piece in ast.literal_eval(statement.value)]
+    return [""]
+
+
+def code():
+    """Return a checksum of all files that a time depends on."""
+    files = sorted([*HERE.glob("*.py"), *(HERE.parent / "lib").glob("*.py")])
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def run(name, limit=None):
+    """Return (the table of one benchmark or None, why there is none); what it prints is printed."""
+    stem, _, piece = name.partition(".")
+    command = [sys.executable, str(HERE / f"{stem}.py"), *([piece] if piece else [])]
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([sys.executable, str(HERE / f"{name}.py")], env=os.environ | {measure.FOLDER: folder})
+        try:
+            status = subprocess.run(command, env=os.environ | {measure.FOLDER: folder}, timeout=limit).returncode
+        except subprocess.TimeoutExpired:
+            return None, f"took more than {limit:g} s"
+        if status == measure.NOT_HERE:
+            return None, ELSEWHERE
         saved = Path(folder, f"{name}.json")
-        return json.loads(saved.read_text("utf-8")) if done.returncode == 0 and saved.exists() else None
+        if status or not saved.exists():
+            return None, f"ended with status {status}" if status else "saved no table"
+        return json.loads(saved.read_text("utf-8")) | {"code": code()}, ""
 
+
+# ---- the page
 
 HEAD = """# Benchmarks
 
@@ -55,7 +88,8 @@ def _section(name, table):
     )
     rows = [COLUMNS, ["---"] * len(COLUMNS), *map(_row, table["rows"])]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([f"## {name}: {table['ratio']:.3g}×", "", about, "", *lines, ""])
+    unit = table.get("unit", "x")
+    return "\n".join([f"## {name}: {table['ratio']:.3g}{'×' if unit == 'x' else unit}", "", about, "", *lines, ""])
 
 
 def _row(row):
@@ -65,24 +99,55 @@ def _row(row):
     return [row["what"], *numbers, str(row["n"]), row["baseline"], ratio, share]
 
 
-def main(chosen):
-    unknown = sorted(set(chosen) - set(names()))
+class Results:
+    """The tables of this machine, in `results/`: as JSON, as Markdown, and what came to nothing, with the reason."""
+
+    def __init__(self):
+        stem = HERE / "results" / re.sub(r"\W+", "-", measure.machine()["device"])
+        self.kept, self.shown, self.without = (Path(f"{stem}{end}") for end in (".json", ".md", "-without.txt"))
+        self.kept.parent.mkdir(exist_ok=True)
+        self.tables = json.loads(self.kept.read_text("utf-8")) if self.kept.exists() else {}
+        lines = self.without.read_text("utf-8").splitlines() if self.without.exists() else []
+        self.reasons = dict(line.split(": ", 1) for line in lines)
+
+    def known(self, name):
+        """Return whether the present files were tried before on this machine."""
+        return code() in (self.tables.get(name, {}).get("code"), self.reasons.get(name, "").rpartition(", code ")[2])
+
+    def put(self, name, table, reason):
+        """Keep a table, or why there is none."""
+        self.reasons.pop(name, None)
+        if table is None:
+            self.reasons[name] = f"{reason}, code {code()}"
+        else:
+            self.tables[name] = table
+            disk.put(self.kept, (json.dumps(self.tables, indent=1) + "\n").encode())
+            disk.put(self.shown, text(self.tables).encode())
+        lines = [f"{name}: {reason}\n" for name, reason in sorted(self.reasons.items())]
+        disk.put(self.without, "".join(lines).encode())
+
+
+def main(given):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--new", action="store_true")
+    parser.add_argument("--limit", type=float)
+    asked = parser.parse_args(given)
+    unknown = sorted(set(asked.names) - set(names()))
     if unknown:
         sys.exit(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(names())}")
-    stem = re.sub(r"\W+", "-", measure.machine()["device"])
-    kept, shown, failed = HERE / "results" / f"{stem}.json", HERE / "results" / f"{stem}.md", []
-    kept.parent.mkdir(exist_ok=True)
-    tables = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
-    for name in chosen or names():
-        print(f"== {name}", flush=True)
-        found = run(name)
-        if found is None:
-            failed.append(name)
+    results, without = Results(), {}
+    for name in asked.names or names():
+        if asked.new and results.known(name):
             continue
-        tables[name] = found
-        disk.put(kept, (json.dumps(tables, indent=1) + "\n").encode())
-        disk.put(shown, text(tables).encode())
-    print(f"written: {shown}")
+        print(f"== {name}", flush=True)
+        table, reason = run(name, asked.limit)
+        results.put(name, table, reason)
+        without |= {name: reason} if reason else {}
+    print(f"written: {results.shown}")
+    for name in (name for name, reason in without.items() if reason == ELSEWHERE):
+        print(f"{name} {ELSEWHERE}")
+    failed = [f"{name} ({reason})" for name, reason in without.items() if reason != ELSEWHERE]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

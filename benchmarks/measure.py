@@ -3,6 +3,7 @@
 A benchmark times things in turn, in rounds, within one process: `Report.add` prints a line for each of them, with its
 ratio to a named baseline, taken round by round so that what slows the machine slows both; `Report.close` prints the one
 ratio that the benchmark is about. With PRUNING_BENCHMARKS set to a folder it also saves all of it there as JSON.
+A benchmark of several tables, one a process, lists them: `PIECES = ("one", "two")`; its argument chooses among them.
 """
 
 import functools
@@ -11,6 +12,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -20,6 +22,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FOLDER = "PRUNING_BENCHMARKS"
 COLUMNS = ("what", "n", "median", "least", "most", "unit", "baseline", "ratio", "share_of_ceiling")
 SIDE = 2048  # of the matrices whose product measures the ceiling
+NOT_HERE = 77  # the exit status of a benchmark that this machine is not made for, as test programs have it
+
+
+def need_cuda(name):
+    """End the process with the status `NOT_HERE`, and say why, where torch sees no CUDA GPU."""
+    if DEVICE != "cuda":
+        print(f"{name}: needs a CUDA GPU, and torch sees none here")
+        sys.exit(NOT_HERE)
 
 
 def seconds(function, *arguments, clock=time.perf_counter):
@@ -44,6 +54,16 @@ def timed(function, *arguments, clock=time.perf_counter):
 def _wait():
     if DEVICE == "cuda":
         torch.cuda.synchronize()
+
+
+def on_threads(count, function, *arguments):
+    """Return the result of a call for which torch has so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        return function(*arguments)
+    finally:
+        torch.set_num_threads(before)
 
 
 def machine():
@@ -104,14 +124,17 @@ class Report:
         print(f"{what:44}  {line(self.rows[-1])}", flush=True)
         return ratio
 
-    def close(self, ratio, digits=1):
-        """Print the ratio that the benchmark is about as its last line, and save the table where that is asked for."""
+    def close(self, ratio, digits=1, unit="x"):
+        """Print the ratio that the benchmark is about as its last line, and save the table where that is asked for.
+
+        unit: what stands behind the number, where it is not how many times longer something takes.
+        """
         folder = os.environ.get(FOLDER)
         if folder:
-            content = {"name": self.name, "about": self.about, "ratio": ratio, "peak_gib": peak()}
+            content = {"name": self.name, "about": self.about, "ratio": ratio, "unit": unit, "peak_gib": peak()}
             text = json.dumps(content | {"machine": machine(), "rows": self.rows}, indent=1)
             Path(folder, f"{self.name}.json").write_text(text + "\n", "utf-8")
-        print(f"{self.name}: {ratio:.{digits}f}x")
+        print(f"{self.name}: {ratio:.{digits}f}{unit}")
 
 
 def _ratio(theirs, ours):

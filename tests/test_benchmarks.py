@@ -1,24 +1,53 @@
-"""The benchmarks' table: ratios by rounds, files that name the machine, failures that are told."""
+"""The benchmarks' table: ratios by rounds, files that name the machine, failures that are told; small runs of some."""
 
 import importlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.fixture
-def modules(monkeypatch):
+def load(monkeypatch):
+    """A function that imports a benchmark; none of their names stays in the table that all tests share."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    # `all` would shadow nothing, but is no name to leave in a table that all tests share.
-    found = importlib.import_module("measure"), importlib.import_module("all")
-    yield found
-    for name in ("measure", "all"):
-        del sys.modules[name]
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == FOLDER:
+            del sys.modules[name]
+
+
+@pytest.fixture
+def modules(load):
+    return load("measure"), load("all")
+
+
+@pytest.fixture
+def saved(load, tmp_path, monkeypatch):
+    """A function that returns a table by its name; small data, neither a ceiling measured nor garbage sought."""
+    measure = load("measure")
+    monkeypatch.setenv(measure.FOLDER, str(tmp_path))
+    monkeypatch.setattr(measure, "ceiling", lambda threads: 1e12)
+    monkeypatch.setattr(measure, "gc", SimpleNamespace(collect=list, disable=list, enable=list))
+    workloads = load("workloads")
+    small = {"MNIST": "digits", "CIFAR": "digits32", "UNITS": 16, "HIDDEN": (8,), "FILTERS": 2}
+    for name, value in small.items():
+        monkeypatch.setattr(workloads, name, value)
+    for rule in (workloads.SCHEDULE, workloads.ADAM):
+        monkeypatch.setitem(rule, "batch", 4)
+    return lambda name: json.loads((tmp_path / f"{name}.json").read_text("utf-8"))
+
+
+def medians(table):
+    return {row["what"]: row["median"] for row in table["rows"]}
 
 
 def filled(measure, folder, monkeypatch):
@@ -70,9 +99,173 @@ def test_a_benchmark_that_fails_is_told_and_the_others_are_kept(modules, tmp_pat
         everything.main(["worse"])
 
 
-def test_every_benchmark_says_how_it_is_run():
+TABLE = {"name": "a", "about": "x", "ratio": 34.5, "unit": " % idle", "peak_gib": 1.0, "rows": []}
+WRITES = "import json, os, sys\nfolder, name = os.environ['PRUNING_BENCHMARKS'], 'NAME' + ''.join(sys.argv[1:])\n"
+WRITES += "open(f'{folder}/{name}.json', 'w').write(TABLE)\nopen(HERE + '/log', 'a').write(name + ' ')\n"
+
+
+def written(folder, name, stem, machine):
+    """Write a benchmark that saves a table and notes that it ran."""
+    content = repr(json.dumps(TABLE | {"machine": machine}))
+    text = WRITES.replace("NAME", name).replace("TABLE", content).replace("HERE", repr(str(folder)))
+    (folder / f"{stem}.py").write_text(text)
+
+
+def test_pieces_are_benchmarks_and_new_ones_are_those_whose_files_changed(modules, tmp_path, monkeypatch, capsys):
+    measure, everything = modules
+    monkeypatch.setattr(everything, "HERE", tmp_path)
+    written(tmp_path, "one", "one", measure.machine())
+    written(tmp_path, "two.", "two", measure.machine())
+    (tmp_path / "two.py").write_text((tmp_path / "two.py").read_text() + 'PIECES = ("left", "right")\n')
+    (tmp_path / "cuda.py").write_text(f"raise SystemExit({measure.NOT_HERE})\n")
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(60)\n")
+    assert everything.names() == ["cuda", "one", "slow", "two.left", "two.right"]
+    with pytest.raises(SystemExit, match=r"^failed: slow \(took more than 1 s\)$"):
+        everything.main(["--limit", "1", "--new", "cuda", "slow", "two.left"])
+    assert "cuda needs a CUDA GPU" in capsys.readouterr().out
+    (page,) = (tmp_path / "results").glob("*.md")
+    assert "## two.left: 34.5 % idle" in page.read_text()
+    everything.main(["--limit", "5", "--new"])  # neither what was made nor what failed
+    assert (tmp_path / "log").read_text().split() == ["two.left", "one", "two.right"]
+    written(tmp_path, "slow", "slow", measure.machine())
+    everything.main(["--new", "slow", "one"])
+    assert (tmp_path / "log").read_text().split()[3:] == ["slow", "one"]
+    (page,) = (tmp_path / "results").glob("*-without.txt")
+    assert page.read_text().startswith("cuda: needs a CUDA GPU, code ") and "slow" not in page.read_text()
+
+
+def test_a_benchmark_for_another_machine_says_so(load, monkeypatch, capsys):
+    measure = load("measure")
+    monkeypatch.setattr(measure, "DEVICE", "cpu")
+    with pytest.raises(SystemExit) as ended:
+        measure.need_cuda("hare")
+    assert ended.value.code == measure.NOT_HERE
+    assert capsys.readouterr().out == "hare: needs a CUDA GPU, and torch sees none here\n"
+
+
+def test_shares_of_a_notebook_add_up(load, saved, monkeypatch, tmp_path):
+    goes = load("where_time_goes")
+    small = {"seed": 1, "type": "dpp_node", "dataset": "digits", "hidden": [9], "keep": [4], "epochs": 2, "beta": 0.0}
+    monkeypatch.setitem(goes.SMALL, "dpp_prune", small)
+    monkeypatch.setenv("PRUNING_RUNS", str(tmp_path / "runs"))
+    goes.main("dpp_prune")
+    table = saved("where_time_goes.dpp_prune")
+    rows = medians(table)
+    cells = sum(share for what, share in rows.items() if what.startswith("code cell"))
+    assert 99 < cells <= 100.01
+    kinds = [rows[kind] for kind in [*goes.KINDS, "outside of operators: Python, files, figures"]]
+    assert sum(kinds) == pytest.approx(100) and min(kinds) >= 0
+    assert rows["products and convolutions"] > 0 and rows["linear algebra"] > 0, "numpy's is counted"
+    assert any(what.startswith("lib/dpp_study.py") and what.endswith("dense, in all") for what in rows)
+    assert table["unit"] == " % in products and convolutions"
+    assert not (tmp_path / "runs").exists(), "records are nobody's"
+
+
+def test_every_operator_has_the_kind_of_its_work(load):
+    kinds = {
+        "products": "mm bmm addmm baddbmm mkldnn_convolution convolution_backward cudnn_convolution",
+        "linear": "linalg_eigh linalg_cholesky_ex linalg_lstsq triangular_solve", "sorting": "topk sort kthvalue",
+        "gathers": "index index_select gather scatter_ index_put_ nonzero", "optimizers": "_fused_adam_ _fused_sgd_",
+        "batch": "native_batch_norm max_pool2d_with_indices", "copies": "copy_ clone _to_copy empty_strided zero_ cat",
+        "reductions": "sum mean logsumexp _log_softmax linalg_vector_norm argmax any", "views": "t view as_strided",
+        "elementwise": "mul_ add exp where maximum threshold_backward masked_fill_ convert",
+    }  # fmt: skip
+    kind_of = load("where_time_goes").kind_of
+    for kind, operators in kinds.items():
+        for operator in operators.split():
+            assert kind_of(operator).startswith(kind), operator
+
+
+def test_choices_stand_beside_their_alternatives(load, saved, monkeypatch, capsys):
+    choices, stack = load("cpu_choices"), load("toy_stack")
+    for name, value in {"EXAMPLES": 64, "IMAGES": 8, "BATCH": 4, "XOR": 3, "RUNS": 2, "WIDTHS": (60, 64)}.items():
+        monkeypatch.setattr(choices, name, value)
+    monkeypatch.setattr(stack, "STEPS", 5)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    choices.main(1, ["threads", "compile", "stack"])
+    rows = list(medians(saved("cpu_choices")))
+    assert len(rows) == 2 * (3 + 2 + 2)
+    for first, size, second in (("together", "47,760", "one by one"), ("one by one", "50,944", "together")):
+        assert [row for row in rows if size in row] == [f"2 MNIST runs of {size} weights, {w}" for w in (first, second)]
+        assert f"weights: the library has {first}; {second} takes" in capsys.readouterr().out or first == "one by one"
+
+
+def test_layouts_and_bounds_are_what_they_are_called(load):
+    choices = load("cpu_choices")
+    from lib import nets, stacking
+
+    images, strides = torch.rand(2, 3 * 4 * 4), []
+    look = lambda: strides.append(nets.pixels(images, (3, 4, 4)).stride())  # noqa: E731
+    look(), choices.contiguous(look)
+    assert strides == [(48, 1, 12, 3), (48, 16, 4, 1)]
+    sizes, net = [], nets.MLP([4, 3, 2], ["EWN"] * 2)
+    for bound in (0, 10**12):
+        choices.bounded(lambda: sizes.append(len(stacking.parts(net))), bound)
+    assert sizes == [2, 1]
+
+
+def test_what_cannot_be_compiled_has_a_reason(load, saved, monkeypatch):
+    workloads = load("workloads")
+
+    def compiler(function, dynamic):
+        raise RuntimeError("no C++ compiler\nsought everywhere")
+
+    def lazily(function, dynamic):
+        return lambda *given: compiler(function, dynamic)
+
+    monkeypatch.setattr(torch, "compile", lazily)
+    steps, one_pass, count = workloads.mnist_steps(1, 64)
+    assert count == 1 and workloads.compiled(steps, one_pass) == "no C++ compiler"
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: lambda *given: time.sleep(5))
+    steps, one_pass, _ = workloads.mnist_steps(1, 64)
+    monkeypatch.setattr(workloads, "COMPILED", 0.1)
+    assert workloads.compiled(steps, one_pass) == "it took more than 0.1 s"
+
+
+def test_recorded_steps_stand_beside_launched_ones(load, saved, monkeypatch):
+    steps = load("captured_steps")
+    monkeypatch.setattr(steps, "STEPS", 1)
+    monkeypatch.setattr(steps, "POINTS", 3)
+    steps.main(1, False)
+    rows = list(medians(saved("captured_steps")))
+    assert rows[:4] == [
+        f"{what}, {way}" for what in ("9 MNIST descents", "3 XOR networks") for way in ("launched", "recorded")
+    ]
+    assert len(rows) == 12
+
+
+SMALL = {"NETWORKS": ("resnet20",), "METHODS": ("phew", "magnitude_init"), "UNITS": 2, "IMAGES": 100}
+RESULTS = {
+    "challenge": "2 of 10,000",
+    "masks": "2 of 160",
+    "dpp": "2 of 90",
+    "epoch": "by one of 1",
+    "descent": "14 of",
+}
+
+
+@pytest.mark.parametrize("piece", RESULTS)
+def test_a_small_share_of_a_whole_table(load, saved, monkeypatch, piece):
+    tables = load("whole_tables")
+    for name, value in (SMALL | {"STACKS": (1,)}).items():
+        monkeypatch.setattr(tables, name, value)
+    monkeypatch.setattr(load("mnist_epoch"), "WIDTH", 8)
+    monkeypatch.setattr(tables, "at_once", lambda runs, images, kind: 1.0)
+    tables.main([piece, "--share", "0.01"])
+    table = saved(f"whole_tables.{piece}")
+    assert RESULTS[piece] in table["about"] and table["ratio"] > 0
+    assert f"whole_tables.{piece}" in load("all").names()
+
+
+def test_a_table_that_does_not_exist_is_refused(load, capsys):
+    with pytest.raises(SystemExit):
+        load("whole_tables").main(["mask"])
+    assert "pieces are ['mask']" in capsys.readouterr().err
+
+
+def test_every_benchmark_says_how_it_is_run(modules):
     for path in FOLDER.glob("*.py"):
-        if path.stem != "measure":
+        if path.stem == "all" or path.stem not in modules[1].NOT_BENCHMARKS:
             assert f"Run: python benchmarks/{path.name}" in path.read_text("utf-8"), path.name
 
 
