@@ -6,13 +6,15 @@ import pandas as pd
 from lib import figures, runs, tables
 
 PRUNED = ("contribution", "magnitude", "random", "worst")
+ORDER = ("none", *PRUNED, "small")  # of the types in legends and tables
 TOOTH = 0.01  # epochs between what a pruning meets and what it leaves
 
 
 def groups(experiment, datasets, by):
     """Return `{"data set, k rounds": records}`, the largest group of comparable runs for each value of `by`.
 
-    by: the parameter that sets the number of rounds. Data sets as in the list, fewer rounds first.
+    by: the parameter that sets the number of rounds. Data sets as in the list, fewer rounds first; records by type as
+    in `ORDER`, then by seed.
     """
     found = []
     for dataset in datasets:
@@ -20,8 +22,13 @@ def groups(experiment, datasets, by):
             runs.records(experiment, **tables.largest_group(experiment, dataset=dataset, **{by: value}))
             for value in {record.parameters[by] for record in runs.records(experiment, dataset=dataset)}
         ]
-        found += [(f"{dataset}, {_count(records)}", records) for records in sorted(chosen, key=_rounds)]
+        for records in sorted(chosen, key=_rounds):
+            found.append((f"{dataset}, {_count(records)}", sorted(records, key=_place)))
     return dict(found)
+
+
+def _place(record):
+    return ORDER.index(record.type), record.seed
 
 
 def _rounds(records):
@@ -78,7 +85,7 @@ ARRAYS = ("prune_epoch", "widths", "start_widths", "after_prune_accuracy", "trai
 
 def training(axes, frame, events):
     """Draw the accuracy of every type by epoch, from rows of `curves`, and a tick at each of the epochs `events`."""
-    for kind in figures.LOOKS:
+    for kind in ORDER:
         mine = frame[frame["type"] == kind]
         if len(mine):
             figures.spread(axes, mine, "epoch", "accuracy", kind)
@@ -91,7 +98,7 @@ def kept(axes, frame, split):
 
     frame: rows of `rounds`. The control, which has one width alone, is a marker of its own.
     """
-    for kind in figures.LOOKS:
+    for kind in ORDER:
         mine = frame[frame["type"] == kind]
         if kind == "small" and len(mine):
             last = mine[mine["round"] == mine["round"].max()]
