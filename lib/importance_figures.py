@@ -1,5 +1,7 @@
 """The panels of the train-time pruning summary: tidy rows from its records, and functions that draw a kind of panel."""
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 
@@ -13,18 +15,20 @@ TOOTH = 0.01  # epochs between what a pruning meets and what it leaves
 def groups(experiment, datasets, by):
     """Return `{"data set, k rounds": records}`, the largest group of comparable runs for each value of `by`.
 
-    by: the parameter that sets the number of rounds. Data sets as in the list, fewer rounds first; records by type as
-    in `ORDER`, then by seed.
+    by: the parameter that sets the number of rounds; values with the same number are told apart. Data sets as in the
+    list, fewer rounds first; records by type as in `ORDER`, then by seed.
     """
-    found = []
+    found = {}
     for dataset in datasets:
         chosen = [
             runs.records(experiment, **tables.largest_group(experiment, dataset=dataset, **{by: value}))
             for value in {record.parameters[by] for record in runs.records(experiment, dataset=dataset)}
         ]
-        for records in sorted(chosen, key=_rounds):
-            found.append((f"{dataset}, {_count(records)}", sorted(records, key=_place)))
-    return dict(found)
+        often = Counter(_rounds(records) for records in chosen)
+        for records in sorted(chosen, key=lambda records: (_rounds(records), records[0].parameters[by])):
+            apart = f", {by} {records[0].parameters[by]}" if often[_rounds(records)] > 1 else ""
+            found[f"{dataset}, {_count(records)}{apart}"] = sorted(records, key=_place)
+    return found
 
 
 def _place(record):
@@ -108,7 +112,13 @@ def kept(axes, frame, split):
             axes.errorbar(last["pruned"].mean(), middle, [[middle - np.min(low)], [np.max(high) - middle]], fmt=marker,
                           color=colour, markersize=4, label=label)  # fmt: skip
         elif kind in PRUNED and len(mine):
+            mine = _last(mine, "pruned")
             figures.spread(axes, mine, "pruned", split, kind, marker=figures.look(kind)[2], markersize=2)
+
+
+def _last(frame, size):
+    """Return the rows but those before a round that took nothing away, since all layers had their least width."""
+    return frame.drop_duplicates(["seed", size], keep="last")
 
 
 def against_unpruned(frame):
@@ -139,7 +149,7 @@ def recovery(axes, frame, value):
 
     frame: rows of `rounds`.
     """
-    later = frame[frame["round"] > 0].dropna(subset="after")
+    later = frame[frame["round"] > 0]
     later = later.assign(change=later[value] - later["before"])
     for kind in (kind for kind in PRUNED if kind in set(later["type"])):
         mine = later[later["type"] == kind]
@@ -182,7 +192,7 @@ def losses(axes, records, name):
 def left_over(axes, frame, name):
     """Draw `name` against the parameters that each round left, from rows of `autoencoders`."""
     for kind in frame["type"].unique():
-        mine = frame[frame["type"] == kind]
+        mine = _last(frame[frame["type"] == kind], "parameters")
         figures.spread(axes, mine, "parameters", name, kind, marker=figures.look(kind)[2], markersize=2.5)
 
 
