@@ -2,6 +2,8 @@
 
 import copy
 
+import torch
+
 from lib import masks
 
 SCHEDULES = {  # the density after a share t of all rounds
@@ -33,9 +35,20 @@ def anneal(
         level, found = levels[0] if one else levels, score(left, x, y, seeds)
         if kept is None:
             kept = masks.top(found, level, scope, rounding)
-            left = copy.deepcopy(net) if rounds > 1 else net
+            # In `eval()` mode, which the scores of many rounds take: else each round would switch it twice.
+            left = copy.deepcopy(net).eval() if rounds > 1 else net
         else:
             kept = masks.top_within(found, kept, level, scope, rounding)
         if e < rounds:
-            masks.apply_(left, kept)
+            _prune_(left, kept)
     return kept
+
+
+@torch.no_grad()
+def _prune_(left, kept):
+    """Zero what is not kept in a copy of a network.
+
+    A product takes less than half the time of `masks.apply_`; weights that are not finite would stay so, in the copy.
+    """
+    for name, mask in kept.items():
+        left.get_parameter(name).mul_(mask)

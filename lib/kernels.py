@@ -145,7 +145,7 @@ def convolve(x, w, bias, stride=1, padding=None):
     """
     bias = None if bias is None else bias.flatten()
     out = torch.conv2d(_fold_runs(x), w.flatten(0, 1), bias, stride, _padding(w, padding), groups=_groups(x, w))
-    return out.unflatten(1, w.shape[:2]).transpose(0, 1)
+    return _unfold_runs(out, len(w))
 
 
 def _padding(w, padding):
@@ -154,7 +154,14 @@ def _padding(w, padding):
 
 def _fold_runs(x):
     """Return `(N, R·C, H, W)`; a copy of nothing between layers, since a convolution's output lies that way."""
-    return x if x.dim() == 4 else x.transpose(0, 1).flatten(1, 2)
+    if x.dim() == 4:
+        return x
+    return x.squeeze(0) if len(x) == 1 else x.transpose(0, 1).flatten(1, 2)  # half the views for a single run
+
+
+def _unfold_runs(x, runs):
+    """Return `(R, N, C, H, W)` of `x (N, R·C, H, W)`."""
+    return x.unsqueeze(0) if runs == 1 else x.unflatten(1, (runs, -1)).transpose(0, 1)
 
 
 def _groups(x, w):
@@ -203,18 +210,18 @@ def _convolution_gradients(delta, x, w, of_x, stride, padding):
         _groups(x, w), (of_x, True, False),
     )  # fmt: skip
     if of_x and x.dim() == 5:
-        grad_x = grad_x.unflatten(1, (x.shape[0], -1)).transpose(0, 1)
+        grad_x = _unfold_runs(grad_x, len(x))
     return grad_x, grad_w.unflatten(0, w.shape[:2])
 
 
 def max_pool(x, side):
     """Return `(R, N, C, H // side, W // side)`, the largest value of every square of `x (R, N, C, H, W)`."""
-    return torch.max_pool2d(_fold_runs(x), side).unflatten(1, (x.shape[0], -1)).transpose(0, 1)
+    return _unfold_runs(torch.max_pool2d(_fold_runs(x), side), len(x))
 
 
 def average_pool(x, side):
     """Return `(R, N, C, H // side, W // side)`, the mean of every square of `x (R, N, C, H, W)`."""
-    return torch.nn.functional.avg_pool2d(_fold_runs(x), side).unflatten(1, (x.shape[0], -1)).transpose(0, 1)
+    return _unfold_runs(torch.nn.functional.avg_pool2d(_fold_runs(x), side), len(x))
 
 
 def conv2d_sgd(x, v, s, bias, norm, lr, normalised=True, stride=1, padding=None):
@@ -232,7 +239,7 @@ def batch_norm(x, weight, bias, mean, variance, training, momentum=0.1, eps=1e-5
     if len(folded) == 1:  # the strides of one image can be such that torch (2.15, CPU) computes a wrong gradient
         folded = folded.contiguous()
     out = torch.nn.functional.batch_norm(folded, *flat, training, momentum, eps)
-    return out.unflatten(1, weight.shape).transpose(0, 1)
+    return _unfold_runs(out, len(weight))
 
 
 def coins(keys, step, count, chance):

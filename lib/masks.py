@@ -7,6 +7,7 @@ ROUNDINGS = ("nearest", "prune_floor", "keep_floor", "percentile")
 SCOPES = ("layer", "global", "unit")
 # Products such as 0.05 * 1020 carry a rounding error of a few 1e-15; it must not decide a count.
 SLACK = 1e-9
+SAMPLE = 2**12  # entries from which the place of a score among many is guessed
 
 
 def count(n, density, rounding="nearest"):
@@ -44,15 +45,8 @@ def top(scores, density, scope="layer", rounding="nearest"):
     scores: `{name: (R, O, *F)}`. scope: what shares one count, "layer" each tensor, "global" all of them together,
     "unit" each row. density: one number, or one per run. Ties are broken as in `top_units`.
     """
-    if scope not in SCOPES:
-        raise ValueError(f"scope is {scope!r}; allowed are {SCOPES}")
-    if scope == "unit":
-        return {k: _top(score.flatten(2), density, rounding).view_as(score) for k, score in scores.items()}
-    if scope == "layer":
-        return {k: _top(score.flatten(1), density, rounding).view_as(score) for k, score in scores.items()}
-    joined = _top(torch.cat([score.flatten(1) for score in scores.values()], 1), density, rounding)
-    parts = joined.split([score[0].numel() for score in scores.values()], 1)
-    return {k: part.reshape(score.shape) for (k, score), part in zip(scores.items(), parts, strict=True)}
+    kept = [_top(score, density, rounding) for score in _sharing(scores, scope)]
+    return _parted(kept, scores, scope)
 
 
 def top_within(scores, within, density, scope="layer", rounding="nearest"):
@@ -61,30 +55,33 @@ def top_within(scores, within, density, scope="layer", rounding="nearest"):
     density: of all weights, as in `top`, so that masks of falling densities can be made one within the other. Raises
     ValueError where more are to be kept than `within` keeps.
     """
+    pairs = zip(_sharing(scores, scope), _sharing({name: within[name] for name in scores}, scope), strict=True)
+    return _parted([_top_within(score, inside, density, rounding) for score, inside in pairs], scores, scope)
+
+
+def _sharing(tensors, scope):
+    """Return tensors whose last axis is what shares one count: `(R, n)`, or `(R, O, n)` of units."""
     if scope not in SCOPES:
         raise ValueError(f"scope is {scope!r}; allowed are {SCOPES}")
-    kept = {name: torch.empty_like(mask) for name, mask in within.items()}
-    for run, wanted in enumerate(_each(density, len(next(iter(scores.values()))))):
-        rows = [[(score[run], within[name][run], kept[name][run])] for name, score in scores.items()]
-        if scope == "global":
-            rows = [sum(rows, [])]
-        elif scope == "unit":
-            rows = [[entry] for ((*parts,),) in rows for entry in zip(*parts, strict=True)]
-        for row in rows:
-            _fill_within(row, count(sum(score.numel() for score, *_ in row), wanted, rounding))
+    rows = [tensor.flatten(2 if scope == "unit" else 1) for tensor in tensors.values()]
+    return [torch.cat(rows, 1)] if scope == "global" else rows
+
+
+def _parted(kept, scores, scope):
+    """Return masks `{name: bool (R, O, *F)}` of what `_sharing` had joined."""
+    if scope == "global":
+        kept = kept[0].split([score[0].numel() for score in scores.values()], 1)
+    return {name: part.reshape(score.shape) for (name, score), part in zip(scores.items(), kept, strict=True)}
+
+
+def _top_within(score, inside, density, rounding):
+    """Return the mask of the highest entries inside along the last axis, of one density or one per run."""
+    n, kept = score.shape[-1], torch.empty_like(inside, memory_format=torch.contiguous_format)
+    for run, wanted in enumerate(_each(density, len(score))):
+        rows = (tensor[run].reshape(-1, n) for tensor in (kept, score, inside))
+        for row, *entries in zip(*rows, strict=True):
+            row.copy_(_highest(*entries, count(n, wanted, rounding)))
     return kept
-
-
-def _fill_within(row, keep):
-    """Fill, in the masks of `row`, triples (score, within, mask) that share one count, the `keep` highest within."""
-    score, inside = (torch.cat([entry[k].flatten() for entry in row]) for k in (0, 1))
-    places = inside.nonzero()[:, 0]
-    if keep > len(places):
-        raise ValueError(f"{keep} weights are to be kept, of which only {len(places)} are left; take a lower density")
-    kept = torch.zeros_like(inside)
-    kept[places] = _highest(score.take(places)[None], keep)[0]
-    for (*_, mask), part in zip(row, kept.split([mask.numel() for *_, mask in row]), strict=True):
-        mask.copy_(part.view_as(mask))
 
 
 def _each(density, runs):
@@ -99,36 +96,70 @@ def _top(score, density, rounding):
     """Return the mask of the highest entries along the last axis, of one density or one per run."""
     keeps = [count(score.shape[-1], d, rounding) for d in _each(density, len(score))]
     if len(set(keeps)) == 1:
-        return _highest(score, keeps[0])
+        return _highest(score, None, keeps[0])
     kept = torch.empty_like(score, dtype=torch.bool)
     for keep in set(keeps):
         rows = [run for run, wanted in enumerate(keeps) if wanted == keep]
-        kept[rows] = _highest(score[rows], keep)
+        kept[rows] = _highest(score[rows], None, keep)
     return kept
 
 
-def _highest(score, keep):
-    """Return a mask of the `keep` highest entries along the last axis; of equal ones the later stay."""
-    if not all(bool(extreme.isfinite()) for extreme in score.aminmax()):
+def _highest(score, inside, keep):
+    """Return a mask of the `keep` highest entries along the last axis; of equal ones the later stay.
+
+    inside: None, or which entries of a single row `(n,)` there are; ValueError where they are fewer than `keep`.
+    """
+    left = score if inside is None else _only(score, inside)
+    if keep > left.shape[-1]:
+        few = f"{keep} weights are to be kept, of which only {left.shape[-1]} are left"
+        raise ValueError(f"{few}; take a lower density")
+    if left.numel() and not all(bool(extreme.isfinite()) for extreme in left.aminmax()):
         raise ValueError("a score is NaN or infinite: no order exists; look at the network that it came from")
-    if keep in (0, score.shape[-1]):
-        return torch.full_like(score, keep > 0, dtype=torch.bool)
-    lowest = _largest(score, keep)
-    kept = score >= lowest
+    if keep in (0, left.shape[-1]):
+        everything = torch.ones_like(score, dtype=torch.bool) if inside is None else inside
+        return everything & (keep > 0)
+    lowest = _largest(left, keep)
+    kept = score >= lowest if inside is None else (score >= lowest) & inside
     if int(kept.count_nonzero()) == keep * lowest.numel():  # each row has at least `keep`
         return kept
     surplus = kept.sum(-1, keepdim=True) - keep
-    level = score == lowest
+    level = kept & (score == lowest)
     return kept & ~(level & (level.cumsum(-1) <= surplus))
+
+
+def _only(score, inside):
+    """Return the entries of `score (n,)` that lie inside."""
+    if score.device.type != "cpu":
+        return score[inside]
+    # NumPy's compress takes an eighth of the time of torch's indexing, a quarter of a million entries measured.
+    return torch.from_numpy(np.compress(inside.numpy(), score.detach().numpy()))
 
 
 def _largest(score, place):
     """Return the `place`-th largest entry along the last axis, `(..., 1)`, by partition instead of a sort."""
     if score.device.type != "cpu":
         return score.topk(place, dim=-1).values[..., -1:]
-    # NumPy's partition takes a quarter of the time of torch's kthvalue, a million entries measured.
-    rank = score.shape[-1] - place
-    return torch.from_numpy(np.partition(score.detach().numpy(), rank, axis=-1)[..., rank : rank + 1])
+    n, entries = score.shape[-1], score.detach().numpy()
+    if n < 4 * SAMPLE:
+        # NumPy's partition takes a quarter of the time of torch's kthvalue, a million entries measured.
+        return torch.from_numpy(np.partition(entries, n - place, axis=-1)[..., n - place, None])
+    found = [_ranked(row, n - place) for row in entries.reshape(-1, n)]
+    return torch.from_numpy(np.stack(found).reshape(*score.shape[:-1], 1))
+
+
+def _ranked(row, rank):
+    """Return the entry at place `rank` of a long row in rising order, sought between two bounds that a sample gives.
+
+    That takes a third of the time of a partition of all, from twenty thousand to twenty million entries measured; it
+    is the selection of Floyd & Rivest (1975), with one step. Where the sample misleads, all entries are partitioned.
+    """
+    sample = np.sort(row[:: len(row) // SAMPLE])
+    middle, slack = rank * len(sample) // len(row), len(sample) // 32
+    low, high = sample[max(middle - slack, 0)], sample[min(middle + slack, len(sample) - 1)]
+    between, below = np.compress((row >= low) & (row <= high), row), int(np.count_nonzero(row < low))
+    if not below <= rank < below + len(between):
+        between, below = row, 0
+    return np.partition(between, rank - below)[rank - below]
 
 
 def expand(units, parameters):

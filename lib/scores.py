@@ -7,14 +7,15 @@ network must be folded, and is left as it was, gradients, running statistics and
 """
 
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from lib import draws, nets
+from lib import curvature, draws, nets
 
 
 def norm_criteria(reached, level, stale=False, as_text=False):
@@ -102,7 +103,7 @@ def grasp(net, x, y, seeds, temperature=200.0, over="weights", training=True):
     if over not in ("weights", "all"):
         raise ValueError(f"over is {over!r}; allowed are 'weights' and 'all'")
     weights, batches, g, turned = _plain(net), _batches(x, y), None, None
-    leaves = weights | (_others(net) if over == "all" else {})
+    leaves = weights | (_others(net, weights) if over == "all" else {})
     with _mode(net, training):
         tensors = _buffers(net)
         for batch in batches if len(batches) > 1 else ():  # of one batch, the second pass knows g itself
@@ -122,8 +123,8 @@ def synflow(net, x, y, seeds):
     R, see `flow`, is the sum over all paths of the product of their |w|, so a score is the sum over those through a
     weight. No data are used.
     """
-    slopes = flow(net)[1]
-    return {name: slopes[name].mul_(w.abs()) for name, w in _plain(net).items()}
+    found = flow(net)
+    return {name: slope.mul_(found.weights[name]) for name, slope in found.slopes.items()}
 
 
 def synflow_l2(net, x, y, seeds, power=2):
@@ -132,8 +133,8 @@ def synflow_l2(net, x, y, seeds, power=2):
     As `synflow`, of a network whose parameters are squared. power 2 makes the score a sum over paths, as the paper has
     it; 1 is what its code computes.
     """
-    slopes = flow(net, 2)[1]
-    return {name: slopes[name].mul_(_powered(w, power)) for name, w in _plain(net).items()}
+    found = flow(net, 2)
+    return {name: slope.mul_(found.weights[name].pow(power / 2)) for name, slope in found.slopes.items()}
 
 
 # The scores of weights, by the type that notebooks call them.
@@ -149,25 +150,41 @@ WEIGHT_SCORES = {
 SAFE = 1e-15, 1e30
 
 
+class Flow(NamedTuple):
+    """What `flow` returns: R `(runs,)`, and of every weight dR/d(|w|^power) and |w|^power, `{name: (R, O, *F)}`."""
+
+    total: torch.Tensor
+    slopes: dict
+    weights: dict
+
+
 @torch.enable_grad()
 def flow(net, power=1, dtype=None):
-    """Return (R `(runs,)`, dR/d(|w|^power) `{name: (R, O, *F)}`) of the network with all parameters |p|^power.
+    """Return the `Flow` of the network with all parameters |p|^power, and its gradient.
 
     R is the sum of the logits for an input of ones, in `eval()` mode: with the biases at zero, and with batch
     normalisations that have seen nothing, it is the flow from input to output (arXiv 2006.05467). dtype: of the
     computation; None is the network's own or, where R leaves the range that float32 is safe in, float64: deep
     networks grow R beyond 1e38, and sparse ones under 1e-38.
     """
-    weights, kind = _plain(net), dtype or next(net.parameters()).dtype
-    tensors = {name: _powered(p.detach().to(kind), power) for name, p in net.named_parameters()}
-    tensors |= {name: b.to(kind) for name, b in net.named_buffers() if b.is_floating_point()}
-    tensors |= {name: tensors[name].requires_grad_() for name in weights}
+    plain, own = _plain(net), next(net.parameters()).dtype
+    kind = dtype or own
+    weights = {name: _powered(w.to(kind), power).requires_grad_() for name, w in plain.items()}
+    tensors = weights | {name: _powered(p.to(kind), power) for name, p in _others(net, plain).items()}
+    if kind != own:
+        tensors |= {name: b.to(kind) for name, b in net.named_buffers() if b.is_floating_point()}
     with _mode(net, False):
-        total = functional_call(net, tensors, (_ones(net, tensors[next(iter(weights))]),)).sum((1, 2))
+        total = _called(net, tensors, _ones(net, next(iter(weights.values())))).sum((1, 2))
     if dtype is None and kind != torch.float64 and not bool(((total > SAFE[0]) & (total < SAFE[1])).all()):
         return flow(net, power, torch.float64)
-    slopes = torch.autograd.grad(total.sum(), [tensors[name] for name in weights])
-    return total.detach(), dict(zip(weights, slopes, strict=True))
+    slopes = torch.autograd.grad(total.sum(), list(weights.values()))
+    detached = {name: w.detach() for name, w in weights.items()}
+    return Flow(total.detach(), dict(zip(weights, slopes, strict=True)), detached)
+
+
+def _called(net, tensors, x):
+    """Return the logits of `net` with `tensors` in the place of its own; no two of its names share a tensor."""
+    return functional_call(net, tensors, (x,), tie_weights=False)
 
 
 def _powered(p, power):
@@ -187,15 +204,16 @@ def _ones(net, weight):
 
 def _plain(net):
     """Return the weights as leaves of their own, `{name: (R, O, *F)}`; ValueError where they are normalised."""
-    if any(layer.normalised for layer in nets.layers(net).values()):
+    layers = nets.layers(net)
+    if any(layer.normalised for layer in layers.values()):
         raise ValueError("the weights are normalised; scores are of plain weights: call nets.fold(net) first")
-    return {name: weight.detach() for name, weight in nets.weights(net).items()}
+    return {f"{name}.weight": layer.weight.detach() for name, layer in layers.items()}
 
 
-def _others(net):
-    """Return all parameters of a folded network that are no weights, but those that it does not use."""
-    unused = {f"{name}.scale" for name in nets.layers(net)} | set(nets.weights(net))
-    return {name: p.detach() for name, p in net.named_parameters() if name not in unused}
+def _others(net, weights):
+    """Return all parameters of a folded network that are no `weights`, but those that it does not use."""
+    unused = {name.removesuffix("weight") + "scale" for name in weights}
+    return {name: p.detach() for name, p in net.named_parameters() if name not in unused and name not in weights}
 
 
 def _buffers(net):
@@ -240,6 +258,7 @@ def _slopes(net, leaves, tensors, batch, temperature=1.0, graph=False):
     if x.shape[:-1] == (1,):  # see `_ones`
         x = x.expand(nets.runs(net), 1, -1)
     leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
-    logits = functional_call(net, {**leaves, **tensors}, (x,)) / temperature
-    losses = cross_entropy(logits.transpose(1, 2), y.expand(logits.shape[:2]), reduction="none").mean(1)
-    return torch.autograd.grad(losses.sum(), list(leaves.values()), create_graph=graph)
+    with curvature.fast() if graph else nullcontext():
+        logits = _called(net, {**leaves, **tensors}, x) / temperature
+        losses = cross_entropy(logits.transpose(1, 2), y.expand(logits.shape[:2]), reduction="none").mean(1)
+        return torch.autograd.grad(losses.sum(), list(leaves.values()), create_graph=graph)

@@ -11,7 +11,7 @@ LIB = Path(__file__).resolve().parents[1] / "lib"
 FLOORS = (
     {"errors", "parameters", "disk", "provenance", "draws", "records", "runs", "figures"}
     | {"kernels", "layers", "inits", "plain", "workers", "data", "images", "tiny_imagenet", "celeba", "names"}
-    | {"fused", "triton_kernels", "capture", "optimizers"},
+    | {"fused", "triton_kernels", "capture", "optimizers", "curvature"},
     {"nets", "masks", "paths", "likelihood", "tables"},
     {"convnets", "scores", "shrink", "phew", "dpp", "reweight", "evaluate", "descent", "line_search", "toys"}
     | {"anatomy", "remask", "stacking", "trained", "checkpoint", "anneal", "shuffle", "committee", "dpp_figures"}

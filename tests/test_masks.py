@@ -161,6 +161,31 @@ def test_top_is_a_stable_sort(seed, ties):
                 assert torch.equal(mask, literally(score, masks.count(len(score), density)))
 
 
+def long_rows(kind, n=5 * masks.SAMPLE + 7):
+    """Return scores `(2, 1, n)`, more than a sample is taken of; every fifth of "comb", all of a sample, misleads."""
+    rows = torch.randn(2, 1, n, generator=torch.Generator().manual_seed(3)).double()
+    if kind == "ties":
+        rows = (rows * 1.5).round()
+    elif kind == "mostly zero":
+        rows = rows.clamp_min(2) - 2
+    elif kind == "comb":
+        rows[..., ::5] += 100
+    return rows.sort().values if kind == "rising" else rows
+
+
+@pytest.mark.parametrize("kind", ["any", "ties", "mostly zero", "comb", "rising"])
+@pytest.mark.parametrize("density", [1e-4, 0.03, 0.5, 0.9, 0.9999])
+def test_the_highest_of_many_are_found_from_a_sample(kind, density):
+    rows = long_rows(kind)
+    kept = masks.top({"a": rows}, density)["a"]
+    inside = masks.top({"a": rows.flip(2)}, 0.95)
+    within = masks.top_within({"a": rows}, inside, density * 0.9)["a"]
+    for score, mask, here, some in zip(rows, kept, inside["a"], within, strict=True):
+        assert torch.equal(mask[0], literally(score[0], masks.count(len(mask[0]), density)))
+        left = literally(score[here], masks.count(len(mask[0]), density * 0.9))
+        assert torch.equal(some[here], left) and not bool((some & ~here).any())
+
+
 def test_all_equal_scores_keep_exactly_the_count():
     for keep in range(1, 11):
         kept = masks.top({"a": torch.zeros(1, 2, 5)}, keep / 10)["a"].flatten()

@@ -200,7 +200,7 @@ def test_layers_and_units_conserve_the_flow(kind, score, power):
 def test_a_flow_has_the_slope_of_its_sum(name, side, runs):
     """Against central differences; one image through torch's batch normalisation can have a wrong gradient."""
     net, g, step = conv(runs, name, side, 2), torch.Generator().manual_seed(7), 1e-5
-    total, slopes = scores.flow(net)
+    total, slopes, _ = scores.flow(net)
     for key, weight in nets.weights(net).items():
         at = (runs - 1, *(int(torch.randint(size, (1,), generator=g)) for size in weight.shape[1:]))
         w, values = weight[at].item(), []
@@ -254,7 +254,7 @@ def test_a_flow_that_float32_cannot_hold_is_computed_in_float64(factor):
 
 def test_a_deep_residual_network_has_a_finite_flow():
     net = nets.init_(convnets.build("resnet32", (3, 8, 8), 4, 1, 32), [0], "phew")
-    total, slopes = scores.flow(net)
+    total, slopes, _ = scores.flow(net)
     assert total.dtype == torch.float64 and float(total) > torch.finfo(torch.float32).max
     assert all(bool(slope.isfinite().all()) for slope in slopes.values())
 
@@ -263,7 +263,9 @@ def test_the_flow_is_that_of_the_powered_network():
     net = conv(1, "vgg13", 32, 1).eval()
     powered = {name: p.detach().square() for name, p in net.named_parameters()}
     ones = torch.ones(1, 3 * 32 * 32, dtype=torch.float64)
-    assert torch.equal(scores.flow(net, 2)[0], functional_call(net, powered, (ones,)).sum((1, 2)))
+    found = scores.flow(net, 2)
+    assert torch.equal(found.total, functional_call(net, powered, (ones,)).sum((1, 2)))
+    assert all(torch.equal(w, powered[name]) and not w.requires_grad for name, w in found.weights.items())
 
 
 def test_what_does_not_fit_is_an_error():
