@@ -30,7 +30,7 @@ def mnist_cost(sets, runs):
     """Return seconds of one attempt of one run."""
     net = nets.init_(nets.MLP([784, 1024, 10], [KIND] * runs), list(range(runs))).to(sets[0][0].device)
     state = train.start(net, list(range(runs)), sets)
-    with train._full_precision():
+    with train.full_precision():
         train.attempt(state, sets, ["order"] * runs, 128)
         return seconds(train.attempt, state, sets, ["order"] * runs, 128) / runs
 

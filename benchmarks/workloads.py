@@ -58,7 +58,7 @@ def _steps(sizes, runs, x, y, order, batch):
     steps, none = train.Steps(net), torch.zeros(runs, device=DEVICE)
 
     def one_pass():
-        with train._full_precision():
+        with train.full_precision():
             steps.epoch(x, y, order.expand(runs, -1), none + train.FIRST_STEP, none, batch)
 
     return steps, one_pass, -(-len(order) // batch)

@@ -48,7 +48,7 @@ def _descend(net, data, seeds, journal, streams, batch, max_epochs):
     """Return what `descend` does, of runs that are trained as one stack."""
     levels = journal.levels
     sets = data.split("train"), data.split("test")
-    with journal.held(), _full_precision(), _bar(levels, len(seeds)) as bar:
+    with journal.held(), full_precision(), _bar(levels, len(seeds)) as bar:
         reached, live, state = _resume(net, seeds, sets, journal)
         ends = [found[min(found)] if found else None for found in reached]
         while live:
@@ -96,8 +96,8 @@ def _check(net, seeds, levels, folders):
 
 
 @contextmanager
-def _full_precision():
-    """Keep float32 products exact on a GPU: at logits of several hundred, TF32's rounding is 0.15 of log-loss."""
+def full_precision():
+    """Return a context of exact float32 products: TF32 is off by 0.15 of log-loss at logits of several hundred."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False  # of convolutions, where it is on by default

@@ -162,5 +162,5 @@ def test_convolutions_of_a_descent_keep_float32():
     """TF32 keeps ten bits of a factor: a product of thousands then differs in the third digit."""
     x, w = (torch.randn(1, 64, 33, 33).cuda(), torch.randn(1, 64, 64, 3, 3).cuda())
     expected = kernels.convolve(x.double(), w.double(), None)
-    with train._full_precision():
+    with train.full_precision():
         torch.testing.assert_close(kernels.convolve(x, w, None).double(), expected, rtol=1e-4, atol=1e-3)
