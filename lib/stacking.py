@@ -7,10 +7,11 @@ import torch
 
 from lib import nets
 
-# Weights a run. A CPU streams larger stacks through memory and gains nothing. Convolutions keep to the same bound: of
-# the VGG, forward and backward on one core, a run in a stack of three costs 0.7 of the time alone with 4 filters in the
-# first block (58,000 weights), 1.0 with 8, 1.3 with 16; in a stack of nine 0.8, 1.6 and 1.6.
-TOO_LARGE_TO_STACK = 50_000
+# Weights a run. A CPU streams large stacks through memory and gains nothing. Of MNIST descents in stacks of four, a run
+# takes 0.5 to 0.6 of the time alone with 51,000 weights, 0.6 to 0.8 with 102,000 to 408,000 (one and two threads).
+# Convolutions set the bound: of the VGG, forward and backward on one core, a run in a stack of three costs 0.7 of the
+# time alone with 4 filters in the first block (58,000 weights), 1.0 with 8, 1.3 with 16; of nine 0.8, 1.6, 1.6.
+TOO_LARGE_TO_STACK = 100_000
 # An estimate of what training holds: of every parameter itself, its state before an epoch, two moments, a gradient and
 # what is being saved; of every activation its value before and after the rate of a layer, and the gradients of both.
 COPIES, TRACES = 6, 4
