@@ -11,6 +11,14 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Seed what draws without a generator of its own, so that no test depends on which ones ran before it."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def shared_runs(tmp_path_factory):
     """Return the folder of runs that the tests of a module share, with the networks trained once, as notebooks do."""

@@ -56,6 +56,7 @@ def rounds(records):
 
 @pytest.fixture
 def axes():
+    figures.style()
     figure, axes = plt.subplots()
     yield axes
     plt.close(figure)
@@ -323,5 +324,5 @@ def test_a_picture_has_a_title_and_no_ticks(axes):
     image = np.arange(24.0).reshape(2, 4, 3) / 24
     importance_figures.picture(axes, image, "contribution, seed 1")
     np.testing.assert_array_equal(axes.images[0].get_array(), image)
-    assert axes.get_title() == "contribution, seed 1"
+    assert axes.get_title("left") == "contribution, seed 1"
     assert len(axes.get_xticks()) == len(axes.get_yticks()) == 0
