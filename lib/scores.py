@@ -204,10 +204,9 @@ def _ones(net, weight):
 
 def _plain(net):
     """Return the weights as leaves of their own, `{name: (R, O, *F)}`; ValueError where they are normalised."""
-    layers = nets.layers(net)
-    if any(layer.normalised for layer in layers.values()):
+    if any(layer.normalised for layer in nets.layers(net).values()):
         raise ValueError("the weights are normalised; scores are of plain weights: call nets.fold(net) first")
-    return {f"{name}.weight": layer.weight.detach() for name, layer in layers.items()}
+    return {name: weight.detach() for name, weight in nets.weights(net).items()}
 
 
 def _others(net, weights):
