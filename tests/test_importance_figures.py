@@ -140,26 +140,22 @@ def test_training_curves_have_no_such_rows(records):
     frames_match(first, pd.DataFrame({"type": "contribution", "seed": 2, **expected}))
 
 
-def test_rounds_end_where_the_next_pruning_is_or_with_training(rounds):
+@pytest.mark.parametrize(
+    "kind, seed, rows",
+    [
+        ("contribution", 1, [(0, 1, 45, 40, np.nan, np.nan, 0, 6, 4), (1, 3, 63, 58, 40, 30, 20, 5, 3),
+                             (2, 5, 83, 78, 58, 50, 50, 3, 2)]),
+        ("none", 2, [(0, 1, 52, 44, np.nan, np.nan, 0, 6, 4), (1, 3, 72, 64, 44, 44, 0, 6, 4),
+                     (2, 5, 92, 84, 64, 64, 0, 6, 4)]),
+    ],
+)  # fmt: skip
+def test_rounds_end_where_the_next_pruning_is_or_with_training(rounds, kind, seed, rows):
     names = ["round", "epoch", "train", "test", "before", "after", "pruned", "layers.0", "layers.1"]
-    first = pd.DataFrame(
-        [
-            (0, 1, 45, 40, np.nan, np.nan, 0, 6, 4),
-            (1, 3, 63, 58, 40, 30, 20, 5, 3),
-            (2, 5, 83, 78, 58, 50, 50, 3, 2),
-        ],
-        columns=names,
-    ).assign(type="contribution", seed=1)
-    frames_match(rounds.query("type == 'contribution' and seed == 1").reset_index(drop=True), first)
-    unpruned = pd.DataFrame(
-        [
-            (0, 1, 52, 44, np.nan, np.nan, 0, 6, 4),
-            (1, 3, 72, 64, 44, 44, 0, 6, 4),
-            (2, 5, 92, 84, 64, 64, 0, 6, 4),
-        ],
-        columns=names,
-    ).assign(type="none", seed=2)
-    frames_match(rounds.query("type == 'none' and seed == 2").reset_index(drop=True), unpruned)
+    found = rounds[(rounds["type"] == kind) & (rounds["seed"] == seed)].reset_index(drop=True)
+    frames_match(found, pd.DataFrame(rows, columns=names).assign(type=kind, seed=seed))
+
+
+def test_the_control_is_narrow_in_its_last_round(rounds):
     control = rounds.query("type == 'small' and seed == 1 and round == 2")
     assert control[["epoch", "pruned", "layers.0", "layers.1"]].values.tolist() == [[5, 50, 3, 2]]
 
