@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -14,7 +15,7 @@ import safetensors
 import safetensors.numpy
 from filelock import FileLock, Timeout
 
-from lib.errors import RecordError, unwritable
+from lib.errors import RecordError, listed, unwritable
 
 # ---- locks
 
@@ -136,12 +137,15 @@ def render(document: dict) -> bytes:
 def save_tensors(path: Path, tensors: dict[str, np.ndarray], meta: dict) -> None:
     """Return nothing, once the tensors and `meta` (as json, in the header) are on disk: a safetensors file.
 
-    Atomic: killed at any instant, `path` is what it was or what it was to be.
+    With them goes a digest of both, which `load_tensors` checks. What the file holds (seed, type, recipe, level)
+    belongs into `meta`, to be compared by `assert_holds`. Atomic: killed at any instant, `path` is what it was or
+    what it was to be.
     """
     path = Path(path)
     # safetensors copies memory as it lies, and would store a transposed array untransposed
     tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}
-    data = safetensors.numpy.save(tensors, metadata={"meta": render(meta).decode()})
+    text = render(meta).decode()
+    data = safetensors.numpy.save(tensors, metadata={"meta": text, "digest": _digest(tensors, text)})
     with lock(path):
         temporary = path.with_name(path.name + ".new")
         put(temporary, data)
@@ -149,15 +153,46 @@ def save_tensors(path: Path, tensors: dict[str, np.ndarray], meta: dict) -> None
 
 
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """Return the tensors and `meta` of a file written by `save_tensors`; RecordError if it is not whole."""
+    """Return the tensors and `meta` of a file written by `save_tensors`; RecordError unless both are as written."""
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            meta = json.loads((file.metadata() or {})["meta"])
-            return {name: file.get_tensor(name) for name in file.keys()}, meta
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if header.keys() != {"meta", "digest"}:
+            raise ValueError("a digest of its content and what it holds are to stand in its header")
+        if header["digest"] != _digest(tensors, header["meta"]):
+            raise ValueError("its content is not what its digest says")
+        return tensors, json.loads(header["meta"])
     except FileNotFoundError:
         raise RecordError(f"there are no weights at {path}.") from None
-    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
+    except (safetensors.SafetensorError, TypeError, ValueError, OSError) as error:
         raise RecordError(
-            f"{path} does not hold the weights of a run ({type(error).__name__}: {error}): truncated, "
-            f"altered, or written by another program. Delete it to train again."
+            f"{path} does not hold the weights of a run ({type(error).__name__}: {error}): truncated, altered, or "
+            f"written by another program or an earlier version. Restore it from a copy, or delete it to make it again."
         ) from error
+
+
+def _digest(tensors: dict[str, np.ndarray], meta: str) -> str:
+    """Return a checksum of all that a file holds: every tensor's name, type, shape and bytes, and its `meta`."""
+    found = hashlib.sha256(meta.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"\n{json.dumps(name)} {tensor.dtype.str} {tensor.shape}\n".encode())
+        found.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+    return found.hexdigest()
+
+
+def assert_holds(path: Path, found: dict, asked: dict, way_out: str) -> None:
+    """Return nothing; RecordError unless what a file says that it holds is what was asked for.
+
+    found: from the file's `meta`, such as {"type": "EWN", "seed": 21, "level": -10}; asked: the same of what is wanted.
+    An entry that only one of them has is a difference too. way_out: a sentence that says what to do.
+    """
+    asked = json.loads(render(asked))  # as it would come back from a file: lists for tuples
+    nothing = object()
+    differ = [name for name in {**asked, **found} if found.get(name, nothing) != asked.get(name, nothing)]
+    if differ:
+        holds, wanted = (
+            listed(f"{name} {entries[name]!r}" if name in entries else f"no {name}" for name in differ)
+            for entries in (found, asked)
+        )
+        raise RecordError(f"{path} holds {holds}; asked for is {wanted}. {way_out}")

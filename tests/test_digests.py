@@ -1,0 +1,66 @@
+"""Not one flipped bit passes: in no kind of file that is read back, and each error names the file and the way out."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from lib import disk
+from lib.errors import RecordError
+
+FLIPS = 40
+
+
+def altered(path, bits=None):
+    """Yield once for each of `bits` (default: some drawn from all over the file), with that bit of the file flipped."""
+    whole = path.read_bytes()
+    bits = np.random.default_rng(0).choice(8 * len(whole), FLIPS, replace=False) if bits is None else bits
+    for bit in bits:
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        yield bit
+    path.write_bytes(whole)
+
+
+def refused(path, read, bits=None, error=RecordError, way_out="[Dd]elete"):
+    """Assert that `read()` is an error that names the file and the way out, whichever of the bits is flipped."""
+    read()
+    for bit in altered(path, bits):
+        with pytest.raises(error, match=f"(?s){re.escape(str(path))}.*{way_out}"):
+            read()
+            pytest.fail(f"bit {bit} of {path} was flipped, and nobody noticed")
+    read()
+
+
+# ---- weights
+
+
+def test_every_bit_of_a_file_of_weights_is_checked(tmp_path):
+    """Of the length, of the header with its meta, and of the tensors."""
+    path = tmp_path / "w.safetensors"
+    tensors = {"net/w": np.arange(3, dtype=np.float32), "history/é": np.ones((1, 2)), "mask": np.array([True])}
+    disk.save_tensors(path, tensors, {"seed": 1, "level": -10})
+    refused(path, lambda: disk.load_tensors(path), range(8 * path.stat().st_size))
+
+
+def test_weights_without_a_digest_are_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    for header in (None, {"meta": "{}"}, {"meta": "{}", "digest": "0" * 64}):
+        path.write_bytes(safetensors.numpy.save({"w": np.ones(3)}, header))
+        with pytest.raises(RecordError, match=r"w\.safetensors does not hold .* digest.*delete it to make it again"):
+            disk.load_tensors(path)
+
+
+def test_what_a_file_holds_is_compared_with_what_was_asked(tmp_path):
+    held = {"type": "EWN", "seed": 21, "level": -10, "widths": [3, 4]}
+    disk.assert_holds(tmp_path, json.loads(json.dumps(held)), held | {"widths": (3, 4)}, "")
+    other = {"type": "SWN", "seed": 99, "widths": [3, 4], "batch": 8}
+    with pytest.raises(RecordError) as found:
+        disk.assert_holds(tmp_path / "level-10.safetensors", held, other, "Give the folder of this run.")
+    assert str(found.value) == (
+        f"{tmp_path / 'level-10.safetensors'} holds type 'EWN', seed 21, no batch, level -10; asked for is "
+        "type 'SWN', seed 99, batch 8, no level. Give the folder of this run."
+    )
