@@ -1,8 +1,8 @@
 """What a record is: its two files, what may stand in them, and many of them as one table.
 
 A record is two files: `<name>.json` (parameters, scores, provenance) and `<name>.npz` (arrays). The json is
-moved into place last and carries the checksum of the npz, so **a record exists if and only if its json
-does**, and a pair that disagrees is never believed. Replacing a record goes: write `.npz.new` and
+moved into place last and carries the checksum of the npz and a digest of its own text, so **a record exists if and
+only if its json does**, and what disagrees is never believed. Replacing a record goes: write `.npz.new` and
 `.json.new`, then move the npz, then the json. Killed before the first move, the old pair stands; killed
 between the two moves, the next reader finds that `.json.new` describes the npz and makes the second move
 itself.
@@ -19,12 +19,13 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import numpy as np
 
 from lib.disk import lock, move, put, render, sync
-from lib.errors import RecordError, hint, listed
-from lib.parameters import many, scientific, text
+from lib.errors import ParameterError, RecordError, hint, listed
+from lib.parameters import many, name_of, scientific, text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +35,9 @@ FIELDS = (
     "name", "experiment", "type", "seed", "parameters", "scores", "cost", "axes", "arrays", "npz",
     "provenance",
 )  # fmt: skip
+
+
+DIGEST = b',\n "digest": '  # what the last line of a json begins with, and the end of the one before
 
 
 # ---- reading and writing
@@ -94,19 +98,44 @@ def _load(path: Path) -> Record | None:
 def _document(path: Path) -> dict:
     """Return the fields of a record's json; RecordError unless it is whole and lies under its own name."""
     try:
-        document = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        document = json.loads(data)
     except FileNotFoundError:
         raise RecordError(f"there is no record {path}.") from None
     except ValueError as error:
         raise _broken(path, f"the file is truncated or altered ({error})") from error
-    fields = set(document) if isinstance(document, dict) else set()
+    fields = set(document) - {"digest"} if isinstance(document, dict) else set()
     if fields != set(FIELDS):
         lacks, extra = sorted(set(FIELDS) - fields), sorted(fields - set(FIELDS))
         raise _broken(path, f"missing fields: {listed(lacks)}; unknown fields: {listed(extra)}")
+    data = data.replace(b"\r\n", b"\n")  # as git may have it on Windows
+    if "digest" in document and data != _sealed(data.rpartition(DIGEST)[0] + b"\n}\n"):
+        raise _broken(path, "the file is altered: its content is not what its digest says")
+    document.pop("digest", None)  # records of earlier versions have none
     name = path.name.removesuffix(".json").removesuffix(".json.new")
-    if document["name"] != name:
-        raise _broken(path, f"it is a renamed or duplicate copy of {document['name']!r}")
+    if (document["name"], document["experiment"]) != (name, path.parent.name):
+        raise _broken(path, f"it is a renamed or duplicate copy of {document['name']!r} of {document['experiment']!r}")
+    if not _named_by(document):
+        raise _broken(path, "its name is not that of its type, seed and parameters")
     return document
+
+
+def _sealed(json_text: bytes) -> bytes:
+    """Return the json of a record, as `render` made it, with a digest of all its other lines as its last."""
+    lines = json_text.removesuffix(b"\n}\n")
+    return lines + DIGEST + f'"{_sha256(lines)}"\n}}\n'.encode()
+
+
+def _named_by(document: dict) -> bool:
+    """Return whether a record's name says its type, its seed, and the values of the parameters that it lists."""
+    name, cut, _ = document["name"].partition("#")  # of a long name only the beginning is there to be compared
+    listed_ones = [unquote(part.partition("=")[0]) for part in name.split(";")[1:] if "=" in part]
+    try:
+        values = {key: document["parameters"][key] for key in listed_ones}
+        expected = name_of(document["type"], document["seed"], values).partition("#")[0]
+    except (KeyError, TypeError, ParameterError):
+        return False
+    return name.startswith(expected) or expected.startswith(name) if cut else name == expected
 
 
 def _broken(path: Path, reason: str) -> RecordError:
@@ -148,7 +177,7 @@ def _roll_forward(path: Path) -> None:
 def write(path: Path, document: dict, npz: bytes) -> Path:
     """Return `path`, after the record is on disk; the record it replaces stands until the new one does."""
     document = {**document, "name": path.name.removesuffix(".json"), "npz": _sha256(npz)}
-    text = render({field: document[field] for field in FIELDS})
+    text = _sealed(render({field: document[field] for field in FIELDS}))
     new_json, new_npz = _beside(path, ".json.new"), _beside(path, ".npz.new")
     with lock(path):
         _roll_forward(path)  # or the leftover that completes the old record would be overwritten here
@@ -158,6 +187,31 @@ def write(path: Path, document: dict, npz: bytes) -> Path:
         move(new_npz, _beside(path, ".npz"))
         move(new_json, path)
     return path
+
+
+def files(place: Path) -> list[Path]:
+    """Return the jsons of the records in a folder, sorted; hidden files, such as a Mac's `._x.json`, are none."""
+    return sorted(path for path in place.glob("*.json") if not path.name.startswith("."))
+
+
+def seal(path: Path) -> bool:
+    """Return whether the record at `path` was one without a digest, and has it now; nothing else is changed.
+
+    It is looked over first: RecordError if its files or its name disagree, or if it holds what is never written.
+    """
+    with lock(path):
+        record, data = read(path), path.read_bytes()
+        if "digest" in json.loads(data):
+            return False
+        try:
+            plain("score", record.scores), plain("cost", record.cost)
+            pack({name: record.array(name) for name in record.arrays}, coordinates(record.axes))
+        except (RecordError, KeyError) as error:
+            raise _broken(path, f"it holds what is never written ({error})") from error
+        new = _beside(path, ".json.new")
+        put(new, _sealed(render(json.loads(data))))
+        move(new, path)
+    return True
 
 
 # ---- what may be put into a record
@@ -243,6 +297,18 @@ def select(records: list[Record], where: dict) -> list[Record]:
         if records and key not in known:
             raise RecordError(f"no record has {key!r}.{hint(key, known)} They have: {listed(known)}.")
     return [record for record in records if _satisfies(_identity(record), where)]
+
+
+def assert_values(records: list[Record], where: dict) -> None:
+    """Return nothing; RecordError for the first filter of `where` whose value, or list of them, no record has."""
+    for key, wanted in where.items():
+        there = [_identity(record).get(key) for record in records]
+        if there and not any(value in (wanted, *many(wanted)) for value in there):
+            known = sorted({repr(value) for value in there})
+            raise RecordError(
+                f"no record has {key} = {wanted!r}.{hint(wanted, [v for v in there if isinstance(v, str)])} "
+                f"There are: {listed(known)}."
+            )
 
 
 def _identity(record: Record) -> dict:

@@ -12,6 +12,7 @@ workflow asks `missing` for thousands of runs before it starts anything.
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -288,7 +289,7 @@ def records(experiment: str, **where) -> list[Record]:
     place = folder() / experiment
     if not place.exists():
         naming.code_cells(_notebook(experiment))  # not run yet is no error; a misspelt name is
-    found = [read(path) for path in place.glob("*.json")]
+    found = [read(path) for path in storage.files(place)]
     found.sort(key=lambda record: (record.type, int(str(record.seed).split("..")[0]), record.name))
     return storage.select(found, where)
 
@@ -297,17 +298,24 @@ def table(experiment: str, **where) -> pd.DataFrame:
     """Return one row per run: type, seed, every parameter, every score, every cost entry.
 
     A score that only some records have is missing (nan) in the others. Without records the table is empty.
-    where: see `records`.
+    where: see `records`; RecordError for a value that no record has.
     """
-    return storage.table(records(experiment, **where))
+    return storage.table(_filtered(experiment, where))
 
 
 def curves(experiment: str, name: str, **where) -> pd.DataFrame:
     """Return the array `name` of every run, one row per element: see `curves` in `lib/records.py`.
 
-    RecordError if a run has no such array; leave those runs out by `where` (see `records`).
+    RecordError if a run has no such array; leave those runs out by `where` (see `table`).
     """
-    return storage.curves(records(experiment, **where), name)
+    return storage.curves(_filtered(experiment, where), name)
+
+
+def _filtered(experiment: str, where: dict) -> list[Record]:
+    found = records(experiment, **where)
+    if not found:
+        storage.assert_values(records(experiment), where)
+    return found
 
 
 def published(study: str) -> pd.DataFrame:
@@ -319,3 +327,16 @@ def published(study: str) -> pd.DataFrame:
         known = sorted(path.stem for path in path.parent.glob("*.csv"))
         raise RecordError(f"there is no {path}.{hint(study, known)} There are: {listed(known)}.")
     return pd.read_csv(path)
+
+
+def main() -> None:
+    """Return nothing, once every record has a digest; those of earlier versions are looked over before they get one."""
+    parser = argparse.ArgumentParser(prog="python -m lib.runs", description=main.__doc__)
+    parser.add_argument("--digest", action="store_true", required=True, help=f"give records below {folder()} a digest")
+    parser.parse_args()
+    given = [storage.seal(path) for place in sorted(folder().glob("*/")) for path in storage.files(place)]
+    print(f"{len(given)} records below {folder()} are whole; {sum(given)} of them had no digest, and have one now.")
+
+
+if __name__ == "__main__":
+    main()

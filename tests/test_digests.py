@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lib import disk
+from lib import disk, records
 from lib.errors import RecordError
 
-FLIPS = 40
+FLIPS = 100
 
 
-def altered(path, bits=None):
-    """Yield once for each of `bits` (default: some drawn from all over the file), with that bit of the file flipped."""
+def altered(path):
+    """Yield FLIPS bits from all over the file, one at a time, while that bit is flipped."""
     whole = path.read_bytes()
-    bits = np.random.default_rng(0).choice(8 * len(whole), FLIPS, replace=False) if bits is None else bits
-    for bit in bits:
+    for bit in np.random.default_rng(0).choice(8 * len(whole), FLIPS, replace=False):
         data = bytearray(whole)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
@@ -25,25 +24,41 @@ def altered(path, bits=None):
     path.write_bytes(whole)
 
 
-def refused(path, read, bits=None, error=RecordError, way_out="[Dd]elete"):
-    """Assert that `read()` is an error that names the file and the way out, whichever of the bits is flipped."""
+def refused(path, read, error=RecordError, named=None, way_out="[Dd]elete"):
+    """Assert that `read()` is an error that names the file and the way out, whichever bit of it is flipped."""
+    told = re.escape(str(named or path))
     read()
-    for bit in altered(path, bits):
-        with pytest.raises(error, match=f"(?s){re.escape(str(path))}.*{way_out}"):
+    for bit in altered(path):
+        with pytest.raises(error, match=f"(?s){told}.*{way_out}"):
             read()
             pytest.fail(f"bit {bit} of {path} was flipped, and nobody noticed")
     read()
 
 
+# ---- records
+
+
+@pytest.mark.parametrize("ending", [".json", ".npz"])
+def test_flipped_bits_of_a_record_are_errors(tmp_path, ending):
+    document = {
+        "experiment": tmp_path.name, "type": "EWN", "seed": 1, "parameters": {"lr": 0.1, "levels": [-10.0]},
+        "scores": {"accuracy": 0.123456789}, "cost": {}, "axes": {"i": [0.1, 2e-30]}, "provenance": {"commit": "0af"},
+    }  # fmt: skip
+    npz, axes = records.pack({"a": (np.ones(2), ["i"])}, document["axes"])
+    path = records.write(tmp_path / "EWN-1;lr=0.1.json", document | {"arrays": axes}, npz)
+    file = path.with_name(path.name.replace(".json", ending))
+    refused(file, lambda: records.read(path), named=path, way_out="force True")
+
+
 # ---- weights
 
 
-def test_every_bit_of_a_file_of_weights_is_checked(tmp_path):
-    """Of the length, of the header with its meta, and of the tensors."""
+def test_flipped_bits_of_a_file_of_weights_are_errors(tmp_path):
+    """In the length, in the header with its meta, and in the tensors."""
     path = tmp_path / "w.safetensors"
     tensors = {"net/w": np.arange(3, dtype=np.float32), "history/é": np.ones((1, 2)), "mask": np.array([True])}
     disk.save_tensors(path, tensors, {"seed": 1, "level": -10})
-    refused(path, lambda: disk.load_tensors(path), range(8 * path.stat().st_size))
+    refused(path, lambda: disk.load_tensors(path))
 
 
 def test_weights_without_a_digest_are_refused(tmp_path):

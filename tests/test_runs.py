@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lib.runs as runs
+from lib import disk
+from lib import records as storage
 from lib.runs import ParameterError, RecordError
 
 DEFAULTS = {
@@ -341,7 +343,7 @@ def test_no_altered_npz_is_ever_believed(path):
 
 def test_a_missing_field_is_named(path):
     document = json.loads(path.read_text())
-    for field in document:
+    for field in document.keys() - {"digest"}:
         path.write_text(json.dumps({key: value for key, value in document.items() if key != field}))
         with pytest.raises(RecordError, match=f"missing fields: {field};"):
             runs.read(path)
@@ -355,6 +357,74 @@ def test_a_duplicate_is_an_error(path):
         (path.parent / f"EWN-3 (copy){ending}").write_bytes(path.with_name(f"EWN-3{ending}").read_bytes())
     with pytest.raises(RecordError, match="duplicate copy of 'EWN-3'"):
         runs.table("toy")
+
+
+def test_a_copy_in_the_folder_of_another_experiment_is_an_error(path):
+    there = path.parent.with_name("other")
+    path.parent.rename(there)
+    with pytest.raises(RecordError, match="copy of 'EWN-3' of 'toy'.*force"):
+        runs.read(there / path.name)
+
+
+def without_digest(path, **changes):
+    """Rewrite a record as an earlier version had it, with other fields; return its bytes."""
+    document = {key: value for key, value in json.loads(path.read_text()).items() if key != "digest"}
+    path.write_bytes(disk.render(document | changes))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_name_is_compared_with_what_the_record_holds(root, long):
+    """Of a name that is too long to be a whole one, its beginning is."""
+    given = {"dataset": "a;b=c%é", "epochs": 7, "levels": list(range(-9, -99 if long else -12, -1))}
+    path = saved(3, "no-WN", given)
+    assert runs.read(path).parameters["epochs"] == 7 and ("#" in path.name) == long
+    parameters = {**DEFAULTS, **given}
+    del parameters["seed"], parameters["type"]
+    without_digest(path)
+    runs.read(path)
+    for changes in (
+        {"seed": 4}, {"type": "SWN"}, {"type": None}, {"parameters": parameters | {"epochs": 8}},
+        {"parameters": parameters | {"levels": [-9, -11]}}, {"parameters": {"epochs": 7}},
+    ):  # fmt: skip
+        without_digest(path, **{"parameters": parameters, "seed": 3, "type": "no-WN"} | changes)
+        with pytest.raises(RecordError, match="its name is not that of its type, seed and parameters.*force"):
+            runs.read(path)
+
+
+def test_records_of_earlier_versions_are_read_and_get_a_digest(path, capsys, monkeypatch):
+    whole, new, npz = full(path), path.read_bytes(), path.with_name("EWN-3.npz")
+    old, arrays = without_digest(path), npz.read_bytes()
+    assert full(path) == whole and b"digest" not in old
+    monkeypatch.setattr("sys.argv", ["lib.runs", "--digest"])
+    for count in (1, 0):
+        runs.main()
+        assert f"1 records below {path.parents[1]} are whole; {count} of them had no digest" in capsys.readouterr().out
+        assert (path.read_bytes(), npz.read_bytes()) == (new, arrays)
+    assert new.startswith(old.removesuffix(b"\n}\n")) and new.count(b"\n") == old.count(b"\n") + 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"scores": {"x": [1]}}, {"axes": {"i": [1, 1, 2, 3, 4]}}, {"axes": {"i": [1, 2]}}, {"arrays": {"b": ["i"]}}],
+)
+def test_no_digest_for_a_record_that_cannot_be_right(path, changes):
+    before = without_digest(path, **changes)
+    with pytest.raises(RecordError, match=str(path)):
+        storage.seal(path)
+    assert path.read_bytes() == before
+
+
+def test_line_ends_of_windows_change_no_record(path):
+    whole = full(path)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert full(path) == whole
+
+
+def test_hidden_files_are_no_records(path):
+    for name in ("._EWN-3.json", ".EWN-4.json"):
+        path.with_name(name).write_bytes(b"\0\5\x16\7")  # as macOS leaves them on other file systems
+    assert [record.name for record in runs.records("toy")] == ["EWN-3"] and len(runs.table("toy")) == 1
 
 
 def test_a_record_that_is_not_there_is_said_so(root):
@@ -378,6 +448,22 @@ def test_the_table_has_one_row_per_run(root):
     assert runs.table("toy", levels=[-20]).units.tolist() == [9]
     with pytest.raises(RecordError, match="'data'. Did you mean 'dataset'"):
         runs.table("toy", data="mnist")
+
+
+@pytest.mark.parametrize("read", [runs.table, lambda *given, **where: runs.curves(*given, "loss", **where)])
+def test_a_filter_that_no_record_has_says_what_there_is(root, read):
+    for seed, type in ((3, "EWN"), (4, "SWN")):
+        saved(seed, type, arrays={"loss": (np.ones(1), ["i"])}, axes={"i": [0]})
+    for where, told in (
+        ({"type": "ewn"}, r"type = 'ewn'\. Did you mean 'EWN'\? There are: 'EWN', 'SWN'"),
+        ({"levels": -10}, r"levels = -10\. There are: \[-10, -100\]"),
+        ({"seed": [5, 6]}, r"seed = \[5, 6\]\. There are: 3, 4"),
+        ({"type": "EWN", "lr": 0.2}, r"lr = 0\.2\. There are: 0\.1"),
+    ):
+        with pytest.raises(RecordError, match=told):
+            read("toy", **where)
+        assert runs.records("toy", **where) == []
+    assert read("toy", type="EWN", seed=4).empty, "each is there, but not together"
 
 
 def test_no_records_are_an_empty_table(root):
