@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lib import disk, records
+from lib import disk, records, runs
 from lib.errors import RecordError
 
 FLIPS = 100
@@ -48,6 +48,11 @@ def test_flipped_bits_of_a_record_are_errors(tmp_path, ending):
     path = records.write(tmp_path / "EWN-1;lr=0.1.json", document | {"arrays": axes}, npz)
     file = path.with_name(path.name.replace(".json", ending))
     refused(file, lambda: records.read(path), named=path, way_out="force True")
+
+
+def test_every_record_of_the_repository_has_a_digest():
+    found = [path for place in (runs.ROOT / "runs").glob("*/") for path in records.files(place)]
+    assert found and [path for path in found if '\n "digest": "' not in path.read_text("utf-8")] == []
 
 
 # ---- weights
