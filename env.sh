@@ -1,17 +1,21 @@
 # shellcheck shell=bash
 # Sourced from bash or zsh:  source env.sh
 # Makes .venv beside this file when it is missing, installs requirements.txt into it and activates it.
+# What is installed are the versions that the tests ran with, workflow/tested.txt, checked by their hashes.
 # When nothing has changed it only activates. An interrupted installation is taken up by the next call.
 #   PYTHON=python3.12 source env.sh      another interpreter for making the environment
-#   PRUNING_VENV=FOLDER source env.sh    an environment at another place, for example one already prepared
+#   PRUNING_VENV=FOLDER source env.sh    an environment at another place; of one already prepared, what it has stays
+#   PRUNING_LATEST=1 source env.sh       the newest versions, until the next call without it
 # Everything is in a function, so that the caller's variables, options and folder stay as they are, and it
 # is called under `if`, so that a caller's `set -e` does not close the terminal before a message is read.
 
 _pruning_env() {
     local root=$1 venv=${PRUNING_VENV:-$1/.venv} python=${PYTHON:-python3} stamp key have make='' clear=''
+    local latest=${PRUNING_LATEST:-0} how=tested versions
     stamp=$venv/.pruning-installed
     # The folder is part of the key because an environment that was moved is broken: its scripts hold paths.
-    key="$(cksum <"$root/requirements.txt") $venv" || return 1
+    versions=$(cat "$root/requirements.txt" "$root/workflow/tested.txt" "$root/workflow/torch.txt") || return 1
+    key="$(printf '%s\n' "$latest" "$versions" | cksum) $venv" || return 1
     have=$(cat "$stamp" 2>/dev/null || :)
     if [ "$have" != "$key" ]; then
         "$venv/bin/python" -m pip --version >/dev/null 2>&1 || make=yes
@@ -24,16 +28,27 @@ _pruning_env() {
                     "Name another one: PYTHON=python3.12 source env.sh" >&2
                 return 1
             }
+            # What was made here holds the tested versions; first, so that an interrupted call knows it too.
+            [ -e "$venv/bin/python" ] || { mkdir -p "$venv" && : >"$venv/.pruning-made"; } || return 1
             echo "env.sh: making $venv with $("$python" --version)" >&2
             "$python" -m venv ${clear:+--clear} "$venv" || {
                 echo "env.sh: no environment was made (Debian and Ubuntu: apt install python3-venv)" >&2
                 return 1
             }
         fi
-        echo "env.sh: installing requirements.txt into $venv (some minutes and gigabytes the first time)" >&2
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-            -r "$root/requirements.txt" </dev/null || {
-            echo "env.sh: the installation failed; source env.sh again to go on from here" >&2
+        [ -z "${PRUNING_VENV:-}" ] || [ -e "$venv/.pruning-made" ] || how=missing # somebody else prepared it
+        [ "$latest" = 0 ] || how=newest
+        echo "env.sh: installing into $venv what is $how (some minutes and gigabytes the first time)" >&2
+        set -- "$venv/bin/python" -m pip install --quiet --disable-pip-version-check
+        case $how in
+            newest) "$@" --upgrade -r "$root/requirements.txt" ;;
+            missing) "$@" -r "$root/requirements.txt" ;;
+            # Two calls, because pip wants hashes for all that one call installs, and torch's build is not one file.
+            tested) "$@" --require-hashes --no-deps -r "$root/workflow/tested.txt" &&
+                "$@" -c "$root/workflow/torch.txt" -r "$root/requirements.txt" ;;
+        esac </dev/null || {
+            echo "env.sh: the installation failed; source env.sh again to go on from here, or take the newest" \
+                "versions instead of the tested ones: PRUNING_LATEST=1 source env.sh" >&2
             return 1
         }
         # Last, so that an interrupted installation leaves no stamp. A prepared environment may be read-only;

@@ -6,11 +6,12 @@ import hashlib
 import platform
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
-import numpy as np
-
 from lib.parameters import code_cells, is_parameters, source
+
+COMPUTING = "numpy", "torch", "torchvision", "triton", "scipy", "pandas", "scikit-learn", "pillow", "dppy"
 
 
 def origin(root: Path) -> dict:
@@ -20,15 +21,32 @@ def origin(root: Path) -> dict:
     return {
         "commit": _git(root, "rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "torch": str(torch.__version__) if torch else None,
-        },
+        "versions": _versions(torch),
+        "tested": _tested(root),
         "platform": platform.platform(),
         "cpu": _cpu(),
         "gpu": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
     }
+
+
+def _versions(torch) -> dict[str, str | None]:
+    """Return the version of Python and of every package that computes; None for one that is not installed.
+
+    Read from what is installed, because importing takes seconds; torch, once imported, says its build too.
+    """
+    found = {"python": platform.python_version()}
+    for name in COMPUTING:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found | ({"torch": str(torch.__version__)} if torch else {})
+
+
+def _tested(root: Path) -> str | None:
+    """Return the checksum of the file of tested versions, whether or not they are what is installed."""
+    file = root / "workflow" / "tested.txt"
+    return _checksum(file.read_text("utf-8")) if file.exists() else None
 
 
 def _git(root: Path, *arguments: str) -> str | None:

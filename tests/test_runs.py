@@ -1,11 +1,13 @@
 """What runs are called, and that a record read back is the record that was saved, or an error."""
 
+import hashlib
 import json
 import string
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -227,8 +229,15 @@ def test_a_record_comes_back_as_it_was_saved(root):
 
 def test_provenance_says_where_a_result_comes_from(root):
     write_notebook(root, "toy", DEFAULTS, "train()")
+    (root / "workflow").mkdir()
+    (root / "workflow/tested.txt").write_text("numpy==1\n")
     provenance = runs.read(saved(seconds=2.5, data="sha")).provenance
-    assert provenance["versions"]["numpy"] == np.__version__
+    versions = provenance["versions"]
+    assert versions["numpy"] == np.__version__ and versions["scipy"] == scipy.__version__
+    assert {"torch", "torchvision", "pandas", "scikit-learn", "pillow"} <= {
+        name for name, one in versions.items() if one
+    }
+    assert provenance["tested"] == hashlib.sha256(b"numpy==1\n").hexdigest()[:16]
     assert provenance["seconds"] == 2.5 and provenance["data"] == "sha" and provenance["device"] == "auto"
     assert provenance["commit"] is None  # this root is no git repository
     assert {"lib/runs.py", "lib/records.py", "code cell 2"} <= set(provenance["code"])

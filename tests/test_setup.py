@@ -1,14 +1,21 @@
 """env.sh in bash and zsh, and the papermill command as a user types it."""
 
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import nbformat
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from lib import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 SHELLS = [
@@ -20,7 +27,7 @@ LAUNCHER = ROOT / "workflow/bin/papermill"
 
 def clean(**changes):
     """Return an environment as in a fresh terminal, where no virtual environment is active."""
-    outside = {"VIRTUAL_ENV", "PRUNING_VENV", "PRUNING_RUNS", "PRUNING_FIGURES", "PYTHON", "BASH_ENV"}
+    outside = {"VIRTUAL_ENV", "PRUNING_VENV", "PRUNING_LATEST", "PRUNING_RUNS", "PRUNING_FIGURES", "PYTHON", "BASH_ENV"}
     inherited = {key: value for key, value in os.environ.items() if key not in outside}
     return inherited | {"PYTHON": sys.executable} | changes
 
@@ -38,7 +45,8 @@ def repository(tmp_path_factory):
     root = tmp_path_factory.mktemp("a repository")  # with a space in its path
     shutil.copy(ROOT / "env.sh", root)
     shutil.copytree(ROOT / "workflow/bin", root / "workflow/bin")
-    (root / "requirements.txt").write_text("# nothing\n")
+    for file in "requirements.txt", "workflow/tested.txt", "workflow/torch.txt":
+        (root / file).write_text("# nothing\n")
     first = shell("bash", ". ./env.sh && command -v python", root)
     assert first.returncode == 0, first.stderr
     assert first.stdout.strip() == f"{root}/.venv/bin/python"
@@ -97,6 +105,91 @@ def test_a_failed_installation_is_taken_up_again(repository):
     again = shell("bash", ". ./env.sh", repository)
     assert again.returncode == 0 and stamp.read_text() == before
     assert "installing" in again.stderr and "making" not in again.stderr
+
+
+# -------------------------------------------------------------------------------------------- tested versions
+
+
+def wheel(folder, version):
+    """Return the path and the sha256 of a wheel of a package `tiny` that says its version."""
+    path, info = folder / f"tiny-{version}-py3-none-any.whl", f"tiny-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(zipfile.ZipInfo("tiny.py"), f"print({version!r})\n")
+        file.writestr(zipfile.ZipInfo(f"{info}/METADATA"), f"Metadata-Version: 2.1\nName: tiny\nVersion: {version}\n")
+        file.writestr(
+            zipfile.ZipInfo(f"{info}/WHEEL"), "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(zipfile.ZipInfo(f"{info}/RECORD"), "")
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def shop(repository, tmp_path):
+    """Return an environment with a shop of two releases of `tiny`; the older one is what was tested."""
+    _, digest = wheel(tmp_path, "1.0")
+    wheel(tmp_path, "2.0")
+    (repository / "requirements.txt").write_text("tiny>=0.5\n")
+    (repository / "workflow/tested.txt").write_text(f"tiny==1.0 \\\n    --hash=sha256:{digest}\n")
+    yield {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
+    for file in "requirements.txt", "workflow/tested.txt":
+        (repository / file).write_text("# nothing\n")
+
+
+def tiny(repository, **environment):
+    """Return the version of `tiny` that env.sh leaves installed, or what it said instead."""
+    done = shell("bash", ". ./env.sh && python -m tiny", repository, **environment)
+    return done.stdout.strip() or done.stderr
+
+
+def test_the_tested_versions_are_installed_and_the_newest_when_asked_for(repository, shop):
+    assert tiny(repository, **shop) == "1.0"
+    assert tiny(repository, PRUNING_LATEST="1", **shop) == "2.0"
+    assert tiny(repository, PRUNING_LATEST="0", **shop) == "1.0", "the next call without it"
+
+
+def test_a_release_that_was_altered_is_not_installed(repository, shop, tmp_path):
+    shell("bash", ". ./env.sh && python -m pip uninstall -y tiny", repository, **shop)
+    (repository / ".venv/.pruning-installed").unlink()
+    with zipfile.ZipFile(tmp_path / "tiny-1.0-py3-none-any.whl", "a") as file:
+        file.writestr("more.py", "print('stolen')")
+    said = tiny(repository, **shop)
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in said and "PRUNING_LATEST=1 source env.sh" in said
+
+
+def test_what_somebody_else_prepared_keeps_its_versions(repository, shop):
+    environment = {"PRUNING_VENV": str(repository / ".venv"), **shop}
+    tiny(repository, PRUNING_LATEST="1", **shop)
+    made = repository / ".venv/.pruning-made"
+    made.unlink()
+    assert tiny(repository, **environment) == "2.0"
+    made.touch()
+    (repository / ".venv/.pruning-installed").unlink()
+    assert tiny(repository, **environment) == "1.0", "what env.sh made, wherever it lies, has the tested versions"
+
+
+def test_every_requirement_has_a_tested_version_with_hashes():
+    lower = [Requirement(line.split("#")[0]) for line in lines("requirements.txt")]
+    bounds = {one.name: one.specifier for one in map(Requirement, lines("workflow/torch.txt"))}
+    pins = re.findall(
+        r"^(\S+?)==(\S+)(.*)$((?:\n    --hash=sha256:[0-9a-f]{64}.*)*)", read("workflow/tested.txt"), re.M
+    )
+    pinned = {canonicalize_name(name): version for name, version, _, hashes in pins if hashes}
+    assert len(pins) == sum(line[:1].isalpha() for line in lines("workflow/tested.txt")), "every line has its hashes"
+    assert set(bounds) == {"torch", "torchvision"}, "their builds depend on the machine"
+    assert not {name for name in pinned if name in bounds or name.startswith(("nvidia-", "cuda-", "triton"))}
+    for one in lower:
+        if one.name not in bounds:
+            assert one.specifier.contains(pinned[canonicalize_name(one.name)]), one
+    assert bounds["torch"].contains("2.15.0") and not bounds["torch"].contains("2.16.0")
+    assert set(provenance.COMPUTING) - {"torch", "torchvision", "triton"} <= set(pinned)
+
+
+def read(name):
+    return (ROOT / name).read_text()
+
+
+def lines(name):
+    return [line for line in read(name).splitlines() if line and not line.startswith("#")]
 
 
 # ------------------------------------------------------------------------------------------------- papermill
