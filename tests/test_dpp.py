@@ -217,6 +217,18 @@ def test_dppy_is_an_error_where_it_underflows_or_overflows():
     assert (dpp.sample(low, 387, [0]).sum(-1) == 387).all() and (dpp.sample(high, 550, [0]).sum(-1) == 550).all()
 
 
+@pytest.mark.parametrize(("version", "calls"), [("2.11.0+cu130", 3), ("2.12.0", 1)])
+def test_cuda_decomposes_one_by_one_where_its_batched_solver_is_slow(monkeypatch, version, calls):
+    class OnCuda(list):
+        device = torch.device("cuda")
+
+    seen = []
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
+    monkeypatch.setattr(torch.linalg, "eigh", lambda x: seen.append(x) or (torch.ones(2), torch.eye(2)))
+    dpp._eigh(OnCuda([torch.eye(2)] * 3), together=True)
+    assert len(seen) == calls
+
+
 # ------------------------------------------------------------------------------------------------- the door
 
 
