@@ -6,6 +6,7 @@ stack has the members of the killed one and, on a CPU, ends bit for bit where th
 """
 
 import hashlib
+import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import nets, runs
+from lib import kernels, nets, runs
+from lib.disk import assert_holds
+from lib.errors import RecordError, listed
 
-# One row of a descent's history per accepted epoch, row 0 before the first.
+# One row of a descent's history per accepted epoch that is looked at (`looked_at`), row 0 before the first.
 HISTORY = (
     "epoch",  # accepted so far
     "attempt",  # made so far, rejected ones included
@@ -28,17 +31,26 @@ HISTORY = (
     "test_log_loss_of_batches",  # of the unweighted mean over batches, which the EWN study logged
     "seconds",  # of all attempts so far, a stack's time shared among its runs
 )
-VECTORS = ("log_loss", "step", "seconds", "epoch", "attempt")
+VECTORS = ("log_loss", "step", "seconds", "epoch", "attempt", "train_accuracy", "losses", "moved")
+ON_DEVICE = ("log_loss", "step", "train_accuracy", "losses", "moved")
 NORMS = ("norms_start", "norms_before")
+EACH, SPACING = 50, 1.03  # the first epochs are looked at one by one, later ones by this ratio
+
+
+def looked_at(epoch):
+    """Return whether the test set is looked at after so many accepted epochs; a look may cost as much as an epoch."""
+    spaced = math.floor(math.log(max(epoch, 1), SPACING)) > math.floor(math.log(max(epoch - 1, 1), SPACING))
+    return epoch <= EACH or spaced
 
 
 @dataclass
 class Descent:
     """R descents between two attempts: everything that the next attempt depends on, and what was seen so far.
 
-    log_loss, step, seconds (R,) float64; epoch, attempt (R,) int64. norms_start, norms_before: unit norms
-    `{layer: (R, O)}` at the initialisation and at the start of the last accepted epoch (the EWN study ranks
-    by the latter). history: per run, a list of rows of `HISTORY`.
+    log_loss, step, seconds, train_accuracy (R,) float64; epoch, attempt (R,) int64. losses (R, N) float64: the log-loss
+    of every training example when it was last measured; moved (R,): see `screening.measure`. norms_start,
+    norms_before: unit norms `{layer: (R, O)}` at the initialisation and at the start of the last accepted epoch (the
+    EWN study ranks by the latter). history: per run, a list of rows of `HISTORY`.
     """
 
     net: torch.nn.Module
@@ -48,6 +60,9 @@ class Descent:
     seconds: torch.Tensor
     epoch: torch.Tensor
     attempt: torch.Tensor
+    train_accuracy: torch.Tensor
+    losses: torch.Tensor
+    moved: torch.Tensor
     norms_start: dict
     norms_before: dict
     history: list = field(default_factory=list)
@@ -125,7 +140,7 @@ def load(path, like):
     tensors = {k: torch.from_numpy(v) for k, v in arrays.items() if not k.startswith("history/")}
     net = nets.take(like, [0] * len(meta["seeds"]))
     nets.load_(net, {k.removeprefix("net/"): v for k, v in tensors.items() if k.startswith("net/")})
-    vectors = {k: tensors[k].to(device) if k in ("log_loss", "step") else tensors[k] for k in VECTORS}
+    vectors = {k: tensors[k].to(device) if k in ON_DEVICE else tensors[k] for k in VECTORS}
     norms = {kind: _under(f"{kind}/", tensors, device) for kind in NORMS}
     history = [[tuple(row) for row in arrays[f"history/{k}"].tolist()] for k in range(len(meta["seeds"]))]
     return Descent(net, meta["seeds"], **vectors, **norms, history=history), meta
@@ -135,20 +150,39 @@ def _under(prefix, tensors, device):
     return {k.removeprefix(prefix): v.to(device) for k, v in tensors.items() if k.startswith(prefix)}
 
 
+def recipe(net, run, seed):
+    """Return what is known of a run of a fresh stack without being told, `{"type", "seed"}`."""
+    names = {code: name for name, code in kernels.NORMS.items()}
+    return {"type": names[int(next(iter(nets.layers(net).values())).norm[run])], "seed": int(seed)}
+
+
 def level_path(folder, level):
     """Return where a run keeps its state at a level, `level-10.safetensors` in the run's own folder."""
     return Path(folder, f"level{level:g}.safetensors")
 
 
+def assert_trained(folders, levels):
+    """Return nothing; RecordError unless every folder has a state at every level."""
+    for folder in folders:
+        lacks = [level for level in levels if not level_path(folder, level).exists()]
+        if lacks:
+            there = sorted(path.name for path in Path(folder).glob("level-*.safetensors"))
+            raise RecordError(
+                f"{folder} has no {listed(level_path(folder, level).name for level in lacks)}; there is"
+                f" {listed(there)}. Name a folder of trained levels, or none, to train."
+            )
+
+
 class Journal:
     """What a stack of descents leaves on disk: its runs' levels, and the checkpoint between them.
 
-    Without `folders` nothing is kept. The checkpoint's name comes from the members and the levels asked for.
+    folders: one per run, or None, then nothing is kept. recipes: what each run is, `{"type", "seed", ...}`; it stands
+    in every file and is compared. The checkpoint's name comes from the members and the levels asked for.
     """
 
-    def __init__(self, folders, levels, seconds):
+    def __init__(self, folders, recipes, levels, seconds):
         self.folders = [Path(f) for f in folders] if folders else None
-        self.levels, self.seconds, self.saved_at = levels, seconds, time.monotonic()
+        self.recipes, self.levels, self.seconds, self.saved_at = recipes, levels, seconds, time.monotonic()
         if self.folders:
             members = "\n".join([*(f.name for f in self.folders), *map(str, levels)])
             name = hashlib.blake2b(members.encode(), digest_size=8).hexdigest()
@@ -156,36 +190,53 @@ class Journal:
 
     def reached(self, like):
         """Return `[{level: Descent}]`, what every run has reached before."""
-        if not self.folders:
-            return [{} for _ in range(nets.runs(like))]
-        paths = [{level: level_path(folder, level) for level in self.levels} for folder in self.folders]
-        return [{level: load(p, like)[0] for level, p in found.items() if p.exists()} for found in paths]
+        found = [{} for _ in self.recipes]
+        for run, folder in enumerate(self.folders or []):
+            there = [level for level in self.levels if level_path(folder, level).exists()]
+            found[run] = {level: self.level(run, level, like) for level in there}
+        return found
+
+    def level(self, run, level, like):
+        """Return the state of a run at a level; RecordError if its file holds anything else."""
+        path = level_path(self.folders[run], level)
+        state, meta = load(path, like)
+        way_out = "Put the right file there, or delete it and train again."
+        assert_holds(path, meta.get("holds", {}), self._holds(run, level), way_out)
+        return state
+
+    def _holds(self, run, level):
+        return self.recipes[run] | {"level": level}
 
     def deepest(self, run, like):
         """Return the furthest state of a run at any level, above the first asked for too; None if there is none."""
         if not self.folders:
             return None
         files = self.folders[run].glob("level-*.safetensors")
-        found = {float(p.name.removeprefix("level").removesuffix(".safetensors")): p for p in files}
+        found = [float(p.name.removeprefix("level").removesuffix(".safetensors")) for p in files]
         usable = [level for level in found if level >= self.levels[-1]]
-        return load(found[min(usable)], like)[0] if usable else None
+        return self.level(run, min(usable), like) if usable else None
 
     def stack(self, like):
         """Return (runs, their descents) of the last checkpoint, or None."""
         if not self.folders or not self.checkpoint.exists():
             return None
         state, meta = load(self.checkpoint, like)
+        way_out = "Delete it to go on from the levels that were reached."
+        assert_holds(self.checkpoint, meta.get("holds", {}), self._members(meta["runs"]), way_out)
         return meta["runs"], state
+
+    def _members(self, live):
+        return {"members": [self.recipes[run] for run in live]}
 
     def write_level(self, run, level, descent):
         if self.folders:
-            save(level_path(self.folders[run], level), descent, {"level": level})
+            save(level_path(self.folders[run], level), descent, {"holds": self._holds(run, level)})
 
     def keep(self, live, state):
         """Write the checkpoint if the last one is `seconds` old."""
         due = time.monotonic() - self.saved_at >= self.seconds
         if self.folders and state is not None and due:
-            save(self.checkpoint, state, {"runs": live})
+            save(self.checkpoint, state, {"runs": live, "holds": self._members(live)})
             self.saved_at = time.monotonic()
 
     @contextmanager

@@ -9,9 +9,11 @@ import torch
 
 from lib import kernels, masks, nets
 
-# Examples of one run that go through at once: large enough for full speed of the matrix product, small
-# enough that a layer's activations stay in the cache of a CPU.
+# Examples of one run that go through at once, at the most.
 CHUNK = {"cpu": 1000, "cuda": 20_000}
+# A CPU is fastest where a linear layer's activations stay in the cache of a core, 512 KiB of one run: of 1,024 units,
+# 128 examples at once go through twice as fast as 1,000.
+CACHE = 2**17
 # A convolution has many more activations than inputs: no more of them in a layer than this, 32 MiB of one run, and
 # 1 GiB of all runs. (On one core, 16 to 256 images of the 64-filter VGG at once are equally fast within a tenth.)
 ACTIVATIONS = {"cpu": 2**23, "cuda": 2**28}
@@ -25,29 +27,26 @@ class Evaluation:
     log_loss: the natural log of the mean cross-entropy; log_loss_of_batches: the log of the unweighted mean of the
     means of consecutive batches of `BATCH`, as the EWN study logs it (a short last batch counts too much);
     accuracy in [0, 1]; top5: the share of examples whose class is among the five largest logits, nan unless asked for.
-    `complete` is False where the pass was broken off, every loss being above its bound.
     """
 
     log_loss: torch.Tensor
     log_loss_of_batches: torch.Tensor
     accuracy: torch.Tensor
     top5: torch.Tensor
-    complete: bool = True
 
 
 @torch.no_grad()
-def evaluate(net, x, y, bound=None, top5=False):
+def evaluate(net, x, y, top5=False):
     """Return the `Evaluation` of every run of `net` on `x (N, I)`, or `(R, N, I)` of its own, and `y (N,)`.
 
-    The pass is made in `eval()` mode. With `bound (R,)`, a log-loss, it stops as soon as every run's loss is certainly
-    above its bound: all terms are positive, so a partial sum decides. top5: count that too.
+    The pass is made in `eval()` mode. top5: count that too.
     """
-    with _evaluating(net):
-        return _evaluate(net, x, y, bound, top5)
+    with evaluating(net):
+        return _evaluate(net, x, y, top5)
 
 
 @contextmanager
-def _evaluating(net):
+def evaluating(net):
     """Within the block the network is in `eval()` mode: its batch statistics stay, nothing is dropped out."""
     training = net.training
     net.eval()
@@ -57,9 +56,9 @@ def _evaluating(net):
         net.train(training)
 
 
-def _evaluate(net, x, y, bound, top5):
-    size, n = _chunk(net, x.device.type), len(y)
-    losses, correct, total = [], 0, torch.tensor(-math.inf, dtype=torch.float64, device=x.device)
+def _evaluate(net, x, y, top5):
+    size, n = chunk(net), len(y)
+    losses, correct = [], 0
     among5 = torch.full_like(y[:1], 0 if top5 else math.nan, dtype=torch.float64).expand(nets.runs(net))
     for start in range(0, n, size):
         part = slice(start, start + size)
@@ -67,12 +66,8 @@ def _evaluate(net, x, y, bound, top5):
         losses.append(kernels.log_losses(logits, y[part]).double())
         correct = correct + (logits.argmax(2) == y[part]).sum(1)
         among5 = among5 + _among(logits, y[part], 5) if top5 else among5
-        total = torch.logaddexp(total, losses[-1].logsumexp(1) - math.log(n))
-        # `not <=` instead of `>`: a run whose loss is no longer a number is lost too.
-        if bound is not None and bool((~(total <= bound)).all()):
-            shares = correct.double() / n, among5 / n
-            return Evaluation(total, total, *shares, complete=start + size >= n)
     of_batches = (torch.cat(losses, 1) + _shares_of_batches(n, x.device)).logsumexp(1)
+    total = torch.cat(losses, 1).logsumexp(1) - math.log(n)
     return Evaluation(total, of_batches, correct.double() / n, among5 / n)
 
 
@@ -86,11 +81,13 @@ def _among(logits, y, most):
     return ((~(logits <= own) | (logits == own) & before).sum(2) < most).sum(1)
 
 
-def _chunk(net, device):
-    """Return how many examples of every run go through at once."""
-    device = device if device in CHUNK else "cuda"
-    together = 1 if device == "cpu" else nets.runs(net)  # a GPU's memory is the bound, a CPU's cache is a run's
-    return max(1, min(CHUNK[device], ACTIVATIONS[device] // (nets.widest(net) * together)))
+def chunk(net, device=""):
+    """Return how many examples of every run go through at once, on the device of `net` or a `device` by name."""
+    device = device or next(net.parameters()).device.type
+    if device != "cpu":  # a GPU's memory is the bound, a CPU's cache is a run's
+        return max(1, min(CHUNK["cuda"], ACTIVATIONS["cuda"] // (nets.widest(net) * nets.runs(net))))
+    linear = [layer.scale.shape[1] for layer in nets.layers(net).values() if layer.positions == 1]
+    return max(1, min(CHUNK["cpu"], ACTIVATIONS["cpu"] // nets.widest(net), CACHE // max(linear, default=1)))
 
 
 def _shares_of_batches(n, device):

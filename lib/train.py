@@ -6,19 +6,19 @@ from contextlib import contextmanager
 import torch
 from tqdm.auto import tqdm
 
-from lib import capture, draws, kernels, nets, stacking
-from lib.descent import Descent, Journal, join
+from lib import descent, draws, nets, passes, screening, stacking
+from lib.descent import Descent, Journal, join, looked_at
 from lib.evaluate import evaluate
 
 GROWTH = 1.1  # of the step after an accepted epoch; a rejected one shrinks it by as much
 FIRST_STEP = 0.01
 SMALLEST_STEP = 1e-30  # a run whose step has shrunk to this has stalled
-LOOK_EVERY = 32  # batches between two looks at whether the loss is still a number
 
 
 def descend(
-    net, data, seeds, levels, *, folders=None, streams=None, batch=128, max_epochs=10_000, checkpoint=60.0, stack=0
-):
+    net, data, seeds, levels, *, folders=None, recipes=None, streams=None, batch=128, max_epochs=10_000,
+    checkpoint=60.0, stack=0, trained=False,
+):  # fmt: skip
     """Return (levels reached, ends): per run `{level: Descent}` of the levels of log-loss that it reached, and its end.
 
     Mini-batch SGD on the loss rescaled by e^-ℓ, with ℓ the log-loss at the start of the epoch. An epoch
@@ -27,17 +27,22 @@ def descend(
     rises, and the step on the true loss is ρ/e^ℓ.
 
     net: a fresh stack of R runs on the device of `data`; levels: negative log-losses, each below the one before;
-    folders: one per run, where its levels are kept and where it goes on from; streams: names of the random
-    streams that order the examples (default: runs of one seed share theirs). A run that stalls, or takes
-    more than `max_epochs`, misses its remaining levels. `checkpoint`: seconds between two. `stack`: runs trained
-    together, 0 for as many as memory allows; fewer, with a warning, where it does not suffice.
+    folders: one per run, where its levels are kept and where it goes on from; recipes: what each run is, as for
+    `runs.trained`, which its files say and are compared with; trained: nothing is to be trained, all levels are there.
+    streams: names of the random streams that order the examples (default: runs of one seed share theirs). A run that
+    stalls, or takes more than `max_epochs`, misses its remaining levels. `checkpoint`: seconds between two. `stack`:
+    runs trained together, 0 for as many as memory allows; fewer, with a warning, where it does not suffice.
+    RecordError for a file that holds something else, or is not there though `trained`.
     """
     _check(net, seeds, levels, folders)
     streams, levels = streams or ["order"] * len(seeds), [float(level) for level in levels]
+    recipes = recipes or [descent.recipe(net, run, seed) for run, seed in enumerate(seeds)]
+    if trained:
+        descent.assert_trained(folders, levels)
 
     def work(runs):
         part = slice(runs[0], runs[-1] + 1)
-        journal = Journal(folders and folders[part], levels, checkpoint)
+        journal = Journal(folders and folders[part], recipes[part], levels, checkpoint)
         return _descend(nets.take(net, part), data, seeds[part], journal, streams[part], batch, max_epochs)
 
     parts = stacking.split(work, range(len(seeds)), stack or stacking.width(net, batch))
@@ -52,9 +57,9 @@ def _descend(net, data, seeds, journal, streams, batch, max_epochs):
         reached, live, state = _resume(net, seeds, sets, journal)
         ends = [found[min(found)] if found else None for found in reached]
         while live:
-            attempt(state, sets, [streams[run] for run in live], batch)
-            _note_levels(state, live, reached, journal)
-            live, state = _set_aside(state, live, reached, ends, levels, max_epochs)
+            attempt(state, sets, [streams[run] for run in live], batch, _goals(state, live, reached, levels))
+            _note_levels(state, live, reached, journal, sets[1])
+            live, state = _set_aside(state, live, reached, ends, levels, max_epochs, sets[1])
             _show(bar, levels, ends, live, state)
             journal.keep(live, state)
     return reached, ends
@@ -113,37 +118,66 @@ def full_precision():
 
 def start(net, seeds, sets):
     """Return the descents before their first attempt, row 0 of the history written."""
-    first = evaluate(net, *sets[0])
-    norms, none = nets.unit_norms(net), torch.zeros(len(seeds), dtype=torch.int64)
+    (x, y), norms, runs = sets[0], nets.unit_norms(net), len(seeds)
+    nothing = torch.zeros(runs, len(y), dtype=torch.float64, device=x.device)
+    above, all_of_them = torch.full_like(nothing[:, 0], torch.inf), torch.ones_like(nothing, dtype=torch.bool)
+    first = screening.measure(passes.make(net), x, y, nothing, above, all_of_them, nothing[:, 0], -above)
+    none = torch.zeros(runs, dtype=torch.int64)
     state = Descent(
         net, list(seeds), first.log_loss, torch.full_like(first.log_loss, FIRST_STEP), none.double(), none, none,
-        norms, norms, [[] for _ in seeds],
+        first.right, first.losses, torch.zeros_like(first.log_loss), norms, norms, [[] for _ in seeds],
     )  # fmt: skip
-    _write_history(state, list(range(len(seeds))), first.accuracy, sets[1])
+    write_history(state, range(runs), sets[1])
     return state
 
 
-def attempt(state, sets, streams, batch):
-    """Try one epoch for every run; accept it where the training loss fell, undo it elsewhere."""
+def attempt(state, sets, streams, batch, goals=None, screened=True):
+    """Try one epoch for every run; accept it where the training loss fell, undo it elsewhere.
+
+    goals (R,): a run that comes below its goal is measured whole; screened: leave out what `screening` says is lost in
+    rounding. The history gets a row of every run whose accepted epoch is one that is looked at.
+    """
     began = time.perf_counter()
-    x, y = sets[0]
+    goals = torch.full_like(state.log_loss, -torch.inf) if goals is None else goals
     before = {k: v.detach().clone() for k, v in state.net.named_parameters()}
     norms = nets.unit_norms(state.net)
-    orders = _orders(state, streams, len(y))
-    log_loss, accuracy = torch.empty_like(state.log_loss), torch.empty_like(state.log_loss)
-    for part in stacking.parts(state.net):
-        if part.start not in state.steps:
-            state.steps[part.start] = Steps(nets.take(state.net, part))
-        steps, level = state.steps[part.start], state.log_loss[part]
-        steps.epoch(x, y, orders[part], state.step[part], level, batch)
-        result = evaluate(steps.net, x, y, bound=level)
-        log_loss[part] = result.log_loss if result.complete else torch.inf
-        accuracy[part] = result.accuracy
-    accepted = (log_loss <= state.log_loss) & (log_loss > -torch.inf)
+    orders = _orders(state, streams, sets[0][1].shape[0])
+    found = [_try(state, part, sets[0], orders, batch, goals, before, screened) for part in stacking.parts(state.net)]
+    log_loss, losses, right, moved = (torch.cat(parts) for parts in zip(*found, strict=True))
+    # Not <=: a loss that stays what it is would be accepted for ever.
+    accepted = (log_loss < state.log_loss) & (log_loss > -torch.inf)
     _undo(state.net, before, ~accepted)
     _advance(state, accepted, log_loss, norms)
+    state.losses = torch.where(accepted[:, None], losses, state.losses)
+    state.train_accuracy, state.moved = (
+        torch.where(accepted, new, old) for new, old in ((right, state.train_accuracy), (moved, state.moved))
+    )
     state.seconds = state.seconds + (time.perf_counter() - began) / len(state.seeds)
-    _write_history(state, accepted.nonzero()[:, 0].tolist(), accuracy, sets[1])
+    write_history(
+        state, [run for run in accepted.nonzero()[:, 0].tolist() if looked_at(int(state.epoch[run]))], sets[1]
+    )
+
+
+def _try(state, part, train_set, orders, batch, goals, before, screened):
+    """Take an epoch of the runs in the slice `part`; return (log-loss, losses, accuracy, moved), inf where undone.
+
+    Where an example that was left out came back, the epoch is undone and taken again with all of them.
+    """
+    if part.start not in state.steps:
+        state.steps[part.start] = passes.make(nets.take(state.net, part))
+    steps, level, losses = state.steps[part.start], state.log_loss[part], state.losses[part]
+    trained = screening.counted(losses, level, next(steps.net.parameters()).dtype)
+    trained = trained if screened else torch.ones_like(trained)
+    counted = None if bool(trained.all()) else trained
+    steps.epoch(*train_set, orders[part], state.step[part], level, batch, counted)
+    found = screening.measure(steps, *train_set, losses, level, trained, state.moved[part], goals[part])
+    if found.returned:
+        _undo(
+            steps.net, {name: tensor[part] for name, tensor in before.items()}, torch.ones_like(level, dtype=torch.bool)
+        )
+        return _try(state, part, train_set, orders, batch, goals, before, screened=False)
+    log_loss = found.log_loss if found.complete else torch.full_like(level, torch.inf)
+    return log_loss, found.losses, found.right, found.moved
 
 
 def _orders(state, streams, n):
@@ -153,35 +187,6 @@ def _orders(state, streams, n):
         if key not in drawn:
             drawn[key] = torch.from_numpy(draws.permutation(*key, n))
     return torch.stack([drawn[k] for k in zip(state.seeds, streams, state.attempt.tolist(), strict=True)])
-
-
-class Steps:
-    """Passes of SGD steps on e^-level · loss through one stack, whose tensors stay where they are."""
-
-    def __init__(self, net):
-        self.net, first = net, next(net.parameters())
-        self.rate = torch.empty(nets.runs(net), dtype=first.dtype, device=first.device)
-        self.level = torch.empty_like(self.rate, dtype=torch.float64)
-        self.take = capture.Step(self._take, capture.wanted("descend", first.device))
-
-    def epoch(self, x, y, orders, rate, level, batch):
-        """Take one pass with rates and levels (R,), examples in the `orders (R, N)`.
-
-        On a CPU it gives up once no run has a finite loss, which none gets back; a GPU would have to be waited for.
-        """
-        self.rate.copy_(rate), self.level.copy_(level)
-        shared = bool((orders == orders[:1]).all())
-        index = (orders[0] if shared else orders).to(x.device)
-        with nets.sgd_in_backward(self.net, self.rate):
-            for k, at in enumerate(index.split(batch, -1)):
-                rescaled = self.take(x[at], y[at])
-                if x.device.type == "cpu" and k % LOOK_EVERY == 0 and not bool(rescaled.isfinite().any()):
-                    return
-
-    def _take(self, x, y):
-        rescaled = (kernels.log_loss(self.net(x), y).double() - self.level).exp()
-        rescaled.sum().backward()
-        return rescaled.detach()
 
 
 @torch.no_grad()
@@ -197,35 +202,43 @@ def _advance(state, accepted, log_loss, norms):
     state.norms_before = {k: torch.where(accepted[:, None], norms[k], old) for k, old in state.norms_before.items()}
 
 
-def _write_history(state, accepted, train_accuracy, test_set):
-    """Append a row for every run in the list `accepted`."""
-    if not accepted:
+def write_history(state, chosen, test_set):
+    """Append a row for every run in the list `chosen` that has none of its present epoch."""
+    chosen = [run for run in chosen if not state.history[run] or state.last(run)["epoch"] < int(state.epoch[run])]
+    if not chosen:
         return
-    test = evaluate(nets.take(state.net, accepted), *test_set)
-    before = (state.epoch, state.attempt, state.log_loss, state.step, train_accuracy)
+    test = evaluate(nets.take(state.net, chosen), *test_set)
+    before = (state.epoch, state.attempt, state.log_loss, state.step, state.train_accuracy)
     before, tested = (
         torch.stack([vector.double().cpu() for vector in vectors], 1).tolist()
         for vectors in (before, (test.accuracy, test.log_loss, test.log_loss_of_batches))
     )
-    for k, run in enumerate(accepted):
+    for k, run in enumerate(chosen):
         state.history[run].append((*before[run], *tested[k], float(state.seconds[run])))
 
 
-def _note_levels(state, live, reached, journal):
+def _goals(state, live, reached, levels):
+    """Return the next level of every run, `(R,)`, -inf where it has all."""
+    left = [[level for level in levels if level not in reached[run]] for run in live]
+    return state.log_loss.new_tensor([found[0] if found else -torch.inf for found in left])
+
+
+def _note_levels(state, live, reached, journal, test_set):
     """Keep every run that is below its next level; one level at most per accepted epoch, as published."""
-    losses = state.log_loss.tolist()
-    for k, run in enumerate(live):
-        left = [level for level in journal.levels if level not in reached[run]]
-        if left and losses[k] < left[0] and state.epoch[k] > _last_epoch(reached[run]):
-            reached[run][left[0]] = state.take([k])
-            journal.write_level(run, left[0], reached[run][left[0]])
+    below = (state.log_loss < _goals(state, live, reached, journal.levels)).tolist()
+    below = [k for k, run in enumerate(live) if below[k] and state.epoch[k] > _last_epoch(reached[run])]
+    write_history(state, below, test_set)
+    for k in below:
+        run, level = live[k], next(level for level in journal.levels if level not in reached[live[k]])
+        reached[run][level] = state.take([k])
+        journal.write_level(run, level, reached[run][level])
 
 
 def _last_epoch(found):
     return max((int(d.epoch[0]) for d in found.values()), default=0)
 
 
-def _set_aside(state, live, reached, ends, levels, max_epochs):
+def _set_aside(state, live, reached, ends, levels, max_epochs, test_set):
     """Return (runs, their descents) still to do; note the ends of those with all levels, stalled, or out of epochs."""
     steps = state.step.tolist()
     over = [
@@ -234,6 +247,7 @@ def _set_aside(state, live, reached, ends, levels, max_epochs):
     ]
     if not any(over):
         return live, state
+    write_history(state, [k for k in range(len(live)) if over[k]], test_set)
     for k, run in enumerate(live):
         if over[k]:
             ends[run] = state.take([k])

@@ -268,8 +268,8 @@ def test_alone_and_in_a_stack_agree(digits):
 
 def test_a_pass_holds_a_bounded_number_of_activations():
     full, mlp = nets.VGG((3, 32, 32), 10, ["EWN"]), nets.MLP([784, 1024, 10], ["EWN"])
-    assert (evaluate._chunk(full, "cpu"), evaluate._chunk(full, "cuda")) == (128, 4096)
-    assert (evaluate._chunk(mlp, "cpu"), evaluate._chunk(mlp, "cuda")) == (1000, 20_000)
+    assert (evaluate.chunk(full, "cpu"), evaluate.chunk(full, "cuda")) == (128, 4096)
+    assert (evaluate.chunk(mlp, "cpu"), evaluate.chunk(mlp, "cuda")) == (128, 20_000)
 
 
 def test_norms_sort_as_texts_in_the_published_way():

@@ -13,11 +13,24 @@ FLOORS = (
     | {"kernels", "layers", "inits", "plain", "workers", "data", "images", "tiny_imagenet", "celeba", "names"}
     | {"fused", "triton_kernels", "capture", "optimizers", "curvature"},
     {"nets", "masks", "paths", "likelihood", "tables"},
-    {"convnets", "scores", "shrink", "phew", "dpp", "reweight", "evaluate", "descent", "line_search", "toys"}
+    {
+        "passes",
+        "screening",
+        "convnets",
+        "scores",
+        "shrink",
+        "phew",
+        "dpp",
+        "reweight",
+        "evaluate",
+        "descent",
+        "line_search",
+        "toys",
+    }
     | {"anatomy", "remask", "stacking", "trained", "checkpoint", "anneal", "shuffle", "committee", "dpp_figures"}
     | {"contribution", "importance_figures"},
-    {"train", "trainer", "sparse", "arms", "widgets", "path_kernel", "vae"},
-    {"challenge", "dpp_study", "initial", "importance"},
+    {"screening", "trainer", "sparse", "arms", "widgets", "path_kernel", "vae"},
+    {"train", "challenge", "dpp_study", "initial", "importance"},
     {"survey", "committee_study", "outcome", "vae_study"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
