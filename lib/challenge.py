@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from lib import masks, nets, remask, runs, shrink, trained
+from lib import masks, nets, remask, shrink, trained
 from lib.evaluate import evaluate
 from lib.trainer import Trainer
 
@@ -67,8 +67,7 @@ class Lab:
         def train(net, missing, state):
             return replace(self, seeds=[self.seeds[run] for run in missing]).trainer(net).fit(epochs, state)
 
-        folders = [runs.trained(recipe | {"seed": seed}) for seed in self.seeds]
-        return trained.obtain(self.network(hidden), folders, train)
+        return trained.obtain(self.network(hidden), [recipe | {"seed": seed} for seed in self.seeds], train)
 
 
 def recipe(dataset, train_examples, rule):

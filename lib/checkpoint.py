@@ -69,7 +69,9 @@ def save(trainer, path, of):
     arrays |= {f"history/{name}": np.stack(rows) for name, rows in trainer.history.items()}
     counts = {"epoch": trainer.epoch, "steps": trainer.steps, "seconds": trainer.seconds}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    runs.save_tensors(Path(path), arrays, {"format": FORMAT, "of": of, **counts})
+    runs.save_tensors(
+        Path(path), arrays, {"holds": {"kind": "state of a training"}, "format": FORMAT, "of": of, **counts}
+    )
 
 
 def restore(trainer, path, of, until):

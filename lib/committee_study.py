@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lib import arms, committee, dpp_study, nets, runs, trained
+from lib import arms, committee, dpp_study, nets, trained
 from lib.dpp_study import LAYER, Items
 from lib.likelihood import moments, projected, unit_moments
 
@@ -43,8 +43,8 @@ def students(seeds, noise, inputs, units, teacher_units, v_star, count, lr):
 
     recipe = {"name": "committee", "type": "dense", "inputs": inputs, "units": units, "teacher": teacher_units,
               "v_star": v_star, "count": count, "lr": lr}  # fmt: skip
-    folders = [runs.trained(recipe | {"seed": seed, "noise": sigma}) for seed, sigma in pairs]
-    student, history = trained.obtain(committee.students(own, inputs, units), folders, learn)
+    recipes = [recipe | {"seed": seed, "noise": sigma} for seed, sigma in pairs]
+    student, history = trained.obtain(committee.students(own, inputs, units), recipes, learn)
     return student, teacher, history
 
 

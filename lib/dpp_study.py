@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from lib import arms, likelihood, masks, nets, reweight, runs, trained
+from lib import arms, likelihood, masks, nets, reweight, trained
 from lib.evaluate import evaluate
 from lib.likelihood import Moments
 from lib.trainer import Trainer
@@ -51,25 +51,26 @@ class Lab:
 
     def dense(self, weights=""):
         """Return the trained networks: trained now or some time before, or copies of what the file `weights` holds."""
+        recipe = self.recipe | {"type": "dense", "hidden": list(self.hidden)}
+        recipe |= {"dropout": self.dropout, "epochs": self.epochs}
         if weights:
-            return from_file(weights, self.network())
+            return from_file(weights, self.network(), recipe)
 
         def train(net, missing, state):
             seeds = [self.seeds[run] for run in missing]
             return Trainer(net, self.train, self.test, seeds, **self.rule).fit(self.epochs, state)
 
-        named = {"type": "dense", "hidden": list(self.hidden), "dropout": self.dropout, "epochs": self.epochs}
-        folders = [runs.trained(self.recipe | named | {"seed": seed}) for seed in self.seeds]
-        return trained.obtain(self.network(), folders, train)[0]
+        return trained.obtain(self.network(), [recipe | {"seed": seed} for seed in self.seeds], train)[0]
 
 
-def from_file(path, net):
+def from_file(path, net, recipe):
     """Return `net` with every run's weights from one file: ours (.safetensors), or a state dict of linear layers.
 
-    Such as the study's checkpoints, w1.weight, w1.bias and so on: a matrix and a bias per layer, in forward order.
+    Ours says by which recipe it was made, which must be this one, of any seed. Of the other kind are the study's
+    checkpoints, w1.weight, w1.bias and so on: a matrix and a bias per layer, in forward order.
     """
     if Path(path).suffix == ".safetensors":
-        found, _ = trained.load(path, net)
+        found, _ = trained.load(path, net, recipe, any_seed=True)
         return nets.take(found, [0] * nets.runs(net))
     state = list(torch.load(path, map_location="cpu", weights_only=True).items())
     wanted = [tensor for layer in nets.layers(net).values() for tensor in (layer.weight, layer.bias)]

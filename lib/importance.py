@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lib import anatomy, contribution, draws, masks, nets, runs, shrink, stacking, trained
+from lib import anatomy, contribution, draws, masks, nets, shrink, stacking, trained
 from lib.errors import ParameterError
 from lib.evaluate import evaluate
 from lib.layers import Linear
@@ -156,7 +156,7 @@ class Study:
         def train(net, _, state):
             return self.trainer(net, [seed]).fit(epochs, state)
 
-        return trained.obtain(self.network([seed], widths), [runs.trained(recipe)], train)
+        return trained.obtain(self.network([seed], widths), [recipe], train)
 
     def run(self, seed, types):
         """Return `{type: Outcome}` of one seed; those that prune are one stack, from the shared first epochs on."""

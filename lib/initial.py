@@ -11,7 +11,7 @@ from functools import cached_property, partial
 import numpy as np
 import torch
 
-from lib import anneal, convnets, draws, images, masks, names, nets, paths, phew, runs, scores, trained
+from lib import anneal, convnets, draws, images, masks, names, nets, paths, phew, scores, trained
 from lib.data import Data
 from lib.errors import hint, listed
 from lib.shuffle import shuffled as shuffled_masks
@@ -166,7 +166,7 @@ class Lab:
         def train(net, missing, state):
             return self.trainer(net, [self.seeds[run] for run in missing]).fit(self.epochs, state)
 
-        return trained.obtain(self.network(), [runs.trained(recipe | {"seed": seed}) for seed in self.seeds], train)
+        return trained.obtain(self.network(), [recipe | {"seed": seed} for seed in self.seeds], train)
 
     def examples(self):
         """Return (x, y), lists of batches `(R, B, C·H·W)` and `(R, B)`: training images of each run's own choice.

@@ -7,24 +7,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import nets, runs
+from lib import disk, nets, runs
 
 FILE = "network.safetensors"
+KIND = {"kind": "trained network"}  # stands with the recipe in each file, so that no other file passes for one
 _NAME = "training-{}.safetensors"
 
 
-def obtain(start, folders, train):
+def obtain(start, recipes, train):
     """Return (the trained stack, its history {column: (R, T)}): read from the runs' folders, the missing ones trained.
 
-    start: the stack before training; folders: one per run, see `runs.trained`; train: `(stack, [run, …], path) ->
-    Trainer` of the runs that no file has yet, in one stack; path: for the state of this training (`Trainer.fit`), in
-    the folder of the first of them, which goes when all are saved. Each is saved as soon as training is over,
-    atomically. Two processes that want one network: the second waits for it, and reads.
+    start: the stack before training; recipes: one per run, which names its folder (`runs.trained`) and stands in its
+    file, to be compared; train: `(stack, [run, …], path) -> Trainer` of the runs that no file has yet, in one stack;
+    path: for the state of this training (`Trainer.fit`), in the folder of the first of them, which goes when all are
+    saved. Each is saved as soon as training is over, atomically. Two processes that want one network: the second waits
+    for it, and reads.
     """
-    paths = [Path(folder, FILE) for folder in folders]
+    paths = [runs.trained(recipe) / FILE for recipe in recipes]
     different, count = len(set(paths)), nets.runs(start)
     if not different == len(paths) == count:
-        raise ValueError(f"{different} different folders for a stack of {count}; one per run is needed")
+        raise ValueError(f"{different} different recipes for a stack of {count}; one per run is needed")
     with ExitStack() as held:
         for path in sorted(path for path in paths if not path.exists()):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,11 +36,12 @@ def obtain(start, folders, train):
             trainer = train(nets.take(start, missing), missing, _state(paths[run] for run in missing))
             columns = {name: trainer.curve(name) for name in trainer.history}
             for k, run in enumerate(missing):
-                save(paths[run], nets.take(trainer.net, [k]), {name: column[k] for name, column in columns.items()})
+                history = {name: column[k] for name, column in columns.items()}
+                save(paths[run], nets.take(trainer.net, [k]), history, recipes[run])
             for run in missing:  # what other stacks left there began with this run too, which nobody trains again
                 for state in paths[run].parent.glob(_NAME.format("*")):
                     state.unlink(missing_ok=True)
-    found = [load(path, start) for path in paths]
+    found = [load(path, start, recipe) for path, recipe in zip(paths, recipes, strict=True)]
     histories = [history for _, history in found]
     lengths = {str(path): len(next(iter(h.values()), ())) for path, h in zip(paths, histories, strict=True)}
     if len(set(lengths.values())) > 1:
@@ -53,15 +56,20 @@ def _state(paths):
     return paths[0].with_name(_NAME.format(hashlib.blake2b(members.encode(), digest_size=8).hexdigest()))
 
 
-def save(path, net, history):
-    """Write a stack and columns `{name: (T,)}` of its history to one safetensors file, wholly or not at all."""
+def save(path, net, history, recipe):
+    """Write a stack, columns `{name: (T,)}` of its history, and its recipe to one safetensors file, wholly or not."""
     arrays = {f"net/{name}": tensor.detach().cpu().numpy() for name, tensor in net.state_dict().items()}
-    runs.save_tensors(Path(path), arrays | {f"history/{name}": np.asarray(v, float) for name, v in history.items()}, {})
+    arrays |= {f"history/{name}": np.asarray(v, float) for name, v in history.items()}
+    disk.save_tensors(Path(path), arrays, {"holds": KIND | recipe})
 
 
-def load(path, like):
-    """Return (the stack in `path`, its history), on the device of `like`, whose layers it must have."""
-    arrays, _ = runs.load_tensors(Path(path))
+def load(path, like, recipe, any_seed=False):
+    """Return (the stack in `path`, its history), on the device of `like`, whose layers it must have.
+
+    RecordError for a file that was not made by this recipe, whatever its seed if `any_seed`.
+    """
+    arrays, meta = disk.load_tensors(Path(path))
+    _assert_made_by(path, meta.get("holds", {}), {**KIND, **recipe}, any_seed)
     tensors = {k.removeprefix("net/"): torch.from_numpy(v) for k, v in arrays.items() if k.startswith("net/")}
     shapes = {name: tuple(tensor.shape[1:]) for name, tensor in like.state_dict().items()}
     found = {name: tuple(tensor.shape[1:]) for name, tensor in tensors.items()}
@@ -69,3 +77,12 @@ def load(path, like):
         raise ValueError(f"{path} holds {found}; this network has {shapes}. Take another file, or delete it.")
     net = nets.load_(nets.take(like, [0] * len(next(iter(tensors.values())))), tensors)
     return net, {k.removeprefix("history/"): v for k, v in arrays.items() if k.startswith("history/")}
+
+
+def _assert_made_by(path, found, asked, any_seed):
+    """Raise RecordError unless the file holds a trained network and, what is only then of interest, of this recipe."""
+    way_out = "Name the parameters that it was trained with, or another file; delete it to have it trained again."
+    kind = {"kind": found.get("kind", "something else")}
+    disk.assert_holds(path, kind, KIND, way_out)
+    asked = asked | {"seed": found.get("seed")} if any_seed else asked
+    disk.assert_holds(path, found, asked, way_out)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib import draws, masks, nets, runs, trained, vae
+from lib import draws, masks, nets, trained, vae
 from lib.errors import ParameterError
 from lib.importance import Schedule
 from lib.trainer import Trainer
@@ -145,10 +145,10 @@ class Lab:
             done = lab.training(start["net"]).fit(self.schedule.initial, state)
             return SimpleNamespace(net=_carrier(done), history=done.history, curve=done.curve)
 
-        folders = [runs.trained(recipe | {"seed": seed, "epochs": self.schedule.initial}) for seed in self.seeds]
+        recipes = [recipe | {"seed": seed, "epochs": self.schedule.initial} for seed in self.seeds]
         start = self.network()
         blank = nn.ModuleDict({"net": start, **{key: copy.deepcopy(start) for key in MOMENTS}})
-        found, history = trained.obtain(blank, folders, train)
+        found, history = trained.obtain(blank, recipes, train)
         return self._resumed(found, history)
 
     def _resumed(self, found, history):

@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_told_in_a_sentence(tmp_path):
     rewritten(path, format=0)
     with pytest.raises(RecordError, match=f"holds format 0; .*{told}"):
         begin(momentum=0.9).fit(2, path)
-    trained.save(path, mlp(), {})
+    trained.save(path, mlp(), {}, {"seed": 1})
     with pytest.raises(RecordError, match=f"holds no state of a training; .*{told}"):
         begin(momentum=0.9).fit(2, path)
     for change in (
@@ -250,20 +250,26 @@ def states(folder):
     return sorted(path for path in folder.rglob("*.safetensors") if path.name != trained.FILE)
 
 
-def test_networks_that_are_trained_once_go_on(tmp_path):
-    folders, dies = [tmp_path / f"dense-{seed}" for seed in SEEDS[:2]], KILLED - 1
+def recipes(seeds):
+    return [{"name": "toy", "type": "dense", "seed": seed} for seed in seeds]
+
+
+def test_networks_that_are_trained_once_go_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNING_RUNS", str(tmp_path))
+    wanted, dies = recipes(SEEDS[:2]), KILLED - 1
+    folder = runs.trained(wanted[0])
 
     def train(net, missing, state):
         return begin(dies, net, [SEEDS[run] for run in missing]).fit(EPOCHS, state)
 
     start = mlp(SEEDS[:2])
     with pytest.raises(Killed):
-        trained.obtain(start, folders, train)
+        trained.obtain(start, wanted, train)
     (kept,) = states(tmp_path)
-    assert kept.parent == folders[0] and not (folders[0] / trained.FILE).exists()
+    assert kept.parent == folder and not (folder / trained.FILE).exists()
     dies = None
-    (folders[0] / "training-of-a-larger-stack.safetensors").touch()  # killed for good
-    net, history = trained.obtain(start, folders, train)
+    (folder / "training-of-a-larger-stack.safetensors").touch()  # killed for good
+    net, history = trained.obtain(start, wanted, train)
     whole = begin(net=nets.take(start, [0, 1]), seeds=SEEDS[:2]).fit(EPOCHS)
     for name, tensor in whole.net.state_dict().items():
         assert torch.equal(net.state_dict()[name], tensor)
@@ -271,18 +277,19 @@ def test_networks_that_are_trained_once_go_on(tmp_path):
     assert not states(tmp_path)
 
 
-def test_other_members_begin_a_file_of_their_own(tmp_path):
-    folders, found = [tmp_path / f"dense-{seed}" for seed in (1, 2, 3)], []
+def test_other_members_begin_a_file_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNING_RUNS", str(tmp_path))
+    found = []
 
     def train(net, missing, state):
         found.append(state)
         raise Killed
 
-    for chosen in ([0, 1, 2], [0, 1], [1, 2], [0]):
+    for chosen in ([1, 2, 3], [1, 2], [2, 3], [1]):
         with pytest.raises(Killed):
-            trained.obtain(mlp([1, 2, 3][: len(chosen)]), [folders[run] for run in chosen], train)
+            trained.obtain(mlp([1, 2, 3][: len(chosen)]), recipes(chosen), train)
     assert len(set(found)) == 4
-    assert [state.parent for state in found] == [folders[0], folders[0], folders[1], folders[0]]
+    assert [state.parent.name for state in found] == ["dense-1", "dense-1", "dense-2", "dense-1"]
 
 
 def lab(stack, **rule):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lib import arms, committee, committee_study, data, dpp_study, nets, trained
+from lib.errors import RecordError
 
 DIGITS = data.load("digits")
 # Every second pixel of every second line: 196 inputs.
@@ -98,10 +99,15 @@ def test_weights_come_from_the_studys_checkpoints(tmp_path):
 
 
 def test_weights_come_from_our_own_files(net, tmp_path):
-    trained.save(tmp_path / "own.safetensors", nets.take(net, [1]), {})
+    recipe = lab().recipe | {"type": "dense", "hidden": [HIDDEN], "dropout": 0.0, "epochs": lab().epochs}
+    trained.save(tmp_path / "own.safetensors", nets.take(net, [1]), {}, recipe | {"seed": 77})
     taken = lab().dense(tmp_path / "own.safetensors")
     assert all(torch.equal(t[0], t[1]) for t in taken.parameters())
     assert torch.equal(taken.layers[0].weight[0], net.layers[0].weight[1])
+    with pytest.raises(
+        RecordError, match=rf"own\.safetensors holds epochs {lab().epochs}; asked for is epochs 99\. Name"
+    ):
+        lab(epochs=99).dense(tmp_path / "own.safetensors")
 
 
 # -------------------------------------------------------------------------------------------------- budgets

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import draws, nets, stacking, trained
+from lib import checkpoint, draws, nets, runs, stacking, trained
 from lib.errors import RecordError
 from lib.trainer import HISTORY, Trainer
 
@@ -377,14 +377,25 @@ class Counted:
         return begin(net, [self.seeds[run] for run in missing], "adam").fit(self.epochs, state)
 
 
-def test_a_network_is_trained_once(tmp_path):
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """Return what makes the recipe of a seed, of networks that are kept in an empty folder."""
+    monkeypatch.setenv("PRUNING_RUNS", str(tmp_path))
+    return lambda seed, **options: {"name": "toy", "type": "dense", "seed": seed, "widths": (3, 4), **options}
+
+
+def kept(recipe):
+    return runs.trained(recipe) / trained.FILE
+
+
+def test_a_network_is_trained_once(recipe):
     start, seeds = stack([5, 6, 7]), [1, 2, 3]
-    folders, train = [tmp_path / f"{seed}" for seed in seeds], Counted(seeds)
+    recipes, train = [recipe(seed) for seed in seeds], Counted(seeds)
     before = copy.deepcopy(start.state_dict())
     expected = begin(nets.take(start, [0, 1, 2]), seeds, "adam").fit(2)
-    trained.obtain(nets.take(start, [1]), folders[1:2], Counted([2]))
-    net, history = trained.obtain(start, folders, train)
-    again, same = trained.obtain(start, folders, train)
+    trained.obtain(nets.take(start, [1]), recipes[1:2], Counted([2]))
+    net, history = trained.obtain(start, recipes, train)
+    again, same = trained.obtain(start, recipes, train)
     assert train.asked == [[0, 2]], "the second run was there, and later they all were"
     for name, tensor in expected.net.state_dict().items():
         torch.testing.assert_close(net.state_dict()[name], tensor, rtol=1e-10, atol=1e-10)
@@ -395,43 +406,65 @@ def test_a_network_is_trained_once(tmp_path):
         np.testing.assert_array_equal(history[name], same[name])
 
 
-def test_what_is_killed_in_training_leaves_no_network(tmp_path):
+def test_what_is_killed_in_training_leaves_no_network(recipe):
     def killed(net, missing, state):
         raise KeyboardInterrupt
 
     start, train = stack([5]), Counted([1])
     with pytest.raises(KeyboardInterrupt):
-        trained.obtain(start, [tmp_path / "a"], killed)
-    trained.obtain(start, [tmp_path / "a"], train)
+        trained.obtain(start, [recipe(1)], killed)
+    trained.obtain(start, [recipe(1)], train)
     assert train.asked == [[0]]
 
 
-def test_a_file_of_another_network_is_an_error(tmp_path):
-    trained.obtain(stack([5]), [tmp_path / "a"], Counted([1]))
+def test_a_file_of_another_network_is_an_error(recipe):
+    trained.obtain(stack([5]), [recipe(1)], Counted([1]))
     with pytest.raises(ValueError, match=r"holds .*this network has .*\(8, 12\).*delete it"):
-        trained.obtain(stack([5], (12, 8, 7, 4)), [tmp_path / "a"], Counted([1]))
+        trained.obtain(stack([5], (12, 8, 7, 4)), [recipe(1)], Counted([1]))
 
 
-def test_networks_trained_for_different_times_are_an_error(tmp_path):
+def test_networks_trained_for_different_times_are_an_error(recipe):
     for seed, epochs in ((5, 1), (6, 2)):
         net = stack([seed])
-        trained.save(tmp_path / str(seed) / trained.FILE, net, {"epoch": np.arange(epochs + 1.0)})
+        trained.save(kept(recipe(seed)), net, {"epoch": np.arange(epochs + 1.0)}, recipe(seed))
     with pytest.raises(ValueError, match=r"trained for different times: .*5.*: 2, .*6.*: 3"):
-        trained.obtain(stack([5, 6]), [tmp_path / "5", tmp_path / "6"], Counted([5, 6]))
+        trained.obtain(stack([5, 6]), [recipe(5), recipe(6)], Counted([5, 6]))
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 100])
-def test_a_damaged_file_is_an_error(tmp_path, damage):
-    trained.obtain(stack([5]), [tmp_path / "a"], Counted([1]))
-    path = tmp_path / "a" / trained.FILE
+def test_a_damaged_file_is_an_error(recipe, damage):
+    trained.obtain(stack([5]), [recipe(1)], Counted([1]))
+    path = kept(recipe(1))
     path.write_bytes(damage(path.read_bytes()))
     train = Counted([1])
     with pytest.raises(RecordError, match="not hold the weights of a run.*delete it"):
-        trained.obtain(stack([5]), [tmp_path / "a"], train)
+        trained.obtain(stack([5]), [recipe(1)], train)
     assert not train.asked
 
 
-@pytest.mark.parametrize("names", [["a", "a"], ["a"], ["a", "b", "c"]])
-def test_one_folder_per_run(tmp_path, names):
-    with pytest.raises(ValueError, match="different folders for a stack of 2"):
-        trained.obtain(stack([5, 6]), [tmp_path / name for name in names], Counted([1, 2]))
+@pytest.mark.parametrize("seeds", [[1, 1], [1], [1, 2, 3]])
+def test_one_recipe_per_run(recipe, seeds):
+    with pytest.raises(ValueError, match="different recipes for a stack of 2"):
+        trained.obtain(stack([5, 6]), [recipe(seed) for seed in seeds], Counted([1, 2]))
+
+
+def test_a_file_that_was_made_by_another_recipe_is_an_error(recipe):
+    """Such as one of two seeds that were swapped, or what was copied from another folder."""
+    trained.obtain(stack([5, 6]), [recipe(1), recipe(2)], Counted([1, 2]))
+    one, other = kept(recipe(1)), kept(recipe(2))
+    swapped = one.read_bytes(), other.read_bytes()
+    other.write_bytes(swapped[0]), one.write_bytes(swapped[1])
+    for path, told in ((one, "holds seed 2; asked for is seed 1"), (other, "holds seed 1; asked for is seed 2")):
+        with pytest.raises(RecordError, match=rf"{path} {told}\. Name the parameters .*delete it"):
+            trained.obtain(stack([5]), [recipe(2 if path is other else 1)], Counted([1]))
+    kept(recipe(2, lr=0.1)).parent.mkdir()
+    kept(recipe(2, lr=0.1)).write_bytes(swapped[1])
+    with pytest.raises(RecordError, match=r"holds no lr; asked for is lr 0\.1"):
+        trained.obtain(stack([5]), [recipe(2, lr=0.1)], Counted([1]))
+
+
+def test_a_state_of_a_training_passes_for_no_network(recipe):
+    trainer, path = begin(stack([5]), [1], "sgd"), kept(recipe(1))
+    checkpoint.save(trainer, path, checkpoint.identity(trainer))
+    with pytest.raises(RecordError, match="holds kind 'state of a training'; asked for is kind 'trained network'"):
+        trained.obtain(stack([5]), [recipe(1)], Counted([1]))
