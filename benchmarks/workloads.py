@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from measure import DEVICE
 
-from lib import challenge, data, initial, nets, toys, train
+from lib import challenge, data, initial, nets, passes, toys, train
 
 MNIST, CIFAR = "mnist", "cifar10"
 UNITS, HIDDEN, FILTERS = 1024, challenge.HIDDEN, 0  # of the descents, the challenge, and ResNets, 0 for the published
@@ -42,7 +42,7 @@ def kinds(runs):
 
 
 def mnist_steps(runs, examples=0):
-    """Return (`train.Steps` of MNIST descents, a call that takes one pass of them, how many steps it has)."""
+    """Return (`passes.Steps` of MNIST descents, a call that takes one pass of them, how many steps it has)."""
     (x, y), _ = mnist_sets(examples)
     return _steps([x.shape[1], UNITS, 10], runs, x, y, torch.arange(len(y)), 128)
 
@@ -55,7 +55,7 @@ def xor_steps(runs, count):
 
 def _steps(sizes, runs, x, y, order, batch):
     net = nets.init_(nets.MLP(sizes, kinds(runs)), list(range(runs))).to(DEVICE)
-    steps, none = train.Steps(net), torch.zeros(runs, device=DEVICE)
+    steps, none = passes.Steps(net), torch.zeros(runs, device=DEVICE)
 
     def one_pass():
         with train.full_precision():
@@ -78,11 +78,11 @@ def cifar_trainer(name, seeds, images=0, augment=False, **rule):
 
 
 def compiled(made, work):
-    """Return why the steps of `made`, a `Trainer` or `train.Steps`, cannot be compiled, or "" once they are.
+    """Return why the steps of `made`, a `Trainer` or `passes.Steps`, cannot be compiled, or "" once they are.
 
     work: a call that takes some of them, none of which was taken before; it is called once here.
     """
-    if isinstance(made, train.Steps):
+    if isinstance(made, passes.Steps):
         made.take = torch.compile(made.take.function, dynamic=False)
     else:
         made._learn = torch.compile(made._learn, dynamic=False)

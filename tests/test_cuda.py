@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from lib import capture, data, descent, evaluate, images, kernels, nets, stacking, train
+from lib import capture, data, descent, evaluate, images, kernels, nets, passes, stacking, train
 from lib.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here: the CUDA paths are not tested")
@@ -119,7 +119,7 @@ def test_recorded_steps_of_a_descent_are_the_ordinary_ones(monkeypatch):
 def test_nothing_waits_for_the_gpu_within_a_pass():
     """Torch raises here at every copy to the host and every wait, once the data and the orders are on the device."""
     state, (train_set, _) = begin("cuda", torch.float32)
-    steps = train.Steps(state.net)
+    steps = passes.Steps(state.net)
     index = torch.arange(32, device="cuda")
     with nets.sgd_in_backward(steps.net, steps.rate):
         steps.take(train_set[0][index], train_set[1][index])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lib import data, descent, draws, kernels, nets, scores, train
+from lib.errors import RecordError
 
 TYPES = ["EWN", "SWN", "no-WN"]
 
@@ -182,6 +183,47 @@ def test_killed_at_random_moments(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     kills, at_work = map(int, re.findall(r"(\d+) (?:kills|after)", done.stdout))
     assert kills == 6 and at_work >= 2, done.stdout
+
+
+def test_a_level_of_another_run_is_refused(digits, tmp_path):
+    """The files of two seeds exchanged, and a level under the name of another."""
+    folders = [tmp_path / "1", tmp_path / "2"]
+    keywords = {"folders": folders, "batch": 16}
+    train.descend(stack(["EWN"] * 2, [1, 2]), digits, [1, 2], [-1, -2], **keywords)
+    paths = [descent.level_path(folder, -2) for folder in folders]
+    contents = [path.read_bytes() for path in paths]
+    paths[0].write_bytes(contents[1])
+    with pytest.raises(RecordError, match=r"1.level-2.*holds seed 2; asked for is seed 1.*Put the right file"):
+        train.descend(stack(["EWN"] * 2, [1, 2]), digits, [1, 2], [-1, -2], **keywords)
+    paths[0].write_bytes(descent.level_path(folders[0], -1).read_bytes())
+    with pytest.raises(RecordError, match=r"holds level -1\.0; asked for is level -2\.0"):
+        train.descend(stack(["EWN"] * 2, [1, 2]), digits, [1, 2], [-1, -2], **keywords)
+    paths[0].write_bytes(contents[0])
+    with pytest.raises(RecordError, match="holds type 'EWN'; asked for is type 'SWN'"):
+        train.descend(stack(["SWN"] * 2, [1, 2]), digits, [1, 2], [-1, -2], **keywords)
+    other = [{"type": "EWN", "seed": seed, "batch_size": 8} for seed in (1, 2)]
+    with pytest.raises(RecordError, match="holds no batch_size; asked for is batch_size 8"):
+        train.descend(stack(["EWN"] * 2, [1, 2]), digits, [1, 2], [-1, -2], recipes=other, **keywords)
+
+
+def test_what_is_said_to_be_trained_is_not_trained(digits, tmp_path):
+    keywords = {"folders": [tmp_path / "there"], "batch": 16}
+    train.descend(stack(["EWN"], [1]), digits, [1], [-1], **keywords)
+    assert train.descend(stack(["EWN"], [1]), digits, [1], [-1], trained=True, **keywords)[0][0][-1].seeds == [1]
+    with pytest.raises(RecordError, match=r"has no level-2\.safetensors; there is level-1\.safetensors"):
+        train.descend(stack(["EWN"], [1]), digits, [1], [-1, -2], trained=True, **keywords)
+    with pytest.raises(RecordError, match="has no level-1"):
+        train.descend(stack(["EWN"], [1]), digits, [1], [-1], trained=True, folders=[tmp_path / "nowhere"])
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_loss_that_stays_what_it_is_ends_in_a_stall(digits):
+    """With no unit alive there is no gradient: the step shrinks until the run is given up, not 10,000 epochs later."""
+    net = stack(["no-WN"], [1])
+    with torch.no_grad():
+        net.layers[0].weight.zero_(), net.layers[0].bias.fill_(-1)
+    _, (end,) = train.descend(net, digits, [1], [-5], batch=100)
+    assert int(end.epoch[0]) == 0 and float(end.step[0]) <= train.SMALLEST_STEP
 
 
 def test_a_run_that_does_not_get_there_is_missing_its_level(digits):

@@ -1,0 +1,115 @@
+"""Attempts of the MNIST descent far down, at log-losses of -100 and -300, beside a descent that leaves nothing out.
+
+The baseline takes every example of every batch by autograd and measures all of them in the order of the data, stopping
+where the loss is certainly not lower: what `train.descend` did before it had `screening`. Both begin with copies of one
+state and make the same attempts, in turn. The states are made here, once, on a part of MNIST, and kept with the trained
+networks (hours for EWN and SWN). Run: python benchmarks/deep_descent.py [rounds] [images] [type]
+"""
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+import workloads  # noqa: E402
+from measure import DEVICE, Report, seconds  # noqa: E402
+
+from lib import data, draws, kernels, nets, passes, runs, screening, train  # noqa: E402
+
+LEVELS, BATCH, WIDTH, SEED = [-50, -100, -300], 128, 1024, 9192
+ATTEMPTS = 8  # of one round
+SAME = 30  # attempts whose outcome is compared
+CHUNK = 1000
+
+
+def states(real, images, kind):
+    """Return `{level: Descent}`, read or made."""
+    recipe = {
+        "name": f"{workloads.MNIST}-mlp{WIDTH}",
+        "batch_size": BATCH,
+        "own_order": False,
+        "train_examples": images,
+    }
+    recipe |= {"seed": SEED, "type": kind}
+    net = nets.init_(nets.MLP([784, WIDTH, 10], [kind]), [SEED]).to(real.device)
+    given = {"folders": [runs.trained(recipe)], "recipes": [recipe], "batch": BATCH}
+    return train.descend(net, real, [SEED], LEVELS, **given)[0][0]
+
+
+@torch.no_grad()
+def log_loss(net, x, y, bound):
+    """Return the log of the mean loss, or inf as soon as it is certainly above `bound`."""
+    total = torch.tensor([-math.inf], dtype=torch.float64, device=x.device)
+    for start in range(0, len(y), CHUNK):
+        part = slice(start, start + CHUNK)
+        losses = kernels.log_losses(net(x[part]), y[part]).double()
+        total = torch.logaddexp(total, losses.logsumexp(1) - math.log(len(y)))
+        if not bool(total <= bound):
+            return torch.full_like(total, math.inf)
+    return total
+
+
+def plain(state, sets, steps):
+    """Try one epoch with every example, undone where the loss did not fall."""
+    (x, y), net = sets[0], state.net
+    before = [p.detach().clone() for p in net.parameters()]
+    order = torch.from_numpy(draws.permutation(SEED, "order", int(state.attempt[0]), len(y)))[None]
+    steps.epoch(x, y, order, state.step, state.log_loss, BATCH)
+    found = log_loss(net, x, y, state.log_loss)
+    accepted = bool(found < state.log_loss)
+    if not accepted:
+        with torch.no_grad():
+            for p, old in zip(net.parameters(), before, strict=True):
+                p.copy_(old)
+    state.step = state.step * train.GROWTH if accepted else state.step / train.GROWTH
+    state.log_loss = found if accepted else state.log_loss
+    state.epoch, state.attempt = state.epoch + int(accepted), state.attempt + 1
+
+
+def several(attempt, *arguments):
+    for _ in range(ATTEMPTS):
+        attempt(*arguments)
+
+
+def compare(report, level, state, sets, rounds):
+    """Report both descents from one state, and return their ratio."""
+    ours, theirs = state.take([0]), state.take([0])
+    steps = passes.Steps(theirs.net)
+    share = float(screening.counted(state.losses, state.log_loss, torch.float32).double().mean())
+    times = {"whole": [], "screened": []}
+    for _ in range(rounds):
+        times["whole"].append(seconds(several, plain, theirs, sets, steps) / ATTEMPTS)
+        times["screened"].append(seconds(several, train.attempt, ours, sets, ["order"], BATCH) / ATTEMPTS)
+    report.add(f"all examples, at {level}", times["whole"])
+    return report.add(f"{100 * share:.0f} % of them, at {level}", times["screened"], f"all examples, at {level}")
+
+
+def agree(report, state, sets):
+    """Report the largest relative difference of log-losses in the first attempts, the same ones being accepted."""
+    ours, theirs, apart = state.take([0]), state.take([0]), 0.0
+    for _ in range(SAME):
+        train.attempt(ours, sets, ["order"], BATCH)
+        train.attempt(theirs, sets, ["order"], BATCH, screened=False)
+        if not torch.equal(ours.epoch, theirs.epoch):
+            apart = math.inf
+            break
+        apart = max(apart, float((ours.log_loss / theirs.log_loss - 1).abs()))
+    report.add(f"largest difference of {SAME} attempts", [apart], unit="of the log-loss")
+
+
+def main(rounds=5, images=10_000, kind="no-WN"):
+    real = data.load(workloads.MNIST, DEVICE, train_examples=images)
+    test = tuple(part[:1] for part in real.split("test"))  # an attempt has no test pass
+    sets = real.split("train"), test
+    report = Report("deep_descent", f"{kind}, 784-{WIDTH}-10, {images} images of MNIST: an attempt, float32")
+    found = states(real, images, kind)
+    with train.full_precision():
+        agree(report, found[LEVELS[0]], sets)
+        ratios = {level: compare(report, level, found[level], sets, rounds) for level in LEVELS[1:]}
+    report.close(ratios[LEVELS[1]])
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:3]), *sys.argv[3:])
