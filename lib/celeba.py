@@ -47,15 +47,16 @@ def _decoded(root, part, download, kept):
     shape = len(paths), 3, SIDE, SIDE
     if not os.access(kept.parent, os.W_OK):
         return torch.from_numpy(np.stack(list(images)))
-    temporary = kept.with_name(f"{kept.name}.{os.getpid()}.new")
-    with open(temporary, "wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for image in images:
-            file.write(image.tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    disk.move(temporary, kept)
+    temporary = kept.with_name(f"{kept.name}.new")  # one name, so that a killed process leaves one file at most
+    with disk.lock(kept), disk.writing(kept, temporary):
+        with open(temporary, "wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for image in images:
+                file.write(image.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        disk.move(temporary, kept)
     return _mapped(kept)
 
 

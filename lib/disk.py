@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,8 @@ def acquire(path: Path) -> None:
         # A file of its own: opening a lock file may empty it, so it cannot hold the name of its owner.
         _owner_file(path).write_text(f"process {os.getpid()} on {socket.gethostname()}")
     except OSError as error:
+        if (os.getpid(), path) in _locks:
+            _lock(path).release()
         raise unwritable(path.parent, error) from error
 
 
@@ -85,14 +88,33 @@ def _wait(lock: FileLock, path: Path) -> None:
 
 
 def assert_writable(folder: Path) -> None:
-    """Return nothing; RecordError unless a file can really be made in `folder`: permissions do not tell."""
-    probe = folder / f".probe-{os.getpid()}"
+    """Return nothing; RecordError unless `folder` takes a file of 1 MiB: neither permissions nor an empty file tell.
+
+    The file has no name where the system can do without, so nothing stays behind.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(2**20))
+            probe.flush()
+            os.fsync(probe.fileno())
     except OSError as error:
         raise unwritable(folder, error) from error
+
+
+@contextmanager
+def writing(path: Path, *temporary: Path) -> Iterator[None]:
+    """Return a context in which an OSError becomes the RecordError that names `path`, and `temporary` files go.
+
+    Else a full disk would keep them, and stay full.
+    """
+    try:
+        yield
+    except OSError as error:
+        for file in temporary:
+            with suppress(OSError):
+                file.unlink()
+        raise unwritable(path, error) from error
 
 
 def put(path: Path, data: bytes) -> None:
@@ -148,8 +170,9 @@ def save_tensors(path: Path, tensors: dict[str, np.ndarray], meta: dict) -> None
     data = safetensors.numpy.save(tensors, metadata={"meta": text, "digest": _digest(tensors, text)})
     with lock(path):
         temporary = path.with_name(path.name + ".new")
-        put(temporary, data)
-        move(temporary, path)
+        with writing(path, temporary):
+            put(temporary, data)
+            move(temporary, path)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict]:

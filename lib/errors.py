@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from pathlib import Path
 
 
@@ -22,11 +23,15 @@ class RecordError(Told, RuntimeError):
     """A record that cannot be believed, found or written; the message names the file and the way out."""
 
 
-def unwritable(folder: Path, error: OSError) -> RecordError:
-    """Return the error that says `folder` cannot be written, and what to do about it."""
+def unwritable(path: Path, error: OSError) -> RecordError:
+    """Return the error that says `path`, a file or a folder, cannot be written, and what to do about it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        way_out = "Make room there, or set the environment variable PRUNING_RUNS to a folder on another disk"
+    else:
+        way_out = "Make it writable, or set the environment variable PRUNING_RUNS to a folder of yours"
     return RecordError(
-        f"cannot write in {folder} ({error.strerror or error}): nothing could be saved there. Make the "
-        f"folder writable, or set the environment variable PRUNING_RUNS to a folder of yours."
+        f"cannot write {path} ({error.strerror or error}): nothing was saved there, and what stood there still stands. "
+        f"{way_out}, and run again: what has its record is not made again."
     )
 
 

@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from lib.disk import lock, move, put, render, sync
+from lib.disk import lock, move, put, render, sync, writing
 from lib.errors import ParameterError, RecordError, hint, listed
 from lib.parameters import many, name_of, scientific, text
 
@@ -181,11 +182,14 @@ def write(path: Path, document: dict, npz: bytes) -> Path:
     new_json, new_npz = _beside(path, ".json.new"), _beside(path, ".npz.new")
     with lock(path):
         _roll_forward(path)  # or the leftover that completes the old record would be overwritten here
-        put(new_npz, npz)
-        put(new_json, text)
-        sync(path.parent)
-        move(new_npz, _beside(path, ".npz"))
-        move(new_json, path)
+        with writing(path, new_npz, new_json):
+            put(new_npz, npz)
+            put(new_json, text)
+            sync(path.parent)
+            os.replace(new_npz, _beside(path, ".npz"))
+        with writing(path):  # the json stays where it is: the next reader makes the second move
+            sync(path.parent)
+            move(new_json, path)
     return path
 
 
@@ -209,8 +213,9 @@ def seal(path: Path) -> bool:
         except (RecordError, KeyError) as error:
             raise _broken(path, f"it holds what is never written ({error})") from error
         new = _beside(path, ".json.new")
-        put(new, _sealed(render(json.loads(data))))
-        move(new, path)
+        with writing(path, new):
+            put(new, _sealed(render(json.loads(data))))
+            move(new, path)
     return True
 
 

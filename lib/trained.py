@@ -38,9 +38,9 @@ def obtain(start, recipes, train):
             for k, run in enumerate(missing):
                 history = {name: column[k] for name, column in columns.items()}
                 save(paths[run], nets.take(trainer.net, [k]), history, recipes[run])
-            for run in missing:  # what other stacks left there began with this run too, which nobody trains again
-                for state in paths[run].parent.glob(_NAME.format("*")):
-                    state.unlink(missing_ok=True)
+    for path in paths:  # what was killed there, after its network was saved or in another stack, nobody takes up again
+        for state in path.parent.glob(_NAME.format("*") + "*"):
+            state.unlink(missing_ok=True)
     found = [load(path, start, recipe) for path, recipe in zip(paths, recipes, strict=True)]
     histories = [history for _, history in found]
     lengths = {str(path): len(next(iter(h.values()), ())) for path, h in zip(paths, histories, strict=True)}

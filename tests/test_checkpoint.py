@@ -275,6 +275,10 @@ def test_networks_that_are_trained_once_go_on(tmp_path, monkeypatch):
         assert torch.equal(net.state_dict()[name], tensor)
     np.testing.assert_array_equal(history["train_loss"], whole.curve("train_loss"))
     assert not states(tmp_path)
+    for name in kept.name, f"{kept.name}.new":  # killed between the last network and the end of its state
+        (folder / name).touch()
+    trained.obtain(start, wanted, None)
+    assert [path.name for path in folder.iterdir() if path.is_file()] == [trained.FILE]
 
 
 def test_other_members_begin_a_file_of_their_own(tmp_path, monkeypatch):

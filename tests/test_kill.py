@@ -16,6 +16,13 @@ HOME = Path(records.__file__).resolve().parent.parent
 REST = {"experiment": "toy", "type": "EWN", "seed": 1, "parameters": {}, "cost": {}, "provenance": {}}
 
 
+@pytest.fixture
+def tmp_path(tmp_path):
+    """Return a folder with the experiment's name: a record that lies in another one is not believed."""
+    (tmp_path / "toy").mkdir()
+    return tmp_path / "toy"
+
+
 def save(path: Path, value: int) -> None:
     """Save a record in which everything says `value`."""
     axes = {"i": list(range(50))}

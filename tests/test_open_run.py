@@ -234,7 +234,7 @@ def test_a_broken_record_stops_the_run_until_forced(root):
 def test_a_folder_that_cannot_be_written_stops_the_run_at_once(root, monkeypatch):
     (root / "file").write_text("")
     monkeypatch.setenv("PRUNING_RUNS", "file/runs")
-    with pytest.raises(RecordError, match=f"cannot write in {re.escape(str(root / 'file/runs/toy'))}.*PRUNING_RUNS"):
+    with pytest.raises(RecordError, match=f"cannot write {re.escape(str(root / 'file/runs/toy'))}.*PRUNING_RUNS"):
         opened()
 
 
