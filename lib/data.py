@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lib import celeba, draws, images
-from lib.errors import Told
+from lib.errors import DataError
 from lib.tiny_imagenet import ARCHIVE, FOLDER, MD5, TinyImageNet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,14 +46,25 @@ STATISTICS = {
         for name in names
     },
 }
+# MD5 of what the published archives unpack to: torchvision has those of the archives alone
+UNPACKED = {
+    "mnist": {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    },
+    "fashion_mnist": {
+        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+    },
+}
 # channels and side that digits are resized to, those of other data, so that their networks serve digits too
 DIGITS = {"digits": (1, 28), "digits32": (3, 32), "digits64": (3, 64)}
 WITHOUT_FILES = "-p dataset digits, digits32 (in place of CIFAR) or digits64 (of Tiny-ImageNet), which need no file"
 TEST_EVERY = 5  # one digit in five is test, counted within each class
-
-
-class DataError(Told, RuntimeError):
-    """A data set that is missing, damaged or unknown; the message says the way out."""
 
 
 @dataclass(frozen=True)
@@ -212,18 +223,22 @@ def _digits(channels, side):
 
 
 def _mnist_like(name, folder):
-    """Return ((x, y), (x, y)) of MNIST or FashionMNIST: from the .gz files if they are there, else by torchvision."""
+    """Return ((x, y), (x, y)) of MNIST or FashionMNIST: from the .gz files if any is there, else from the unpacked."""
     from torchvision import datasets
+    from torchvision.datasets.utils import extract_archive
 
     cls = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[name]
-    raw = folder / cls.__name__ / "raw"
-    archives = {file: raw / file for file, _ in cls.resources}
-    if not any(path.exists() for path in archives.values()):
-        parts = _by_torchvision(cls, folder, archives)
-        return tuple((part.data[:, None].contiguous(), part.targets.long()) for part in parts)
-    _verify(dict(cls.resources), raw)
-    with tempfile.TemporaryDirectory() as scratch:
-        return tuple(_unpack(archives, prefix, Path(scratch)) for prefix in ("train", "t10k"))
+    raw, archives, unpacked = folder / cls.__name__ / "raw", dict(cls.resources), UNPACKED[name]
+    if not any((raw / file).exists() for file in [*archives, *unpacked]):
+        _by_torchvision(cls, folder, {file: raw / file for file in archives})
+    if not any((raw / file).exists() for file in archives):
+        _verify(unpacked, raw)
+        return _idx(raw)
+    _verify(archives, raw)
+    with tempfile.TemporaryDirectory() as scratch:  # the folder of the data may be read-only
+        for file in archives:
+            extract_archive(str(raw / file), scratch)
+        return _idx(Path(scratch))
 
 
 def _verify(published, folder):
@@ -240,23 +255,21 @@ def _verify(published, folder):
             )
 
 
-def _unpack(archives, prefix, scratch):
-    """Return (x, y) of one split; torchvision unpacks and reads, in a scratch folder: the data's may be read-only."""
+def _idx(folder):
+    """Return ((x, y), (x, y)) of the unpacked files in a folder, read by torchvision."""
     from torchvision.datasets.mnist import read_image_file, read_label_file
-    from torchvision.datasets.utils import extract_archive
 
-    found = {}
-    for part, read in (("images-idx3", read_image_file), ("labels-idx1", read_label_file)):
-        file = f"{prefix}-{part}-ubyte"
-        extract_archive(str(archives[f"{file}.gz"]), str(scratch))
-        found[part] = read(str(scratch / file))
-    return found["images-idx3"][:, None].contiguous(), found["labels-idx1"].long()
+    images = (read_image_file(str(folder / f"{prefix}-images-idx3-ubyte")) for prefix in ("train", "t10k"))
+    labels = (read_label_file(str(folder / f"{prefix}-labels-idx1-ubyte")) for prefix in ("train", "t10k"))
+    return tuple((x[:, None].contiguous(), y.long()) for x, y in zip(images, labels, strict=True))
 
 
 def _by_torchvision(cls, folder, files):
     """Return a class's training and test sets, downloaded if missing; `files` are the paths it needs."""
     try:
         return [cls(str(folder), train=train, download=True) for train in (True, False)]
+    except DataError:
+        raise
     except (OSError, RuntimeError) as error:
         paths = [Path(path) for path in files.values()]
         raise DataError(
@@ -296,6 +309,9 @@ def _celeba(name, folder):
     """Return ((x, y), (x, y)) of CelebA, see `lib/celeba.py`."""
     from torchvision import datasets
 
-    files = {file: folder / celeba.FOLDER / file for _, _, file in datasets.CelebA.file_list}
+    published = {file: md5 for _, md5, file in datasets.CelebA.file_list}
+    files = {file: folder / celeba.FOLDER / file for file in published}
+    if not celeba.decoded(folder):  # else the decoded images are looked at instead, which have a digest of their own
+        _verify({file: published[file] for file, path in files.items() if path.exists()}, folder / celeba.FOLDER)
     parts = _by_torchvision(celeba.CelebA, folder, files)
     return tuple((part.data, part.targets) for part in parts)

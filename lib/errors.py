@@ -19,6 +19,10 @@ class ParameterError(Told, ValueError):
     """A parameter that is unknown, of the wrong kind or no choice; the message says what is allowed."""
 
 
+class DataError(Told, RuntimeError):
+    """A data set that is missing, damaged or unknown; the message says the way out."""
+
+
 class RecordError(Told, RuntimeError):
     """A record that cannot be believed, found or written; the message names the file and the way out."""
 

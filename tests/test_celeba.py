@@ -2,10 +2,13 @@
 
 import hashlib
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from flips import refused
 from PIL import Image
 
 from lib import celeba, data
@@ -85,17 +88,44 @@ def test_a_folder_that_cannot_be_written_is_read_all_the_same(folder, monkeypatc
     read = celeba.CelebA(place.parent).data
     assert not (place / "train_64.npy").exists()
     monkeypatch.undo()
-    monkeypatch.setattr("torchvision.datasets.CelebA._check_integrity", lambda self: True)
     assert torch.equal(celeba.CelebA(place.parent).data, read)
 
 
-def test_the_archive_is_unpacked(folder, monkeypatch):
-    import shutil
+@pytest.fixture
+def archive(folder, monkeypatch):
+    """Return the archive of the images, its checksum known to torchvision, and nothing is unpacked."""
+    from torchvision import datasets
 
     place, _ = folder
-    shutil.make_archive(place / "img_align_celeba", "zip", place, "img_align_celeba")
+    path = Path(shutil.make_archive(place / "img_align_celeba", "zip", place, "img_align_celeba"))
     shutil.rmtree(place / "img_align_celeba")
+    published = [("", hashlib.md5(path.read_bytes()).hexdigest(), path.name), *datasets.CelebA.file_list[1:]]
+    monkeypatch.setattr(datasets.CelebA, "file_list", published)
+    return path
+
+
+def test_the_archive_is_read_where_it_lies(folder, archive):
     assert data.load("celeba").train_x.shape == (3, 3, 64, 64)
+    assert not (folder[0] / "img_align_celeba").exists()
+
+
+@pytest.mark.parametrize("file", ["img_align_celeba.zip", "list_eval_partition.txt"])
+def test_flipped_bits_of_what_has_a_published_checksum_are_errors(folder, archive, file, monkeypatch):
+    monkeypatch.setattr(celeba.os, "access", lambda path, mode: False)  # so that nothing is decoded once for all
+    refused(archive.with_name(file), lambda: data._decoded.__wrapped__("celeba", str(folder[0].parent)), data.DataError)
+
+
+def test_flipped_bits_of_decoded_images_are_errors(folder):
+    data.load("celeba")
+    for part in ("train", "test"):
+        path = folder[0] / f"{part}_64.npy"
+        refused(path, lambda: data._decoded.__wrapped__("celeba", str(folder[0].parent)), data.DataError)
+        for size in (9, 0):
+            with path.open("r+b") as file:
+                file.truncate(size)
+            with pytest.raises(data.DataError, match=f"{path.name} is damaged.*Delete it"):
+                celeba.CelebA(folder[0].parent, part == "train")
+        path.unlink()
 
 
 def test_a_missing_table_is_an_error_that_names_it(folder, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flips import refused
 
 from lib import data, draws
 
@@ -56,12 +57,70 @@ def test_archives_are_read_where_they_lie(small_mnist):
     assert sorted(p.name for p in raw.iterdir()) == sorted(arrays), "the data folder is left as it was"
 
 
-def test_decompressed_files_are_read_by_torchvision(small_mnist):
+@pytest.fixture
+def unpacked(small_mnist, monkeypatch):
+    """The same without its archives: their contents by path."""
     raw, arrays = small_mnist
-    for file, array in arrays.items():
-        (raw / file.removesuffix(".gz")).write_bytes(idx(array))
-        (raw / file).unlink()
-    assert data.load("mnist").test_x.shape == (20, 1, 28, 28)
+    files = {raw / file.removesuffix(".gz"): idx(array) for file, array in arrays.items()}
+    for path, content in files.items():
+        path.write_bytes(content)
+        path.with_name(f"{path.name}.gz").unlink()
+    sums = {path.name: hashlib.md5(content).hexdigest() for path, content in files.items()}
+    monkeypatch.setitem(data.UNPACKED, "mnist", sums)
+    return files
+
+
+def read():
+    return data._decoded.__wrapped__("mnist", os.environ["PRUNING_DATA"])
+
+
+def test_unpacked_files_are_read_without_their_archives(small_mnist, unpacked):
+    _, arrays = small_mnist
+    found = data.load("mnist")
+    assert np.array_equal(found.train_x[:, 0].numpy(), arrays["train-images-idx3-ubyte.gz"])
+    assert found.test_y.tolist() == arrays["t10k-labels-idx1-ubyte.gz"].tolist()
+
+
+def test_flipped_bits_are_errors(small_mnist):
+    raw, arrays = small_mnist
+    for file in arrays:
+        refused(raw / file, read, data.DataError)
+
+
+def test_flipped_bits_of_unpacked_files_are_errors(unpacked):
+    for path in unpacked:
+        refused(path, read, data.DataError)
+
+
+def test_training_and_test_images_that_were_swapped_are_an_error(unpacked):
+    for part in ("images-idx3-ubyte", "labels-idx1-ubyte"):
+        train, test = (path for path in unpacked if path.name.endswith(part))
+        train.write_bytes(unpacked[test]), test.write_bytes(unpacked[train])
+        with pytest.raises(data.DataError, match=rf"train-{part} is damaged.*Delete the folder"):
+            read()
+        train.write_bytes(unpacked[train]), test.write_bytes(unpacked[test])
+    read()
+
+
+def test_what_old_versions_of_torchvision_left_is_not_believed(small_mnist):
+    raw, _ = small_mnist
+    processed = raw.with_name("processed")
+    processed.mkdir()
+    for file in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(5, 28, 28, dtype=torch.uint8), torch.zeros(5)), processed / file)
+    assert len(data.load("mnist").train_y) == 30
+    for path in raw.iterdir():
+        path.unlink()
+    with pytest.raises(data.DataError, match="train-images-idx3-ubyte.*no file"):
+        read()
+
+
+@needs_mnist
+def test_the_checksums_of_unpacked_files_are_those_of_the_published_archives():
+    for name, folder in (("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")):
+        for file, md5 in data.UNPACKED[name].items():
+            archive = REAL / folder / "raw" / f"{file}.gz"
+            assert not archive.exists() or hashlib.md5(gzip.decompress(archive.read_bytes())).hexdigest() == md5
 
 
 def test_a_truncated_archive_is_an_error_that_names_it(small_mnist):
@@ -140,16 +199,22 @@ def test_an_impossible_holdout_is_an_error(holdout):
         data.load("digits", holdout=holdout)
 
 
-def test_the_checksum_is_of_what_was_loaded(small_mnist):
-    raw, arrays = small_mnist
-    first = data.load("mnist").checksum
-    changed = arrays["train-labels-idx1-ubyte.gz"].copy()
-    changed[0] += 1
-    for file, array in (arrays | {"train-labels-idx1-ubyte.gz": changed}).items():
-        (raw / file.removesuffix(".gz")).write_bytes(idx(array))
-        (raw / file).unlink()
-    data._decoded.cache_clear()
-    assert data.load("mnist").checksum != first
+def test_the_checksum_is_of_what_was_loaded(small_mnist, unpacked, monkeypatch):
+    """Not of the files that it came from: packed again, they change nothing; one label does."""
+    raw, _ = small_mnist
+    first, path = read().checksum, raw / "train-labels-idx1-ubyte"
+    monkeypatch.setattr("torchvision.datasets.MNIST.resources", resources := [])
+    for file, content in unpacked.items():
+        archive = file.with_name(f"{file.name}.gz")
+        archive.write_bytes(gzip.compress(content, 1, mtime=0))
+        resources.append((archive.name, hashlib.md5(archive.read_bytes()).hexdigest()))
+    assert read().checksum == first
+    changed = unpacked[path][:-1] + b"\5"
+    for file in raw.glob("*.gz"):
+        file.unlink()
+    path.write_bytes(changed)
+    monkeypatch.setitem(data.UNPACKED["mnist"], path.name, hashlib.md5(changed).hexdigest())
+    assert read().checksum != first
 
 
 @needs_mnist
@@ -215,6 +280,12 @@ def test_a_damaged_or_missing_batch_is_an_error_that_names_it(small_cifar, damag
     damage(place / file)
     with pytest.raises(data.DataError, match=rf"{file} is damaged.*again.*digits32"):
         data.load(name)
+
+
+def test_flipped_bits_of_every_batch_are_errors(small_cifar):
+    name, place, _ = small_cifar
+    for path in sorted(place.iterdir()):
+        refused(path, lambda: data._decoded.__wrapped__(name, str(place.parent)), data.DataError)
 
 
 def test_no_cifar_and_no_network_is_an_error_with_the_way_out(small_cifar, tmp_path, monkeypatch):

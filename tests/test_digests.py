@@ -1,39 +1,14 @@
 """Not one flipped bit passes: in no kind of file that is read back, and each error names the file and the way out."""
 
 import json
-import re
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from flips import refused
 
 from lib import disk, records, runs
 from lib.errors import RecordError
-
-FLIPS = 100
-
-
-def altered(path):
-    """Yield FLIPS bits from all over the file, one at a time, while that bit is flipped."""
-    whole = path.read_bytes()
-    for bit in np.random.default_rng(0).choice(8 * len(whole), FLIPS, replace=False):
-        data = bytearray(whole)
-        data[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(data)
-        yield bit
-    path.write_bytes(whole)
-
-
-def refused(path, read, error=RecordError, named=None, way_out="[Dd]elete"):
-    """Assert that `read()` is an error that names the file and the way out, whichever bit of it is flipped."""
-    told = re.escape(str(named or path))
-    read()
-    for bit in altered(path):
-        with pytest.raises(error, match=f"(?s){told}.*{way_out}"):
-            read()
-            pytest.fail(f"bit {bit} of {path} was flipped, and nobody noticed")
-    read()
-
 
 # ---- records
 
