@@ -66,7 +66,7 @@ def edge_masks(kind, net, layer, keeps, seeds, found=None, rule="exact", sampler
     if kind == "dpp_edge":
         inputs = [found] * len(seeds) if found.gram.dim() == 2 else found.of_runs()
         alike = _alike(weight, *([] if found.gram.dim() == 2 else [found.gram]))
-        edges = [likelihood.Edges(inputs[r], weight[r], **likeness) for r in range(len(seeds))]
+        edges = {run: likelihood.Edges(inputs[run], weight[run], **likeness) for run, *_ in alike}
         drawn = _draw(edges, alike, seeds, keeps, sampler, f"{kind} {layer}")
         return {keep: {f"{layer}.weight": drawn[k]} for k, keep in enumerate(keeps)}
     score = _uniform(weight, seeds, f"{kind} {layer}") if kind == "random_edge" else weight.abs()
@@ -83,8 +83,9 @@ def unit_masks(kind, net, layer, keeps, seeds, found=None, rule="exact", signed=
     """
     weight = _weight(kind, UNIT_ARMS, net, layer, seeds, rule, found, likeness)
     if kind == "dpp_node":
-        matrices = likelihood.likelihood(found.gram, found.examples, **likeness)
-        drawn = _draw(matrices[:, None], _alike(matrices), seeds, keeps, sampler, f"{kind} {layer}")
+        alike = _alike(found.gram)
+        units = {run: likelihood.likelihood(found.gram[[run]], found.examples, **likeness) for run, *_ in alike}
+        drawn = _draw(units, alike, seeds, keeps, sampler, f"{kind} {layer}")
         return {keep: {layer: drawn[k][:, 0]} for k, keep in enumerate(keeps)}
     if kind == "random_node":
         score = _uniform(weight[:, :, 0], seeds, f"{kind} {layer}")
@@ -124,7 +125,7 @@ def _alike(*origins):
 
 
 def _draw(matrices, alike, seeds, keeps, sampler, purpose):
-    """Return the sets `bool (K, R, M, N)` from the `matrices` of each run, with one eigendecomposition per group."""
+    """Return the sets `bool (K, R, M, N)` from the `matrices` of the first run of each group in `alike`."""
     drawn = [dpp.sample(matrices[g[0]], list(keeps), [seeds[r] for r in g], sampler, purpose) for g in alike]
     order = torch.tensor([run for group in alike for run in group]).argsort()
     return torch.cat(drawn, dim=1)[:, order]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lib import masks, nets, remask, shrink, trained
-from lib.evaluate import evaluate
+from lib.evaluate import evaluate_alone
 from lib.trainer import Trainer
 
 HIDDEN = (1000, 1000, 500, 200)
@@ -129,7 +129,7 @@ def posthoc(lab, kind, sparsities):
 def _pruned_at_once(lab, dense, kept, units):
     net = masks.apply_(copied(dense), kept)
     tested = shrink.narrow(dense, units) if units else net  # the same logits, in a fraction of the time
-    accuracies = (evaluate(tested, *split).accuracy.cpu().numpy()[:, None] for split in (lab.train, lab.test))
+    accuracies = (evaluate_alone(tested, *split).accuracy.cpu().numpy()[:, None] for split in (lab.train, lab.test))
     return Pruned(net, kept, *accuracies)
 
 

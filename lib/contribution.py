@@ -103,7 +103,6 @@ def prunable(net, channels=False):
     return [hop.layer for hop in hops[:-1] if channels or not isinstance(net.get_submodule(hop.layer), Conv2d)]
 
 
-@torch.no_grad()
 def of_units(net, x, average=1.0, maximum=0.0, on="activation", channels=False):
     """Return the scores of a stack's hidden units for the examples `x`, `{layer: (R, units)}` float64.
 
@@ -112,13 +111,19 @@ def of_units(net, x, average=1.0, maximum=0.0, on="activation", channels=False):
     below zero it is. channels: score those of convolutions too. A channel's contribution to a next unit sums |w| |a|
     over the filter's positions; every place where a next convolution puts its filter is an example more, and a linear
     layer behind a convolution reads all positions of a channel. Channels have no preactivation score (ValueError).
+    Each run is scored alone, so that no rank depends on a neighbour's rounding.
     """
     if on not in ON:
         raise ValueError(f"on is {on!r}; allowed are {ON}")
     if channels and on != "activation":
         raise ValueError(f"on is {on!r} with channels=True; channels have a score by {ON[0]!r} alone")
-    names = prunable(net, channels)
-    sums = {name: _sums(net, name, bool(maximum)) for name in names}
+    each = zip(nets.apart(net), nets.of_runs(net, x, 3), strict=True)
+    return nets.gathered(_of_run(*mine, average, maximum, on, channels) for mine in each)
+
+
+@torch.no_grad()
+def _of_run(net, x, average, maximum, on, channels):
+    sums = {name: _sums(net, name, bool(maximum)) for name in prunable(net, channels)}
     training, size = net.training, max(1, min(CHUNK, ACTIVATIONS // nets.widest(net)))
     net.eval()
     with _adding(net, sums, on):

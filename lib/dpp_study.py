@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from lib import arms, likelihood, masks, nets, reweight, trained
-from lib.evaluate import evaluate
+from lib.evaluate import evaluate_alone
 from lib.likelihood import Moments
 from lib.trainer import Trainer
 
@@ -181,7 +181,7 @@ def accuracies(kind, net, keep, seeds, found, test, options=None, as_published=F
     yardstick, columns = matrices(kind, net, found), []
     for mask, *stacks in pruned(kind, net, keep, seeds, found, options, not as_published, as_published, refit):
         (chosen,) = mask.values()
-        accuracy = torch.stack([evaluate(stack, *test).accuracy for stack in stacks], 1)
+        accuracy = torch.stack([evaluate_alone(stack, *test).accuracy for stack in stacks], 1)
         columns.append((accuracy, diversity(yardstick, chosen), weights_left(net, chosen)))
     arrays = (torch.stack(column, -1).cpu().numpy() for column in zip(*columns, strict=True))
     return dict(zip(("accuracy", "log_det", "left"), arrays, strict=True))

@@ -45,6 +45,15 @@ def evaluate(net, x, y, top5=False):
         return _evaluate(net, x, y, top5)
 
 
+def evaluate_alone(net, x, y, top5=False):
+    """Return the `Evaluation` of every run, made of one after the other: of what no neighbour can round otherwise.
+
+    For what is said of trained networks; while they train, `evaluate` shares a pass. x: `(N, I)`.
+    """
+    parts = [vars(evaluate(alone, x, y, top5)) for alone in nets.apart(net)]
+    return Evaluation(**nets.gathered(parts))
+
+
 @contextmanager
 def evaluating(net):
     """Within the block the network is in `eval()` mode: its batch statistics stay, nothing is dropped out."""
@@ -115,5 +124,5 @@ def pruned_accuracy(net, x, y, scores, sparsities, rounding="prune_floor"):
         units = masks.top_units(scores, 1 - sparsity, rounding)
         pruned = copy.deepcopy(plain)
         masks.apply_(pruned, masks.expand(units, dict(pruned.named_parameters())))
-        accuracy.append(evaluate(pruned, x, y).accuracy)
+        accuracy.append(evaluate_alone(pruned, x, y).accuracy)
     return torch.stack(accuracy, 1)

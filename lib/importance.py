@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lib import anatomy, contribution, draws, masks, nets, shrink, stacking, trained
+from lib import anatomy, contribution, draws, masks, nets, shrink, trained
 from lib.errors import ParameterError
 from lib.evaluate import evaluate
 from lib.layers import Linear
@@ -258,8 +258,7 @@ class Study:
             n = len(self.train[1])
             order = draws.permutation(trainer.seeds[0], "order", trainer.epoch - 1, n)
             x = x[torch.from_numpy(order[(n - 1) // trainer.batch * trainer.batch :]).to(x.device)]
-        parts = [contribution.of_units(nets.take(net, part), x, *rule) for part in stacking.parts(net)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return contribution.of_units(net, x, *rule)
 
 
 def _tested(trainer, test):

@@ -33,7 +33,13 @@ class Moments(NamedTuple):
 
 @torch.no_grad()
 def moments(x, transform=None):
-    """Return the float64 `Moments` of `x (N, I)` or `(R, N, I)`, or of what `transform` makes of its parts."""
+    """Return the float64 `Moments` of `x (N, I)` or `(R, N, I)`, or of what `transform` makes of its parts.
+
+    Here as in the next two functions each run is summed alone: stacked products round otherwise, by some 1e-6, and a
+    draw from matrices that differ so goes another way.
+    """
+    if x.dim() == 3 and len(x) > 1:
+        return _joined(moments(x[[run]], transform) for run in range(len(x)))
     gram = total = 0.0
     for part in x.split(EXAMPLES_AT_ONCE, dim=-2):
         part = (part if transform is None else transform(part)).double()
@@ -54,6 +60,11 @@ def unit_moments(x, weight, bias=None, activation=None, items="activation"):
         return projected(moments(x), weight)
     if activation is None:
         raise ValueError('items="activation" needs the activation, for example torch.sigmoid; none was given')
+    if len(weight) > 1:
+        each = zip(range(len(weight)), [None] * len(weight) if bias is None else bias[:, None], strict=True)
+        return _joined(
+            unit_moments(x[[run]] if x.dim() == 3 else x, weight[[run]], own, activation) for run, own in each
+        )
     shift = 0 if bias is None else bias[:, None]
     return moments(x, lambda part: activation(kernels.product(part, weight) + shift))
 
@@ -61,8 +72,17 @@ def unit_moments(x, weight, bias=None, activation=None, items="activation"):
 @torch.no_grad()
 def projected(found, weight):
     """Return the `Moments` of x wᵀ from those of x: for `weight (..., O, I)`, no example is looked at again."""
+    if weight.dim() == 3 and len(weight) > 1:
+        each = found.of_runs() if found.gram.dim() == 3 else [found] * len(weight)
+        return _joined(projected(own, weight[[run]]) for run, own in enumerate(each))
     w = weight.double()
     return Moments(w @ found.gram @ w.mT, (w @ found.mean[..., None])[..., 0], found.examples)
+
+
+def _joined(parts):
+    """Return the `Moments` of all runs from those of each, which have a leading axis of one."""
+    grams, means, counts = zip(*parts, strict=True)
+    return Moments(torch.cat(grams), torch.cat(means), counts[0])
 
 
 def likelihood(gram, examples, beta="10/N", ridge=RIDGE, form="rbf"):

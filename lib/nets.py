@@ -203,6 +203,38 @@ def take(net, chosen):
     return other
 
 
+def apart(net):
+    """Return an iterator over the runs of a stack as stacks of one, the only run of a stack as it is.
+
+    A product of a stack may round otherwise than the same product of one run, by the number of its neighbours. What is
+    drawn, ranked or measured of trained networks is therefore made of one run after the other.
+    """
+    return iter([net]) if runs(net) == 1 else (take(net, [run]) for run in range(runs(net)))
+
+
+def of_runs(net, examples, axes):
+    """Return what each run of `net` reads of `examples`, or of a list of batches: its own where they have `axes` axes.
+
+    The first of these is that of runs, and stays, of length one; None, and what has other axes, all runs share.
+    ValueError for the examples of another number of runs.
+    """
+    count = runs(net)
+    if isinstance(examples, list | tuple):
+        batches = [of_runs(net, batch, axes) for batch in examples]
+        return [[batch[run] for batch in batches] for run in range(count)]
+    if examples is None or examples.dim() != axes:
+        return [examples] * count
+    if len(examples) != count:
+        raise ValueError(f"{len(examples)} sets of examples for a stack of {count} runs; needed is one each, or one")
+    return [examples] if count == 1 else [examples[[run]] for run in range(count)]
+
+
+def gathered(parts):
+    """Return `{name: (R, ...)}` from what was made of each run, `[{name: (1, ...)}, ...]`."""
+    parts = list(parts)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
 def _like(old, new):
     return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
 

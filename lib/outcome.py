@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import anatomy, checkpoint, initial, masks, nets, path_kernel, paths, runs, scores, stacking
-from lib.evaluate import evaluate
+from lib import anatomy, checkpoint, initial, masks, nets, path_kernel, paths, runs, scores
+from lib.evaluate import evaluate_alone
 
 # The axis of each array of `measure`, `conservation` and `train`, behind that of the densities.
 AXES = {
@@ -110,10 +110,8 @@ def _file(lab, kind, of):
 
 
 def _tested(lab, net, history):
-    parts = [evaluate(nets.take(net, part), *lab.test, top5=True) for part in stacking.parts(net)]
-    loss, accuracy, top5 = (
-        torch.cat([getattr(part, name) for part in parts]).cpu().numpy() for name in ("log_loss", "accuracy", "top5")
-    )
+    found = evaluate_alone(net, *lab.test, top5=True)
+    loss, accuracy, top5 = (tensor.cpu().numpy() for tensor in (found.log_loss, found.accuracy, found.top5))
     return {
         "test_accuracy": accuracy, "test_top5": top5, "test_loss": np.exp(loss), "seconds": history["seconds"][:, -1],
         "train_loss": history["train_loss"], "train_accuracy": history["train_accuracy"],

@@ -19,12 +19,17 @@ def refit(weight, kept, found, intercept=True):
 
     kept: bool (R, P, I), the inputs that each unit keeps, or (R, I), what all units of a run keep. found: the
     `likelihood.Moments` of the inputs, with gram (I, I), or (R, I, I) where runs differ in theirs. intercept: fit a
-    constant too, which the bias takes over; without it, as published, the shift is 0.
+    constant too, which the bias takes over; without it, as published, the shift is 0. Each run is refitted alone, so
+    that no neighbour can round its weights.
     """
     if kept.shape not in (weight.shape, weight[:, 0].shape):
         raise ValueError(
             f"kept is {tuple(kept.shape)}; allowed for {tuple(weight.shape)} are that, or without the units"
         )
+    if len(weight) > 1:
+        each = [found] * len(weight) if found.gram.dim() == 2 else found.of_runs()
+        parts = (refit(weight[[run]], kept[[run]], mine, intercept) for run, mine in enumerate(each))
+        return tuple(map(torch.cat, zip(*parts, strict=True)))
     own = kept.dim() == 3
     groups = weight.double().flatten(0, 1)[:, None] if own else weight.double()
     gram, mean = found.gram, found.mean

@@ -162,13 +162,19 @@ def widths(net):
     return {layer: net.get_submodule(layer).weight.shape[1] for layer in readers(net)}
 
 
-@torch.no_grad()
 def contributions(net, images, noise, preactivation=False):
     """Return the contribution scores of the hidden fully connected units, `{layer: (R, O)}`; see `contribution`.
 
     images: bytes `(N, C·H·W)`, which the mean is over; noise: ε, `(R, N, latent)`. μ and log σ² are one layer behind
     the last of the encoder. preactivation: score by what the units sum up, before ReLU, as the published program does.
+    Each run is scored alone, so that no rank depends on a neighbour's rounding.
     """
+    each = zip(nets.apart(net), noise.split(1), strict=True)
+    return nets.gathered(_contributions(alone, images, draw.clone(), preactivation) for alone, draw in each)
+
+
+@torch.no_grad()
+def _contributions(net, images, noise, preactivation):
     found = readers(net)
     weights = {layer: [net.get_submodule(name).weight for name in names] for layer, names in found.items()}
     sums = {layer: contribution.Sums(torch.cat(parts, 1)) for layer, parts in weights.items()}

@@ -88,20 +88,6 @@ def test_every_run_keeps_as_many_units(kind):
         assert masks["layers.0"].shape == (3, 12) and (masks["layers.0"].sum(-1) == keep).all()
 
 
-@pytest.mark.parametrize("kind", arms.EDGE_ARMS + arms.UNIT_ARMS)
-def test_a_run_does_not_depend_on_its_neighbours(kind):
-    net, x = network(), inputs()
-    make = arms.edge_masks if kind in arms.EDGE_ARMS else arms.unit_masks
-
-    def masks(stack, seeds):
-        found = likelihood.moments(x)
-        if make is arms.unit_masks:
-            found = likelihood.unit_moments(x, stack.layers[0].weight, stack.layers[0].bias, torch.relu)
-        return next(iter(make(kind, stack, "layers.0", [6], seeds, found, beta="median")[6].values()))
-
-    assert torch.equal(masks(net, [5, 6, 7])[1:2], masks(nets.take(net, slice(1, 2)), [6]))
-
-
 def test_magnitude_and_outgoing_l1_are_the_published_rules():
     net = network()
     edges = arms.edge_masks("magnitude_edge", net, "layers.0", [8], [0] * 3)[8]["layers.0.weight"]

@@ -71,12 +71,11 @@ def test_every_type_keeps_what_was_asked(made, kind):
 
 
 @pytest.mark.parametrize("kind", UNTRAINED)
-def test_a_run_does_not_depend_on_its_neighbours(made, kind):
+def test_a_run_does_not_depend_on_its_neighbours(kind):
     """Neither on other seeds nor, but for types that nest, on other densities."""
     (alone,) = initial.prune(lab(seeds=[2]), kind, DENSITIES[1:])
-    beside = made[kind][1]
-    same = (kept(alone)[0] == kept(beside)[1]).double().mean()
-    assert same == 1 or kind in ("snip", "grasp") and same > 0.995  # gradients of a stack round otherwise
+    beside = initial.prune(lab(seeds=[1, 2, 3]), kind, DENSITIES)[1]
+    assert torch.equal(kept(alone)[0], kept(beside)[1])
     for name, weight in nets.weights(alone.net).items():
         assert torch.equal(weight[0], nets.weights(beside.net)[name][1])
 
