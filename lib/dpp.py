@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from lib import draws, fused, workers
+from lib.workers import product, squares
 
 SAMPLERS = ("exact", "dppy")
 BLOCK = 64  # candidates at a time; measured on 784 items, 48 to 96 cost the same
@@ -56,14 +57,15 @@ class Eigen:
 
 
 def eigen(matrices, together=False):
-    """Return the `Eigen` of `matrices (M, N, N)`: of a tensor, or of anything that has a shape and can be sliced.
+    """Return the `Eigen` of `matrices (M, N, N)`: of a tensor or array, or of what has a shape and can be sliced.
 
     It holds 8 M N² bytes, 2.5 GB for the edges of 784 to 500; `sample` does without, a few matrices at a time.
     together: on CUDA, hand many matrices to the batched solver instead of one after the other; which
     is faster there has not been measured, and before torch 2.12 they go one after the other all the same. Raises
-    ValueError for a matrix that is not symmetric, finite and positive semidefinite, warns (`IdentityWarning`) of one
-    that is a multiple of the identity.
+    ValueError for a matrix that is not real, symmetric, finite and positive semidefinite, up to the rounding of the
+    numbers given: float32 ones may be off by more. Warns (`IdentityWarning`) of multiples of the identity.
     """
+    matrices = _given(matrices)
     values = torch.empty(matrices.shape[:2], dtype=torch.float64, device=matrices.device)
     vectors = torch.empty(matrices.shape, dtype=torch.float64, device=matrices.device)
 
@@ -76,6 +78,17 @@ def eigen(matrices, together=False):
     return Eigen(values, vectors)
 
 
+def _given(matrices):
+    """Return the matrices as a tensor, or as what builds its own (`Eigen` among them); ValueError for other shapes."""
+    if isinstance(matrices, np.ndarray | list | tuple):
+        matrices = torch.from_numpy(np.array(matrices))
+    if len(matrices.shape) != 3 or matrices.shape[1] != matrices.shape[2]:
+        raise ValueError(f"matrices are {tuple(matrices.shape)}; needed is (M, N, N), of a single L it is L[None]")
+    if isinstance(matrices, torch.Tensor) and matrices.is_complex():
+        raise ValueError(f"matrices are {matrices.dtype}; likelihood matrices are real and symmetric here")
+    return matrices
+
+
 def _parts(matrices, limit, copies=1):
     """Return the slices of matrices that are worked on at a time, `copies` numbers for every one of a matrix."""
     count, items, _ = matrices.shape
@@ -85,12 +98,19 @@ def _parts(matrices, limit, copies=1):
 def _eigen(matrices, part, together=False):
     """Return the `Eigen` of the matrices of one slice, eigenvalues within rounding of 0 set to 0."""
     found, name = matrices[part].detach(), f"a likelihood matrix from number {part.start} on"
-    # What builds its own matrices builds them symmetric.
-    given = isinstance(matrices, torch.Tensor)
-    if not found.sum().isfinite() or given and (found - found.mT).abs().amax() > 1e-8 * found.abs().amax():
-        raise ValueError(f"{name} is not symmetric, or not finite")
-    values, vectors = _eigh(found.double(), together)
-    noise = (found.shape[-1] * torch.finfo(torch.float64).eps) * values[:, -1:].abs()
+    items, exact = found.shape[-1], torch.finfo(torch.float64).eps
+    precision = torch.finfo(found.dtype).eps if found.is_floating_point() else exact
+    found = found.double()
+    if not found.sum().isfinite():
+        raise ValueError(f"{name} is not finite")
+    if isinstance(matrices, torch.Tensor):  # what builds its own matrices builds them symmetric
+        apart, largest = (float(tensor.abs().amax()) for tensor in (found - found.mT, found))
+        if apart > precision**0.5 * largest:
+            raise ValueError(f"{name} is not symmetric: two entries that should be equal differ by {apart:.3g}")
+        found = (found + found.mT) / 2
+    values, vectors = _eigh(found, together)
+    # That of the decomposition; or of the numbers given, N² roundings, each as likely up as down.
+    noise = max(items * exact, items**0.5 * precision) * values[:, -1:].abs()
     if (values < -noise).any():
         raise ValueError(f"{name} has the eigenvalue {float(values.min()):.3g}; allowed is >= 0")
     return Eigen(values.masked_fill(values <= noise, 0), vectors)
@@ -121,17 +141,18 @@ def _warn_of_identity(values):
 def sample(matrices, keep, seeds, sampler="exact", purpose="dpp"):
     """Return one set of each likelihood matrix and seed as a mask, `bool (S, M, N)`; `keep` items are True.
 
-    matrices: `(M, N, N)`, or what can be sliced so, or their `Eigen`, which makes every further draw cheap. keep: an
+    matrices: `(M, N, N)`, see `eigen`, or their `Eigen`, which makes every further draw cheap. keep: an
     integer from 1 to the rank of every matrix, or a list of K of them, which adds a leading axis: (K, S, M, N).
     A draw is decided by (seed, purpose, keep, number of the matrix) alone. sampler: "exact", or "dppy", the
     published one, with an error where its arithmetic fails.
     """
     keeps = [operator.index(k) for k in ([keep] if np.ndim(keep) == 0 else keep)]
+    matrices = _given(matrices)
     items = matrices.shape[-1]
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler is {sampler!r}; allowed are {SAMPLERS}")
-    if not len(seeds):
-        raise ValueError("seeds is empty; give one integer for each set that is to be drawn")
+    if np.ndim(seeds) != 1 or not len(seeds):
+        raise ValueError(f"seeds is {seeds!r}; needed is a list, one integer for each set that is to be drawn")
     if not keeps or not all(1 <= k <= items for k in keeps):
         raise ValueError(f"keep is {keep}; allowed is 1 to {items}, the number of items")
     draw = _draw if sampler == "exact" else _draw_by_dppy
@@ -297,29 +318,9 @@ def _eliminate(factor, basis, reach, streams):
             basis, reach = (torch.cat([whole, torch.empty_like(whole)], 1) for whole in (basis, reach))
         fresh = product(solver, own, out=basis[:, used:until])
         fresh -= product(product(solver, shares.mT), basis[:, :used])
-        lengths = lengths - _squares(product(fresh, factor.mT, out=reach[:, used:until]))
+        lengths = lengths - squares(product(fresh, factor.mT, out=reach[:, used:until]))
         lengths.clamp_(min=0).masked_fill_(kept, 0)
         used = until
-
-
-def product(a, b, out=None):
-    """Return a @ b of two batches, in `out` if given.
-
-    On a CPU by NumPy: its library multiplied 1.25 times as fast as torch's (AMD).
-    """
-    if a.device.type != "cpu":
-        return a @ b if out is None else out.copy_(a @ b)
-    if out is None:
-        return torch.from_numpy(np.matmul(a.numpy(), b.numpy()))
-    np.matmul(a.numpy(), b.numpy(), out=out.numpy())
-    return out
-
-
-def _squares(x):
-    """Return the sum of squares of every column, `(M, t, N) -> (M, N)`; on a CPU NumPy's took a tenth of torch's."""
-    if x.device.type != "cpu":
-        return x.square().sum(1)
-    return torch.from_numpy(np.einsum("mtn,mtn->mn", x.numpy(), x.numpy()))
 
 
 def _propose(lengths, block, streams):

@@ -251,10 +251,57 @@ def test_what_is_no_likelihood_matrix_is_an_error(broken, message):
         (0, [0], "exact", "keep is 0; allowed is 1 to 12"),
         ([3, 13], [0], "exact", "allowed is 1 to 12"),
         ([], [0], "exact", "keep"),
-        (3, [], "exact", "seeds is empty"),
+        (3, [], "exact", r"seeds is \[\]; needed is a list"),
+        (3, 5, "exact", "seeds is 5; needed is a list"),
         (3, [0], "mcmc", "'mcmc'.*exact.*dppy"),
     ],
 )
 def test_what_cannot_be_drawn_is_an_error(keep, seeds, sampler, message):
     with pytest.raises(ValueError, match=message):
         dpp.sample(several(1), keep, seeds, sampler=sampler)
+
+
+@pytest.mark.parametrize(
+    "matrices, message",
+    [(torch.eye(3), r"\(3, 3\); needed is \(M, N, N\)"), (torch.ones(1, 2, 3), "needed"),
+     (torch.eye(3)[None] + 0j, "complex64; likelihood matrices are real")],
+)  # fmt: skip
+def test_what_is_no_stack_of_matrices_is_an_error(matrices, message):
+    for function in (lambda: dpp.sample(matrices, 1, [0]), lambda: dpp.eigen(matrices)):
+        with pytest.raises(ValueError, match=message):
+            function()
+
+
+def test_arrays_and_lists_are_matrices_too():
+    matrices = several(2)
+    wanted = dpp.sample(matrices, 3, np.arange(2))
+    for given in (matrices.numpy(), matrices.tolist(), matrices.numpy()[:, ::-1, ::-1].copy()[:, ::-1, ::-1]):
+        assert torch.equal(dpp.sample(given, 3, [0, 1]), wanted)
+
+
+def test_a_float32_gram_matrix_has_the_rank_of_its_features():
+    """Its eigenvalues beyond are zeros that rounding made negative, or positive, by some 1e-6."""
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 40, 5))).float()
+    gram = x @ x.mT
+    assert float(torch.linalg.eigvalsh(gram.double()).min()) < -1e-7
+    assert (dpp.sample(gram, 5, [0]).sum(-1) == 5).all()
+    with pytest.raises(ValueError, match="has rank 5"):
+        dpp.sample(gram, 6, [0])
+
+
+def test_a_float32_kernel_may_be_asymmetric_by_rounding():
+    x = torch.from_numpy(np.random.default_rng(1).normal(size=(1, 60, 30))).float()
+    kernel = (-torch.cdist(x, x).square() / 60).exp() + 0.01 * torch.eye(60)
+    kernel[0, 3, 5] += 1.5e-7
+    even = (kernel.double() + kernel.double().mT) / 2
+    assert torch.equal(dpp.sample(kernel, 20, [0, 1]), dpp.sample(even, 20, [0, 1]))
+    with pytest.raises(ValueError, match="not symmetric: .* differ by 1.5e-07"):
+        wrong = even.clone()
+        wrong[0, 3, 5] += 1.5e-7
+        dpp.sample(wrong, 20, [0])
+
+
+def test_a_large_float32_matrix_keeps_its_ridge():
+    """784 items that are nearly the same: the ridge is a hundred-thousandth of the largest eigenvalue, and counts."""
+    matrix = torch.ones(1, 784, 784) + 0.01 * torch.eye(784)
+    assert dpp.sample(matrix, 500, [0]).sum() == 500
