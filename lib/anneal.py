@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import torch
 
 from lib import masks
@@ -28,8 +29,8 @@ def anneal(
         raise ValueError(f"schedule is {schedule!r}; allowed are {list(SCHEDULES)}")
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; it takes at least 1, which prunes at once")
-    one = isinstance(density, int | float)
-    goals, left, kept = [density] if one else [float(d) for d in density], net, None
+    one = np.ndim(density) == 0
+    goals, left, kept = [float(d) for d in ([density] if one else density)], net, None
     for e in range(1, rounds + 1):
         levels = [SCHEDULES[schedule](goal, e / rounds) for goal in goals]
         level, found = levels[0] if one else levels, score(left, x, y, seeds)

@@ -86,7 +86,7 @@ def _top_within(score, inside, density, rounding):
 
 def _each(density, runs):
     """Return the densities of all runs, from one number or one per run."""
-    each = [density] * runs if isinstance(density, int | float) else [float(d) for d in density]
+    each = [float(density)] * runs if np.ndim(density) == 0 else [float(d) for d in density]
     if len(each) != runs:
         raise ValueError(f"{len(each)} densities for a stack of {runs} runs; give one number, or one per run")
     return each
@@ -109,6 +109,8 @@ def _highest(score, inside, keep):
 
     inside: None, or which entries of a single row `(n,)` there are; ValueError where they are fewer than `keep`.
     """
+    if score.is_floating_point() and score.element_size() < 4:
+        score = score.float()  # the same order, in numbers that NumPy has
     left = score if inside is None else _only(score, inside)
     if keep > left.shape[-1]:
         few = f"{keep} weights are to be kept, of which only {left.shape[-1]} are left"

@@ -70,7 +70,7 @@ def masks(hops, weights, density, seeds, *, exact=False, batch=BATCH, **options)
     one contains a sparser one. `batch` is how many walks are drawn at once. `options`: see `Walks`.
     """
     several = isinstance(density, list | tuple)
-    levels, runs = density if several else [density], len(next(iter(weights.values())))
+    levels, runs = [float(d) for d in (density if several else [density])], len(next(iter(weights.values())))
     if not all(0 < level <= 1 for level in levels):
         raise ValueError(f"density is {density}; allowed is 0 < density <= 1 (density = kept / total)")
     if len(seeds) != runs:

@@ -226,3 +226,19 @@ def test_expand_refuses_batch_normalisation():
     parameters = {"conv.weight": torch.zeros(1, 2, 3, 3, 3), "norm.weight": torch.zeros(1, 2)}
     with pytest.raises(ValueError, match="batch normalisation"):
         masks.expand({"conv": torch.ones(1, 2, dtype=torch.bool)}, parameters)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_of_half_precision_have_an_order_too(dtype):
+    score = {"w": torch.from_numpy(np.random.default_rng(0).normal(size=(2, 30, 700))).to(dtype)}
+    exact = {"w": score["w"].double()}
+    assert torch.equal(masks.top(score, 0.3)["w"], masks.top(exact, 0.3)["w"])
+    assert torch.equal(masks.top_units(score, 0.3)["w"], masks.top_units(exact, 0.3)["w"])
+    inside = masks.top(exact, 0.5)
+    assert torch.equal(masks.top_within(score, inside, 0.3)["w"], masks.top_within(exact, inside, 0.3)["w"])
+
+
+@pytest.mark.parametrize("density", [torch.tensor(0.25), np.float32(0.25), np.array(0.25), torch.tensor([0.25, 0.25])])
+def test_a_density_may_be_a_number_of_any_library(density):
+    score = {"w": torch.arange(16.0).view(2, 8)}
+    assert torch.equal(masks.top(score, density)["w"], masks.top(score, 0.25)["w"])
