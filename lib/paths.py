@@ -29,12 +29,13 @@ class Live(NamedTuple):
 def complete(masks, weights):
     """Return masks of all `weights`, `{name: bool (R, O, *F)}`: what `masks` does not name is kept whole.
 
-    Entries that end in ".bias" are left out. ValueError for the mask of no weight, or of another shape.
+    Entries that end in ".bias" are left out. ValueError for the mask of no layer, or of another shape.
     """
-    masks = {name: mask for name, mask in masks.items() if not name.endswith(".bias")}
-    unknown = [name for name in masks if name not in weights]
+    biases = {f"{name.removesuffix('.weight')}.bias" for name in weights}
+    unknown = [name for name in masks if name not in weights and name not in biases]
     if unknown:
-        raise ValueError(f"there are masks of {unknown}; the network has {list(weights)}")
+        raise ValueError(f"there are masks of {unknown}; the network has {list(weights)} and biases of these layers")
+    masks = {name: mask for name, mask in masks.items() if name in weights}
     for name, mask in masks.items():
         if mask.dtype != torch.bool or mask.shape != weights[name].shape:
             wanted = tuple(weights[name].shape)

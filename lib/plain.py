@@ -4,16 +4,18 @@ A chain of layers is an `nn.Sequential` of torch's own modules; `Graph` and the 
 torch.nn has no module for. All are traced by torch.fx and by torch.export, and pickled by torch.save.
 """
 
+import inspect
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from lib import disk
-from lib.errors import RecordError
+from lib.errors import RecordError, listed
 
 FILE = "network.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 
 class Square(nn.Module):
@@ -21,6 +23,13 @@ class Square(nn.Module):
 
     def forward(self, x):
         return x.square()
+
+
+class Erf(nn.Module):
+    """The activation of committee machines, erf(x / √2) of every entry."""
+
+    def forward(self, x):
+        return torch.erf(x * 0.5**0.5)
 
 
 class Offset(nn.Module):
@@ -94,25 +103,17 @@ class Graph(nn.Module):
         return y
 
 
-# What makes each kind of module again: attributes that are its constructor's arguments.
-KINDS = {
-    nn.Linear: ("in_features", "out_features"),
-    nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding"),
-    nn.MaxPool2d: ("kernel_size",),
-    nn.AvgPool2d: ("kernel_size",),
-    nn.AdaptiveAvgPool2d: ("output_size",),
-    nn.Unflatten: ("dim", "unflattened_size"),
-    nn.Flatten: (),
-    nn.ReLU: (),
-    nn.Sequential: (),
-    Square: (),
-    Offset: ("channels", "rows", "columns"),
-    Route: ("take", "put", "width"),
-    Constant: ("classes",),
-    Graph: ("hops",),
-}
+KINDS = (
+    nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Unflatten, nn.Flatten, nn.ReLU,
+    nn.Sigmoid, nn.Sequential, Square, Erf, Offset, Route, Constant, Graph,
+)  # fmt: skip
 LAYERS = (nn.Linear, nn.Conv2d)
 NAMES = {kind.__name__: kind for kind in KINDS}
+NOT_OPTIONS = {"device", "dtype", "enter", "activation"}  # of constructors: where tensors lie, and other modules
+# What parts of one function may differ in: what they are made of, which is compared otherwise, and how they are run.
+NOT_COMPARED = {"_parameters", "_buffers", "_modules", "training", "_compiled_call_impl"}
+NUMPY = {torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
+         torch.bool}  # fmt: skip
 
 
 def layer(kind, inputs, units, bias, **options):
@@ -129,56 +130,108 @@ def laid_out(module):
     return module.to(memory_format=torch.channels_last) if on_cpu else module
 
 
-def describe(module):
-    """Return what `build` makes the module from, weights apart: `[kind, arguments, [children]]`, fit for json."""
+def describe(module, numbers=None):
+    """Return what `build` makes the module from, weights apart: `[kind, options, {name: part}]`, fit for json.
+
+    A part that stands there again is the number of the first, in the order in which `build` makes them.
+    """
+    numbers = {} if numbers is None else numbers
+    if module in numbers:
+        return numbers[module]
     kind = type(module)
     if kind not in KINDS:
         raise ValueError(f"{kind.__name__} cannot be kept in a file; what can is {sorted(NAMES)}")
-    options = {name: getattr(module, name) for name in KINDS[kind]}
-    if kind in LAYERS:
-        options["bias"] = module.bias is not None
-    children = [module.enter, module.activation, *module.ways] if kind is Graph else module._modules.values()
-    return [kind.__name__, options, [describe(child) for child in children]]
-
-
-def build(description):
-    """Return the module that `describe` described; its weights are still to be loaded."""
-    name, options, children = description
-    kind, children = NAMES[name], [build(child) for child in children]
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    parts = module._modules
     if kind is Graph:
-        return Graph(options["hops"], *children)
+        parts = {"enter": module.enter, "activation": module.activation, **module.ways._modules}
+    found = [kind.__name__, _options(module), {name: describe(part, numbers) for name, part in parts.items()}]
+    numbers[module] = len(numbers)
+    return found
+
+
+def _options(module):
+    """Return the arguments of a module's constructor, all of which it keeps as attributes: so none can be forgotten."""
+    named = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    arguments = [name for name, of in inspect.signature(type(module)).parameters.items() if of.kind is named]
+    options = {name: getattr(module, name) for name in arguments if name not in NOT_OPTIONS}
+    return options | ({"bias": module.bias is not None} if isinstance(module, LAYERS) else {})
+
+
+def build(description, made=None):
+    """Return the module that `describe` described; its weights are still to be loaded."""
+    made = [] if made is None else made
+    if isinstance(description, int):
+        return made[description]
+    name, options, parts = description
+    kind, parts = NAMES[name], OrderedDict((key, build(part, made)) for key, part in parts.items())
+    options = {key: _tuples(value) for key, value in options.items()}
     if kind in LAYERS:
-        inputs, units = (options[name] for name in KINDS[kind][:2])
-        return layer(kind, inputs, units, **{key: options[key] for key in (*KINDS[kind][2:], "bias")})
-    return kind(*children) if kind is nn.Sequential else kind(**options)
+        options["device"] = "meta"  # see `layer`
+    modules = [parts] if kind is nn.Sequential else parts.values()
+    made.append(kind(options["hops"], *modules) if kind is Graph else kind(*modules, **options))
+    return made[-1]
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _assert_kept(module, again):
+    """Raise ValueError for what makes `module` another function than `again`, which was built from its description."""
+    for (name, part), other in zip(module.named_modules(), again.modules(), strict=True):
+        known = {key: value for key, value in vars(other).items() if key not in NOT_COMPARED}
+        different = [key for key, value in known.items() if _tuples(vars(part).get(key)) != _tuples(value)]
+        different += ["forward"] * ("forward" in vars(part))
+        if different:
+            raise ValueError(
+                f"{type(part).__name__} {name!r} has its own {listed(different)}, which a file cannot keep"
+            )
+    found, kept = ({name: tuple(v.shape) for name, v in one.state_dict().items()} for one in (module, again))
+    strange = sorted(name for name in {**found, **kept} if found.get(name) != kept.get(name))
+    if strange:
+        raise ValueError(f"{listed(strange)}: a file cannot keep tensors that are not those of their modules")
+    if len(list(module.parameters())) != len(list(again.parameters())):
+        raise ValueError("two of its modules share a parameter, which a file cannot keep; let them be one module")
+
+
+def _array(name, tensor):
+    """Return a tensor as NumPy has it, bfloat16 as integers of the same bits."""
+    if tensor.is_meta or tensor.dtype not in {torch.bfloat16, *NUMPY}:
+        raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, which a file cannot keep")
+    tensor = tensor.detach().cpu()
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def save(module, folder):
     """Return the file that holds the module, once it is on disk: its layout as json in the header, and its weights.
 
     One safetensors file, `network.safetensors` in `folder`, written atomically: layout and weights cannot disagree.
-    ValueError for a module that is not made of the kinds in `KINDS`.
+    What is saved loads to the same function: ValueError for a module that is not made of the kinds in `KINDS`, or
+    that has anything beside their constructors' options and tensors, such as hooks.
     """
-    folder = Path(folder)
-    meta = {"format": FORMAT, "module": describe(module)}
+    folder, tensors = Path(folder).expanduser(), module.state_dict()
+    description = describe(module)
+    _assert_kept(module, build(description))
+    short = [name for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16]
+    arrays = {name: _array(name, tensor) for name, tensor in tensors.items()}
     disk.assert_writable(folder)
-    tensors = {name: tensor.detach().cpu().numpy() for name, tensor in module.state_dict().items()}
-    disk.save_tensors(folder / FILE, tensors, meta)
+    meta = {"holds": {"kind": "plain module"}, "format": FORMAT, "bfloat16": short, "module": description}
+    disk.save_tensors(folder / FILE, arrays, meta)
     return folder / FILE
 
 
 def load(folder):
     """Return the module that `save` kept in `folder`, on the CPU; RecordError if it is not there or not whole."""
-    path = Path(folder) / FILE
+    path = Path(folder).expanduser() / FILE
     arrays, meta = disk.load_tensors(path)
     tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     try:
         if meta["format"] != FORMAT:
             raise ValueError(f"format {meta['format']}, this program reads {FORMAT}")
+        tensors |= {name: tensors[name].view(torch.bfloat16) for name in meta["bfloat16"]}
         module = build(meta["module"])
         module.load_state_dict(tensors, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise RecordError(
             f"{path} does not hold a network that this program wrote ({type(error).__name__}: {error}). "
             f"Delete it, and shrink and save the network again."

@@ -82,13 +82,22 @@ def _part(net, hop, masks, run, inside):
     weight = layer.weight[run].masked_fill(~masks[f"{hop.layer}.weight"][run], 0).double()
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias[run].double()
     if f"{hop.layer}.bias" in masks:
-        bias = bias.masked_fill(~masks[f"{hop.layer}.bias"][run], 0)
+        bias = bias.masked_fill(~_bias_mask(masks, hop.layer, layer)[run], 0)
     if hop.norm is not None:
         weight, bias = _without_norm(net.get_submodule(hop.norm), run, weight, bias)
     options = dict(layer.options)
     if options.get("padding", 0) is None:
         options["padding"] = tuple(side // 2 for side in weight.shape[2:])
     return Part(hop, weight, bias, inside, options)
+
+
+def _bias_mask(masks, name, layer):
+    """Return the mask of a layer's bias; ValueError if it has none, or one of another shape."""
+    mask, wanted = masks[f"{name}.bias"], None if layer.bias is None else layer.bias.shape
+    if mask.dtype != torch.bool or mask.shape != wanted:
+        told = "the layer has no bias" if wanted is None else f"it must be bool {tuple(wanted)}"
+        raise ValueError(f"the mask of {name}.bias is {mask.dtype} {tuple(mask.shape)}; {told}")
+    return mask
 
 
 def _without_norm(norm, run, weight, bias):
@@ -128,9 +137,18 @@ def _inside_resnet(net):
 INSIDE = {"MLP": lambda net: {}, "VGG": _inside_vgg, "ResNet": _inside_resnet}
 
 
+ACTIVATIONS = {  # the modules that do what those of `nets` do
+    "relu": [nn.ReLU],
+    "relu2": [nn.ReLU, plain.Square],
+    "sigmoid": [nn.Sigmoid],
+    "erf": [plain.Erf],
+    "none": [],
+}
+
+
 def _activation(net):
     """Return the modules of the activation, which has no parameters."""
-    return {"relu": [nn.ReLU()], "relu2": [nn.ReLU(), plain.Square()], "none": []}[getattr(net, "activation", "relu")]
+    return [kind() for kind in ACTIVATIONS[getattr(net, "activation", "relu")]]
 
 
 # ---- what does not depend on the input
