@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from flips import refused
 
-from lib import disk, records, runs
+from lib import checkpoint, descent, disk, nets, records, runs, train, trained
 from lib.errors import RecordError
+from lib.trainer import Trainer
 
 # ---- records
 
@@ -59,3 +61,18 @@ def test_what_a_file_holds_is_compared_with_what_was_asked(tmp_path):
         f"{tmp_path / 'level-10.safetensors'} holds type 'EWN', seed 21, no batch, level -10; asked for is "
         "type 'SWN', seed 99, batch 8, no level. Give the folder of this run."
     )
+
+
+def test_flipped_bits_of_a_network_of_a_state_and_of_a_level_are_errors(tmp_path):
+    """All are read by `load_tensors`, and by nothing else."""
+    net = nets.init_(nets.MLP([3, 4, 2], ["EWN"]), [1])
+    examples = torch.rand(6, 3), torch.arange(6) % 2
+    trainer = Trainer(net, examples, examples, [1], bar=False)
+    of, recipe = checkpoint.identity(trainer), {"name": "toy", "type": "EWN", "seed": 1}
+    state, network, level = (tmp_path / f"{name}.safetensors" for name in ("state", "network", "level-1"))
+    checkpoint.save(trainer, state, of)
+    refused(state, lambda: checkpoint.restore(trainer, state, of, 1))
+    trained.save(network, net, {"epoch": [0.0, 1.0]}, recipe)
+    refused(network, lambda: trained.load(network, net, recipe))
+    descent.save(level, train.start(net, [1], [trainer.train, trainer.test]))
+    refused(level, lambda: descent.load(level, net))
