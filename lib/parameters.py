@@ -1,7 +1,7 @@
 """What a run is called: the parameters a notebook declares, the values it was given, the name they make.
 
 A name lists the scientific parameters that differ from the notebook's defaults, so that a person can read it
-and no two runs share it. The only file looked at is the notebook.
+and no two runs share it. The only files looked at are the notebook and the defaults beside it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ OPERATIONAL = frozenset({"device", "force", "stack"})
 
 LONGEST = 180  # characters of a name; file systems end at 255 bytes, and endings and locks need some of them
 
+SEEDS = 2**64  # torch's generators take no larger ones
+MOST_SEEDS = 100_000  # of one sweep, which is one stack
+
 Pair = tuple[int | str, str]
 
 
@@ -29,7 +32,38 @@ Pair = tuple[int | str, str]
 
 
 def declared(notebook: Path) -> dict:
-    """Return the parameters cell of a notebook as name -> default, in order."""
+    """Return the parameters of a notebook as name -> default, in the order of its parameters cell.
+
+    A default is what `defaults.json` beside the notebook says: whoever edits the cell, saved or not, runs with other
+    values, which get another name, and no name gets another meaning. Only what the file lacks is taken from the cell.
+    """
+    cell, fixed = in_cell(notebook), frozen(notebook)
+    return {name: fixed.get(name, value) for name, value in cell.items()}
+
+
+def frozen(notebook: Path) -> dict:
+    """Return the defaults of a notebook that names are made by; none where they are not written down yet."""
+    path = notebook.with_name("defaults.json")
+    return json.loads(path.read_text("utf-8")).get(notebook.stem, {}) if path.exists() else {}
+
+
+def freeze(folder: Path) -> Path:
+    """Return `defaults.json` of a folder of notebooks, after what its notebooks have and it lacks was added to it.
+
+    What stands there stays: another default would give another meaning to the names of records.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.ipynb")):
+        if not path.stem.startswith("summary_"):
+            lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in declared(path).items()]
+            found[path.stem] = "{\n" + ",\n".join(lines) + "\n}"
+    text = ",\n".join(f"{json.dumps(name)}: {entry}" for name, entry in found.items())
+    (folder / "defaults.json").write_text("{\n" + text + "\n}\n", "utf-8")
+    return folder / "defaults.json"
+
+
+def in_cell(notebook: Path) -> dict:
+    """Return the parameters cell of a notebook as it is on disk, name -> literal."""
     cells = [cell for cell in code_cells(notebook) if is_parameters(cell)]
     if len(cells) != 1:
         raise ParameterError(f"{notebook.name} has {len(cells)} cells tagged 'parameters'; papermill needs one.")
@@ -124,12 +158,18 @@ def _scalar(name: str, value, examples: list):
     if kind == "int" and "float" in kinds:
         return float(value)
     if kind not in kinds:
-        raw = f" With papermill, `-r {name} {value}` passes a text." if kinds == {"str"} else ""
+        raw = f" With papermill, `-r {name} {value}` passes a text." if kinds == {"str"} else as_list(name, value)
         raise ParameterError(
             f"{name} = {value!r} is of kind {kind}; {name} is of kind {' or '.join(sorted(kinds))}, "
             f"such as {examples[0]!r}.{raw}"
         )
     return value
+
+
+def as_list(name: str, value) -> str:
+    """Return " With papermill, …" if a value is the text of a list, which -p does not read as one; else ""."""
+    given = isinstance(value, str) and value.startswith("[")
+    return f" With papermill, a list goes by -y: -y '{{{name}: {value}}}'." if given else ""
 
 
 def many(value) -> list:
@@ -154,8 +194,11 @@ def _seeds(value, default=0) -> list[int] | str:
     if isinstance(default, str):
         return _sweep(value, default)
     seeds = many(value)
-    if not seeds or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in seeds):
-        raise ParameterError(f"seed = {value!r}: it is an integer >= 0, or a list of them; the default is {default!r}.")
+    if not seeds or any(isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS for seed in seeds):
+        raise ParameterError(
+            f"seed = {value!r}: it is an integer >= 0 and below 2^64, or a list of them; the default is {default!r}."
+            f"{as_list('seed', value)}"
+        )
     _reject_repeated("seed", seeds)
     return seeds
 
@@ -164,9 +207,10 @@ def _sweep(value, default: str) -> str:
     """Return a sweep's seeds as "first..last"; one integer is a sweep of one."""
     match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value), re.ASCII)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-    if first > last:
+    if first > last or last >= SEEDS or last - first >= MOST_SEEDS:
         raise ParameterError(
-            f"seed = {value!r}: this notebook sweeps over consecutive seeds, first..last such as {default!r}."
+            f"seed = {value!r}: this notebook sweeps over consecutive seeds below 2^64, at most {MOST_SEEDS} of them, "
+            f"first..last such as {default!r}."
         )
     return f"{first}..{last}"
 
@@ -206,20 +250,22 @@ def reject_unallowed(parameters: dict, allowed: dict[str, Sequence | Callable]) 
         choices = [choices] if isinstance(choices, str) else choices  # else "E" would be a choice of "EWN"
         for value in many(parameters[name]):
             if value not in choices:
-                raise ParameterError(
-                    f"{name} = {value!r} is not a choice.{hint(value, choices)} Allowed: {listed(choices)}."
-                )
+                way = as_list(name, value) or hint(value, choices)
+                raise ParameterError(f"{name} = {value!r} is not a choice.{way} Allowed: {listed(choices)}.")
 
 
 def injected(namespace: dict) -> list[str]:
     """Return the names that papermill injected into this kernel; none where a person runs the cells.
+
+    Those that it injects on its own account (`--inject-paths`) begin with PAPERMILL_ and are none of them.
 
     papermill only warns of a name that the notebook does not declare. Its cell is found in IPython's history
     by the comment it begins with, so that the variables of a person at work are never taken for parameters.
     """
     cells = [source for source in namespace.get("In", []) if source.startswith("# Parameters\n")]
     statements = ast.parse(cells[-1]).body if cells else []
-    return [ast.unparse(line.targets[0]) for line in statements if isinstance(line, ast.Assign)]
+    names = [ast.unparse(line.targets[0]) for line in statements if isinstance(line, ast.Assign)]
+    return [name for name in names if not name.startswith("PAPERMILL_")]
 
 
 # ---- what that is called

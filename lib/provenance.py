@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
+import json
 import platform
 import subprocess
 import sys
+import tokenize
 from importlib import metadata
 from pathlib import Path
 
@@ -46,7 +50,7 @@ def _versions(torch) -> dict[str, str | None]:
 def _tested(root: Path) -> str | None:
     """Return the checksum of the file of tested versions, whether or not they are what is installed."""
     file = root / "workflow" / "tested.txt"
-    return _checksum(file.read_text("utf-8")) if file.exists() else None
+    return _sha256(file.read_text("utf-8")) if file.exists() else None
 
 
 def _git(root: Path, *arguments: str) -> str | None:
@@ -68,30 +72,97 @@ def _cpu() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
+# What finds, keeps, names and shows results, and cannot change a number of one.
+APART = {f"lib/{name}.py" for name in ("disk", "dpp_figures", "errors", "figures", "importance_figures", "names",
+                                       "parameters", "provenance", "ranges", "records", "runs", "tables")}  # fmt: skip
+MARKS = {tokenize.NEWLINE: "\n", tokenize.INDENT: " ", tokenize.DEDENT: "\b", tokenize.COMMENT: "", tokenize.NL: ""}
+
+
 def code(notebook: Path) -> dict[str, str]:
-    """Return a checksum of each imported module of lib and of each code cell but the parameters cell."""
+    """Return a checksum of each imported module of lib that can change a number, and of each code cell likewise."""
+    return {key: _checksum(text) for key, text in texts(notebook).items()}
+
+
+def texts(notebook: Path) -> dict[str, str]:
+    """Return the sources of the imported modules of lib that can change a number, and of the notebook's code cells."""
     modules = sorted(name for name in sys.modules if name.startswith("lib."))
-    checksums = {key: _module(key) for key in (f"{name.replace('.', '/')}.py" for name in modules)}
-    for number, cell in enumerate(code_cells(notebook), start=1):
-        if not is_parameters(cell):
-            checksums[f"code cell {number}"] = _checksum(source(cell))
-    return checksums
+    found = {key: _module(key) for key in (f"{name.replace('.', '/')}.py" for name in modules) if key not in APART}
+    return {key: text for key, text in found.items() if text is not None} | _cells(code_cells(notebook))
 
 
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _cells(cells: list[dict]) -> dict[str, str]:
+    """Return the sources of code cells by their number, without the parameters, which a record keeps as values."""
+    return {f"code cell {n}": source(cell) for n, cell in enumerate(cells, start=1) if not is_parameters(cell)}
 
 
 def _module(key: str) -> str | None:
-    """Return the checksum of a module such as "lib/train.py", imported or not; None if there is none."""
+    """Return the source of a module such as "lib/train.py", imported or not; None if there is none."""
     module = sys.modules.get(key.removesuffix(".py").replace("/", "."))
     file = Path(getattr(module, "__file__", None) or Path(__file__).with_name(Path(key).name))
-    return _checksum(file.read_text("utf-8")) if file.exists() else None
+    return file.read_text("utf-8") if file.exists() else None
+
+
+@functools.lru_cache(maxsize=256)
+def _checksum(text: str) -> str:
+    """Return a checksum of what a source does: comments, docstrings and layout change nothing."""
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+    except (tokenize.TokenError, SyntaxError):  # a cell that does not run either
+        tokens = [tokenize.TokenInfo(tokenize.NAME, text, (1, 0), (1, 0), "")] * 2
+    found, start, told = [], True, False
+    for token, after in zip(tokens, tokens[1:], strict=False):
+        docstring = token.type == tokenize.STRING and start and after.type in MARKS
+        if not docstring and not (told and token.type == tokenize.NEWLINE):
+            found.append(MARKS.get(token.type, token.string))
+        start, told = token.type in MARKS and (start or token.type == tokenize.NEWLINE), docstring
+    # From Python 3.12 on an f-string is several tokens, of which doubled braces are single.
+    return "~" + _sha256("".join(found).replace("{{", "{").replace("}}", "}"))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def edited(stored: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Return which files and cells are not what they were; both as `code` returned them."""
+    """Return which files and cells do something else than when `code` returned `stored`; now: `texts`.
+
+    The checksums of older records are of whole texts, without "~".
+    """
     added = [key for key in now if key not in stored and not key.startswith("lib/")]
     # A module that only this process imported is no edit; one that was imported late may not be there yet.
-    current = {key: now.get(key) or _module(key) for key in [*stored, *added]}
-    return [key for key, checksum in current.items() if stored.get(key) != checksum]
+    current = {key: now.get(key) or _module(key) for key in [*stored, *added] if key not in APART}
+    return [key for key, text in current.items() if text is None or not _same(stored.get(key), text)]
+
+
+def _same(checksum: str | None, text: str) -> bool:
+    return checksum == (_checksum(text) if checksum and checksum.startswith("~") else _sha256(text))
+
+
+# ---- what git says
+
+
+def kept(root: Path, folder: Path) -> set[Path]:
+    """Return the files of a folder that git keeps and nobody changed since; none without git."""
+    asked = ("ls-files",), ("diff", "--relative", "--name-only", "HEAD")
+    tracked, changed = (_git(root, *command, "-z", "--", str(folder)) for command in asked)
+    names = set((tracked or "").split("\0")) - set((changed or "").split("\0"))
+    return {root / name for name in names if name} if changed is not None else set()
+
+
+def edited_since_commit(root: Path, notebook: Path, now: dict[str, str]) -> list[str]:
+    """Return which files and cells do something else than in the last commit: nothing in a fresh clone.
+
+    For records that git keeps. That they belong to the code beside them is the repository's word; the code that made
+    them may since have been moved, renamed or rearranged. now: `texts`.
+    """
+    changed = (_git(root, "diff", "--relative", "--name-only", "HEAD", "--", "lib", "notebooks") or "").splitlines()
+    stored = {key: _checksum(text) for key, text in now.items()}
+    for key in set(changed) & set(stored):
+        stored[key] = _checksum(_git(root, "show", f"HEAD:./{key}") or "")
+    name = f"notebooks/{notebook.name}"
+    if name in changed:
+        committed = json.loads(_git(root, "show", f"HEAD:./{name}") or '{"cells": []}')["cells"]
+        cells = _cells([cell for cell in committed if cell["cell_type"] == "code"])
+        stored = {key: text for key, text in stored.items() if key.startswith("lib/")}
+        stored |= {key: _checksum(text) for key, text in cells.items()}
+    return edited(stored, now)

@@ -141,8 +141,8 @@ def _named_by(document: dict) -> bool:
 
 def _broken(path: Path, reason: str) -> RecordError:
     return RecordError(
-        f"the record {path} cannot be read: {reason}. Restore the .json and the .npz together, delete both, "
-        f"or run it again with -p force True."
+        f"the record {path} cannot be read: {reason}. Restore the .json and the .npz together (git restore, "
+        f"where git keeps them), or delete both and run it again."
     )
 
 

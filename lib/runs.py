@@ -46,7 +46,7 @@ def folder() -> Path:
 
 
 def declared(experiment: str) -> dict:
-    """Return the parameters cell of `notebooks/<experiment>.ipynb` as name -> default, in order."""
+    """Return the parameters of `notebooks/<experiment>.ipynb` as name -> default, in order: see `lib/parameters.py`."""
     return naming.declared(_notebook(experiment))
 
 
@@ -251,19 +251,26 @@ class Run:
             path = self.path(type, seed)
             changed = _changed_defaults(read(path), self.parameters)
             if changed:
-                raise RecordError(
-                    f"{path.name} was made under other defaults: {'; '.join(changed)}. Run with "
-                    f"-p force True to replace it, or delete it."
-                )
+                said = f"{path.name} was made under other defaults: {'; '.join(changed)}."
+                raise RecordError(f"{said} {self._way_out(path)}")
         return done
 
     def _report(self) -> None:
         """Return nothing; print one line per finished record, and what was edited since it was made."""
+        kept = provenance.kept(ROOT, folder() / self.experiment) if self.done else ()
+        texts = provenance.texts(_notebook(self.experiment)) if self.done else {}
+        since = provenance.edited_since_commit(ROOT, _notebook(self.experiment), texts) if kept else []
         for seed, type in self.done:
             record = read(self.path(type, seed))
-            edited = provenance.edited(record.provenance["code"], self._code)
-            note = f" (made by an earlier {listed(edited)}; -p force True makes it again)" if edited else ""
+            edited = since if record.path in kept else provenance.edited(record.provenance["code"], texts)
+            note = f" (made by an earlier {listed(edited)}; {_again(record.path in kept)})" if edited else ""
             print(f"already done: {record.name}{note}")
+
+    def _way_out(self, path: Path) -> str:
+        """Return what to do about a record whose name has got another meaning."""
+        if path in provenance.kept(ROOT, path.parent):
+            return f"Put notebooks/defaults.json back as it was: git keeps this record. Or: {_again(True)}."
+        return f"Put notebooks/defaults.json back as it was, or: {_again(False)}."
 
     def _lock_path(self, pair: Pair) -> Path:
         return _work(self.path(pair[1], pair[0]))
@@ -272,6 +279,11 @@ class Run:
 def _work(path: Path) -> Path:
     """Return what is locked while a record is computed, hours perhaps; writing it has a lock of its own."""
     return path.with_name(path.name.removesuffix(".json"))
+
+
+def _again(kept: bool) -> str:
+    """Return how a run is made again; a record that git keeps is not to be replaced by the way."""
+    return "PRUNING_RUNS=FOLDER makes it elsewhere" if kept else "force = True (-p force True) makes it again"
 
 
 def _now() -> str:

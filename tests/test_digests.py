@@ -24,7 +24,7 @@ def test_flipped_bits_of_a_record_are_errors(tmp_path, ending):
     npz, axes = records.pack({"a": (np.ones(2), ["i"])}, document["axes"])
     path = records.write(tmp_path / "EWN-1;lr=0.1.json", document | {"arrays": axes}, npz)
     file = path.with_name(path.name.replace(".json", ending))
-    refused(file, lambda: records.read(path), named=path, way_out="force True")
+    refused(file, lambda: records.read(path), named=path, way_out="delete both and run it again")
 
 
 def test_every_record_of_the_repository_has_a_digest():

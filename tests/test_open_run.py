@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
+import lib.draws  # noqa: F401  (a module that can change a number)
 import lib.runs as runs
 from lib.runs import ParameterError, RecordError
 
@@ -154,6 +155,7 @@ def test_a_notebook_shows_the_message_and_no_stack_of_calls():
 
 SAVING = """import sys, pathlib
 sys.path.insert(0, {home!r})
+import lib.draws  # noqa: F401  (a module that can change a number)
 import lib.runs as runs
 runs.ROOT = pathlib.Path({root!r})
 run = runs.open_run("toy", globals(), type=["EWN", "SWN"])
@@ -212,20 +214,20 @@ def test_an_edited_cell_or_module_is_told(root, capsys, monkeypatch):
     save_all(opened())
     write_notebook(root, "a = 1", "b = 3", parameters="# a comment\n" + PARAMETERS)
     assert opened().todo == []
-    note = "already done: EWN-1 (made by an earlier code cell 3; -p force True makes it again)\n"
+    note = "already done: EWN-1 (made by an earlier code cell 3; force = True (-p force True) makes it again)\n"
     assert capsys.readouterr().out == note
     (root / "edited.py").write_text("another text")
-    monkeypatch.setattr(sys.modules["lib.records"], "__file__", str(root / "edited.py"))
+    monkeypatch.setattr(sys.modules["lib.draws"], "__file__", str(root / "edited.py"))
     write_notebook(root, "a = 1", "b = 2", "c = 3")
     assert opened().todo == []
-    assert "made by an earlier lib/records.py, code cell 4;" in capsys.readouterr().out
+    assert "made by an earlier lib/draws.py, code cell 4;" in capsys.readouterr().out
 
 
 def test_a_broken_record_stops_the_run_until_forced(root):
     save_all(opened())
     path = opened(force=True).path("EWN", 1)
     path.with_name("EWN-1.npz").write_bytes(b"")
-    with pytest.raises(RecordError, match="EWN-1.npz is missing, truncated or altered.*force True"):
+    with pytest.raises(RecordError, match="EWN-1.npz is missing, truncated or altered.*git restore.*delete both"):
         opened()
     save_all(opened(force=True))
     assert opened().done == [(1, "EWN")]
@@ -294,6 +296,7 @@ def test_a_lock_is_re_entrant(tmp_path):
 
 OTHER = """import sys, pathlib
 sys.path.insert(0, {home!r})
+import lib.draws  # noqa: F401  (a module that can change a number)
 import lib.runs as runs
 runs.ROOT = pathlib.Path({root!r})
 run = runs.open_run("toy", {defaults!r})
