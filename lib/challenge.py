@@ -70,6 +70,14 @@ class Lab:
         return trained.obtain(self.network(hidden), [recipe | {"seed": seed} for seed in self.seeds], train)
 
 
+def complaint(p):
+    """Return which sparsity of a notebook's parameters `p` leaves `small` a layer without units, or None."""
+    for sparsity in p["sparsities"] if "small" in p["type"] else ():
+        if 0 in (left := [masks.count(width, 1 - sparsity) for width in p["hidden"]]):
+            return f"sparsities = {p['sparsities']}: {sparsity} leaves {left} of {p['hidden']} units; small needs one"
+    return None
+
+
 def recipe(dataset, train_examples, rule):
     """Return what names the trained networks of one data set and training rule; the widths and epochs join it later."""
     return {"name": f"{dataset}-challenge", "train_examples": train_examples, **rule}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lib import arms, committee, dpp_study, nets, trained
-from lib.dpp_study import LAYER, Items
+from lib.dpp_study import LAYER, Items, keep_complaint
 from lib.likelihood import moments, projected, unit_moments
 
 DRAWN_AT_RANDOM = ("dpp_node", "dpp_edge", "random_node", "random_edge")
@@ -54,6 +54,12 @@ def keeps(kind, inputs, units, keep=0):
         return list(keep)
     found = [arms.budget((inputs, units, 1), units=k, rounding="half_up") for k in range(1, units)]
     return [budget.edges if kind in arms.EDGE_ARMS else budget.units for budget in found]
+
+
+def complaint(p):
+    """Return what a notebook's parameters `p` want to keep that cannot be kept, or None."""
+    inputs, units = p["inputs"], p["students"]
+    return keep_complaint(p, (inputs, units, 1), lambda kind: keeps(kind, inputs, units) or ["none"])
 
 
 def items(student, x):

@@ -64,6 +64,13 @@ UNPACKED = {
 # channels and side that digits are resized to, those of other data, so that their networks serve digits too
 DIGITS = {"digits": (1, 28), "digits32": (3, 32), "digits64": (3, 64)}
 WITHOUT_FILES = "-p dataset digits, digits32 (in place of CIFAR) or digits64 (of Tiny-ImageNet), which need no file"
+# (channels, side, classes, training images, test images), known before anything is read
+SHAPES = {
+    "mnist": (1, 28, 10, 60_000, 10_000), "fashion_mnist": (1, 28, 10, 60_000, 10_000),
+    "cifar10": (3, 32, 10, 50_000, 10_000), "cifar100": (3, 32, 100, 50_000, 10_000),
+    "tiny_imagenet": (3, 64, 200, 100_000, 10_000), "celeba": (3, 64, 1, 162_770, 19_962),
+    "digits": (1, 28, 10, 1442, 355), "digits32": (3, 32, 10, 1442, 355), "digits64": (3, 64, 10, 1442, 355),
+}  # fmt: skip
 TEST_EVERY = 5  # one digit in five is test, counted within each class
 
 
@@ -119,6 +126,19 @@ def load(name, device="cpu", holdout=0, train_examples=0, statistics="ewn"):
     device = _device(device)
     tensors = {k: v.to(device) for k, v in vars(data).items() if isinstance(v, torch.Tensor)}
     return replace(data, **tensors)
+
+
+def complaint(p):
+    """Return what no data set of a notebook's parameters `p` can give, or None: more images than it has."""
+    _, _, classes, train, test = SHAPES[p["dataset"]]
+    if p["train_examples"] and not classes <= p["train_examples"] <= train:
+        return (
+            f"train_examples = {p['train_examples']}: {p['dataset']} has {classes} to {train} training images to choose"
+            " from, one of each class at least; 0 takes all"
+        )
+    if max(p.get("batches", [0])) > test:
+        return f"batches = {p['batches']}: {p['dataset']} has {test} test images"
+    return None
 
 
 def _device(name):

@@ -107,13 +107,6 @@ def _shares_of_batches(n, device):
     return -(sizes * batches).log()
 
 
-def sparsities_complaint(sparsities):
-    """Return what is wrong with a list of sparsities, or None."""
-    if not all(0 <= s < 1 for s in sparsities) or len(set(sparsities)) < len(sparsities):
-        return "sparsities are different shares of the units to prune, 0 <= s < 1, such as [0.0, 0.5, 0.9]"
-    return None
-
-
 def pruned_accuracy(net, x, y, scores, sparsities, rounding="prune_floor"):
     """Return the accuracy `(R, len(sparsities))` after pruning the lowest-scored units of every hidden layer.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lib import anatomy, contribution, draws, masks, nets, shrink, trained
+from lib import anatomy, contribution, draws, masks, nets, optimizers, shrink, trained
 from lib.errors import ParameterError
 from lib.evaluate import evaluate
 from lib.layers import Linear
@@ -290,6 +290,23 @@ def convnet(image, filters, hidden, classes, count):
 # ---- from a notebook's parameters, and to its records
 
 
+def complaint(p):
+    """Return what a notebook's parameters `p` ask for that cannot be, all taken together, or None."""
+    p = p | (AS_PUBLISHED if p["as_published"] else {})
+    if p["hidden"] != [0] and 0 in p["hidden"]:
+        return f"hidden = {p['hidden']}: widths are 1 or more; 0 alone is for the study's own"
+    if p["channels"] and p["on"] != "activation":
+        return f"channels = True with on = {p['on']!r}: filters have a score by {contribution.ON[0]!r} alone"
+    return schedule_complaint(p) or optimizers.complaint(p["rule"], p["momentum"])
+
+
+def schedule_complaint(p, first=0):
+    """Return what is wrong with the epochs before the first round, `first` at least, or None."""
+    if not first <= p["initial"] <= p["epochs"]:
+        return f"initial = {p['initial']}: allowed are {first} to epochs = {p['epochs']}"
+    return None
+
+
 def study(real, p):
     """Return the `Study` of a notebook's parameters `p` on `real`, a `data.Data`.
 
@@ -298,8 +315,6 @@ def study(real, p):
     p = p | (AS_PUBLISHED if p["as_published"] else {})
     hidden, batch = PUBLISHED[real.train_x.shape[1]]
     hidden = tuple(p["hidden"]) if p["hidden"] != [0] else hidden
-    if min(hidden) < 1:
-        raise ParameterError(f"hidden is {list(hidden)}; allowed are widths above 0, or 0 alone for the study's own")
     names = ("epochs", "initial", "increment", "fraction", "minimum")
     schedule = Schedule(*(p[name] for name in names), overshoot=p["as_published"])
     rule = {"rule": p["rule"], "lr": p["lr"], "momentum": p["momentum"], "batch": p["batch_size"] or batch}

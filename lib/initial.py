@@ -11,8 +11,8 @@ from functools import cached_property, partial
 import numpy as np
 import torch
 
-from lib import anneal, convnets, draws, images, masks, names, nets, paths, phew, scores, trained
-from lib.data import Data
+from lib import anneal, convnets, draws, images, masks, names, nets, optimizers, paths, phew, scores, trained
+from lib.data import NAMES, SHAPES, Data
 from lib.errors import hint, listed
 from lib.shuffle import shuffled as shuffled_masks
 from lib.trainer import Trainer
@@ -69,20 +69,15 @@ def _complaint(kinds, values):
     return None
 
 
-def shares_complaint(shares):
-    """Return what is wrong with a list of shares of idle units, or None."""
-    if not all(0 <= s <= 1 for s in shares) or len(set(shares)) < len(shares):
-        return (
-            "shares are different shares of the idle units that a shuffle may use, 0 <= share <= 1, such as [0.5, 1.0]"
-        )
-    return None
-
-
-def densities_complaint(densities):
-    """Return what is wrong with a list of densities, or None."""
-    if not all(0 < d <= 1 for d in densities) or len(set(densities)) < len(densities):
-        return "densities are different shares of the weights to keep, 0 < density <= 1, such as [0.1, 0.02]"
-    return None
+def complaint(p):
+    """Return what a notebook's parameters `p` ask for that cannot be, all taken together, or None."""
+    (_, side, classes, train, _), count = SHAPES[p["dataset"]], p.get("examples_per_class", 0)
+    if p["net"].startswith("vgg") and side not in convnets.HEADS:
+        sides = [name for name, (_, other, *_) in SHAPES.items() if other in convnets.HEADS and name in NAMES]
+        return f"net = {p['net']!r}: it takes images of {listed(sides)}, not {p['dataset']}"
+    if set(p["type"]) & set(FROM_DATA) and count * classes > (p["train_examples"] or train):
+        return f"examples_per_class = {count}: {classes} classes of them are more than the training images"
+    return optimizers.complaint(p["rule"], p["momentum"], p["nesterov"])
 
 
 def levels(kind, densities):

@@ -27,6 +27,15 @@ def make(rule, parameters, lr, options, recorded=False):
     return made
 
 
+def complaint(rule, momentum=0.0, nesterov=False):
+    """Return which option torch's optimizer of this rule would leave unused or refuse, or None."""
+    if momentum and rule == "adam":
+        return f"momentum = {momentum} with rule {rule!r}, which has its own; leave it at 0"
+    if nesterov and (rule != "sgd" or not momentum):
+        return f"nesterov = {nesterov} with rule {rule!r} and momentum {momentum}; only 'sgd' with a momentum has it"
+    return None
+
+
 def set_rate(optimizer, rate):
     """Set the rate of all parameters, in place where it is a tensor, which a recording reads."""
     for group in optimizer.param_groups:

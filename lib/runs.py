@@ -25,6 +25,7 @@ from lib import records as storage
 from lib.disk import acquire, assert_writable, load_tensors, lock, release, save_tensors
 from lib.errors import ParameterError, RecordError, hint, listed
 from lib.parameters import OPERATIONAL, Pair, pairs, record_name, scientific, without
+from lib.ranges import reject_outside
 from lib.records import Record, read
 
 if TYPE_CHECKING:
@@ -109,11 +110,12 @@ def _changed_defaults(record: Record, parameters: dict) -> list[str]:
     ]
 
 
-def open_run(experiment: str, namespace: dict, **allowed: Sequence | Callable) -> Run:
+def open_run(experiment: str, namespace: dict, *together: Callable, **allowed: Sequence | Callable) -> Run:
     """Return the run that a notebook's parameters describe; call it with the notebook's `globals()`.
 
     allowed: parameter -> the permitted values (each element of a list must be one), or a function of the
-    value (seed, type and list parameters as lists) that returns None or what is wrong with it.
+    value (seed, type and list parameters as lists) that returns None or what is wrong with it; numbers have ranges
+    besides (`lib/ranges.py`). together: such functions of all parameters at once.
 
     Prints which records are already done, waits for those that another process is computing, and leaves in
     `todo` the (seed, type) pairs that remain: all of them with force=True. Before any training comes the
@@ -126,7 +128,9 @@ def open_run(experiment: str, namespace: dict, **allowed: Sequence | Callable) -
     if absent:
         raise ParameterError(f"the parameters {listed(absent)} have no value: run the parameters cell first.")
     parameters = naming.checked({name: namespace[name] for name in defaults}, defaults)
+    reject_outside(experiment, parameters)
     naming.reject_unallowed(parameters, allowed)
+    naming.reject_together(parameters, together)
     run = Run(experiment, parameters, defaults)
     run._claim()
     return run
@@ -189,8 +193,9 @@ class Run:
     ) -> Path:  # fmt: skip
         """Return the path of the record of one (seed, type) of `todo`, saved whole or not at all.
 
-        scores, cost: name -> a finite number, a text, or None for missing. arrays: name -> (array, ("axis",
-        ...)), nan allowed. axes: axis -> its coordinates. data: checksum of the data. seconds: what training
+        scores, cost: name -> a finite number, a text, or None for missing; nan of a score says that the run diverged,
+        and the record says so: the score is missing, and `diverged` is True. arrays: name -> (array, ("axis", ...)),
+        nan allowed. axes: axis -> its coordinates. data: checksum of the data. seconds: what training
         took. stacked_with: what trained in the same stack. A sweep saves with seed="first..last" (a pair of
         `todo`), and its arrays have an axis called seed.
         """

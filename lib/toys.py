@@ -156,10 +156,14 @@ def unit_cosines(flat, other, sizes):
 
 
 def slope(x, y, kept=None):
-    """Return the slope of the least-squares line through points (..., K), over the last axis; `kept` picks points."""
+    """Return the slope of the least-squares line through points (..., K), over the last axis; `kept` picks points.
+
+    nan where there is none: through one point, or several at the same x.
+    """
     kept = np.ones(np.shape(x)) if kept is None else kept.astype(float)
     x, y = (v - (kept * v).sum(-1, keepdims=True) / kept.sum(-1, keepdims=True) for v in (np.asarray(x), np.asarray(y)))
-    return (kept * x * y).sum(-1) / (kept * x * x).sum(-1)
+    spread = (kept * x * x).sum(-1)
+    return np.divide((kept * x * y).sum(-1), spread, out=np.full_like(spread, np.nan), where=spread > 0)
 
 
 def top_share(norms, count=4):
@@ -214,3 +218,8 @@ def settling(weights, slopes, margins, sizes, active):
 def three_complaint(values):
     """Return what is wrong with a list of one number per type, or None."""
     return None if len(values) == 3 else "it takes three numbers, for EWN, SWN and no-WN in this order."
+
+
+def point_complaint(values):
+    """Return what is wrong with a training point of `simple_traj`, or None."""
+    return None if len(values) == 2 else "it takes two numbers, as many as there are weights."

@@ -46,7 +46,8 @@ class Trainer:
         drops=(), drop=0.1, shuffle=True, batches=None, bf16=False, epoch=0, bar=True, every=60.0,
     ):  # fmt: skip
         _check(net, train, seeds, rule, lr, batch)
-        _check_momentum(rule, momentum, nesterov)
+        if wrong := optimizers.complaint(rule, momentum, nesterov):
+            raise ValueError(wrong)
         self.net, self.train, self.test, self.seeds = net, train, test, list(seeds)
         self.lr, self.batch, self.drops, self.drop, self.shuffle = lr, batch, tuple(drops), drop, shuffle
         self.batches, self.bf16, self.bar, self.every, self.masks = batches, bf16, bar, every, {}
@@ -226,6 +227,7 @@ class Trainer:
             tests.append(evaluate(net, x if x.dim() == 2 else x[part], y))
         if began is not None:
             self.seconds += (time.perf_counter() - began) / len(self.seeds)
+        correct = np.where(np.isnan(loss), np.nan, correct)  # of a network that is no number argmax says class 0
         everywhere = np.ones(len(self.seeds))
         row = (
             everywhere * self.epoch, everywhere * rate, loss, correct,
@@ -249,11 +251,3 @@ def _check(net, train, seeds, rule, lr, batch):
         raise ValueError(f"lr = {lr}, batch = {batch}; both must be above zero")
     if train[0].shape[-2] != len(train[1]):
         raise ValueError(f"{train[0].shape[-2]} examples with {len(train[1])} labels")
-
-
-def _check_momentum(rule, momentum, nesterov):
-    """Raise ValueError where torch's optimizer of this rule would leave an option unused."""
-    if momentum and rule == "adam":
-        raise ValueError(f"momentum = {momentum} with rule {rule!r}, which has its own; leave it at 0")
-    if nesterov and rule != "sgd":
-        raise ValueError(f"nesterov = {nesterov} with rule {rule!r}; only 'sgd' has it")

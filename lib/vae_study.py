@@ -17,7 +17,7 @@ from torch import nn
 
 from lib import draws, masks, nets, trained, vae
 from lib.errors import ParameterError
-from lib.importance import Schedule
+from lib.importance import Schedule, schedule_complaint
 from lib.trainer import Trainer
 
 TYPES = ("none", "contribution", "random")
@@ -315,6 +315,11 @@ def tiles(*rows):
     table = np.stack(rows)  # (rows, n, C, H, W)
     whole = table.transpose(0, 3, 1, 4, 2).reshape(table.shape[0] * table.shape[3], -1, table.shape[2])
     return np.broadcast_to(whole, (*whole.shape[:2], 3))
+
+
+def complaint(p):
+    """Return what a notebook's parameters `p` ask for that cannot be, all taken together, or None."""
+    return schedule_complaint(p, first=1)
 
 
 def lab(real, p, seeds):

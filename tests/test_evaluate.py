@@ -66,9 +66,3 @@ def test_pruning_leaves_the_network_as_it_was(case):
     before = {k: v.clone() for k, v in net.state_dict().items()}
     evaluate.pruned_accuracy(net, x, y, {"layers.0": torch.rand(3, 9)}, [0.5])
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-
-
-@pytest.mark.parametrize("bad", [[1.0], [-0.1], [0.5, 0.5], [50]])
-def test_bad_sparsities_are_told(bad):
-    assert "0 <= s < 1" in evaluate.sparsities_complaint(bad)
-    assert evaluate.sparsities_complaint([0.0, 0.95]) is None
