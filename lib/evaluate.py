@@ -27,6 +27,7 @@ class Evaluation:
     log_loss: the natural log of the mean cross-entropy; log_loss_of_batches: the log of the unweighted mean of the
     means of consecutive batches of `BATCH`, as the EWN study logs it (a short last batch counts too much);
     accuracy in [0, 1]; top5: the share of examples whose class is among the five largest logits, nan unless asked for.
+    Both are nan where the loss is: what is not a number answers nothing, though its argmax is class 0.
     """
 
     log_loss: torch.Tensor
@@ -77,7 +78,8 @@ def _evaluate(net, x, y, top5):
         among5 = among5 + _among(logits, y[part], 5) if top5 else among5
     of_batches = (torch.cat(losses, 1) + _shares_of_batches(n, x.device)).logsumexp(1)
     total = torch.cat(losses, 1).logsumexp(1) - math.log(n)
-    return Evaluation(total, of_batches, correct.double() / n, among5 / n)
+    shares = ((count.double() / n).masked_fill(total.isnan(), math.nan) for count in (correct, among5))
+    return Evaluation(total, of_batches, *shares)
 
 
 def _among(logits, y, most):

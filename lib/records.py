@@ -225,13 +225,17 @@ def seal(path: Path) -> bool:
 def plain(what: str, entries: dict | None) -> dict:
     """Return scores or costs as numbers, texts and None; `what` is how errors call them.
 
-    Numbers are finite: json has no nan, and None says "missing" without pretending to be a number.
+    Numbers are finite: json has no nan, and None says "missing" without pretending to be a number. Of a score nan says
+    that the run diverged: it is missing, and a score `diverged`, True, says why.
     """
     result = {}
     for name, value in (entries or {}).items():
         value = value.item() if getattr(value, "ndim", None) == 0 else value
         if not (value is None or isinstance(value, int | float | str)):
             raise RecordError(f"{what} {name!r} is {value!r}: it takes one number, a text, or None for missing.")
+        if what == "score" and isinstance(value, float) and math.isnan(value):
+            value = None
+            result["diverged"] = True
         if isinstance(value, float) and not math.isfinite(value):
             raise RecordError(f"{what} {name!r} is {value}: it takes a finite number, or None for missing.")
         result[str(name)] = value

@@ -35,7 +35,22 @@ def test_top5_is_that_of_a_stable_sort():
     with torch.no_grad():
         net.layers[1].weight[0].fill_(float("nan"))
     assert evaluate.evaluate(net, x, y).top5.isnan().all()
-    assert evaluate.evaluate(net, x, y, top5=True).top5[0] == 0  # what is no number is no answer
+
+
+def test_what_is_not_a_number_has_no_accuracy(case):
+    """Neither at the first example nor at the last; the other networks of the stack keep theirs."""
+    net, x, y = case
+    before = evaluate.evaluate(net, x, y, top5=True)
+    lost = x.clone()
+    lost[-1, 0] = math.nan
+    found = evaluate.evaluate(net, lost, y, top5=True)
+    assert found.accuracy.isnan().all() and found.top5.isnan().all()
+    with torch.no_grad():
+        net.layers[1].weight[1] = math.nan
+    found = evaluate.evaluate(net, x, y, top5=True)
+    assert found.accuracy.isnan().tolist() == found.top5.isnan().tolist() == [False, True, False]
+    assert torch.equal(found.accuracy[[0, 2]], before.accuracy[[0, 2]])
+    assert torch.equal(found.top5[[0, 2]], before.top5[[0, 2]])
 
 
 def test_the_published_mean_is_over_batches(case):

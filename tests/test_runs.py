@@ -253,10 +253,15 @@ def test_a_tensor_is_stored_like_an_array(root):
     assert runs.read(path).scores == {"loss": 3.0}
 
 
+def test_a_score_that_is_no_number_is_missing_and_the_record_says_why(root):
+    record = runs.read(saved(scores={"loss": np.float32("nan"), "accuracy": np.array(0.5), "steps": 3}))
+    assert record.scores == {"loss": None, "diverged": True, "accuracy": 0.5, "steps": 3}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"scores": {"loss": float("nan")}}, "score 'loss' is nan"),
+        ({"cost": {"loss": float("nan")}}, "cost 'loss' is nan"),
         ({"scores": {"loss": np.float32("inf")}}, "score 'loss' is inf"),
         ({"scores": {"loss": [1, 2]}}, "score 'loss' is"),
         ({"cost": {"macs": np.ones(2)}}, "cost 'macs' is"),
