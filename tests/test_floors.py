@@ -28,7 +28,7 @@ FLOORS = (
         "toys",
     }
     | {"anatomy", "remask", "stacking", "trained", "checkpoint", "anneal", "shuffle", "committee", "dpp_figures"}
-    | {"contribution", "importance_figures"},
+    | {"contribution", "importance_figures", "ewn_figures"},
     {"screening", "trainer", "sparse", "arms", "widgets", "path_kernel", "vae"},
     {"train", "challenge", "dpp_study", "initial", "importance"},
     {"survey", "committee_study", "outcome", "vae_study"},

@@ -1,0 +1,64 @@
+"""The EWN study's claim: verdicts from hand-made accuracies, and a figure without published values."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import ewn_figures
+
+LEVELS = [-10, -50, -100, -300]
+
+
+def made(gain, seeds=6):
+    """Accuracies of three types: EWN is ahead of no-WN by `gain(level)` and a little noise, and of SWN by 30."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in range(seeds):
+        for level in LEVELS:
+            for share in ewn_figures.SHARES:
+                base = 60 + rng.normal()
+                for kind, more in (("no-WN", 0), ("EWN", gain(level) + 0.1 * rng.normal()), ("SWN", gain(level) - 30)):
+                    rows.append((kind, seed, level, share, base + more))
+    return pd.DataFrame(rows, columns=["type", "seed", "level", "sparsity", "accuracy"])
+
+
+def verdict(frame, second="no-WN"):
+    found = ewn_figures.verdicts(frame)
+    assert len(found) == 2 * len(ewn_figures.SHARES)
+    (row,) = found[(found["than"] == second) & (found["sparsity"] == 0.9)].to_dict("records")
+    return row
+
+
+def test_ahead_since_the_level_at_which_the_sign_turned():
+    row = verdict(made(lambda level: 5 if level <= -100 else -5))
+    assert (row["verdict"], row["since"], row["n"], row["level"]) == ("ahead", -100, 6, -300)
+    assert row["mean"] == pytest.approx(5, abs=0.2) and row["low"] < row["mean"] < row["high"]
+    assert row["p"] == pytest.approx(2 / 2**6), "all six of one sign"
+    assert verdict(made(lambda level: 5 if level <= -100 else -5), "SWN")["verdict"] == "ahead"
+
+
+def test_behind_and_a_lead_that_was_lost():
+    row = verdict(made(lambda level: 5 if level == -50 else -5))
+    assert row["verdict"] == "behind" and np.isnan(row["since"])
+
+
+@pytest.mark.parametrize("seeds, gain", [(5, 5), (3, 5), (6, 0)])
+def test_too_few_seeds_or_no_difference_is_undecided(seeds, gain):
+    assert verdict(made(lambda level: gain, seeds))["verdict"] == "undecided"
+
+
+def test_the_sign_flip_test_is_the_enumeration_of_all_flips():
+    apart = np.array([0.3, -0.1, 0.8, 0.5, 0.2, 0.7])
+    flips = np.array(np.meshgrid(*[[-1, 1]] * 6)).reshape(6, -1).T
+    expected = (np.abs(flips @ apart) >= abs(apart.sum()) - 1e-12).mean()
+    assert ewn_figures.sign_flip(apart) == pytest.approx(expected)
+
+
+def test_the_figure_has_every_share_and_what_was_published():
+    frame = made(lambda level: 1)
+    told = frame[(frame["seed"] < 3) & (frame["level"] != -50)]
+    figure = ewn_figures.depth(frame, told)
+    assert len(figure.axes) == 2 * len(ewn_figures.SHARES)
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["no-WN", "no-WN, published", "EWN", "EWN, published", "SWN", "SWN, published"]
+    assert len(ewn_figures.depth(frame, told[:0]).axes[0].get_legend().get_texts()) == 3
