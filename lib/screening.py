@@ -25,7 +25,7 @@ class Measured(NamedTuple):
 
     losses: of what was not looked at they are as before; right (R,): the share of examples whose class has the largest
     logit; moved (R,): the most by which a loss that was looked at rose towards the mean's, 0 where all were; complete:
-    the pass was not broken off; returned: an example that was left out of the training came nearer than rounding.
+    the pass was not broken off; returned: an example that was left out of the training came so near that it counts.
     """
 
     losses: torch.Tensor
@@ -60,17 +60,18 @@ def measure(steps, x, y, losses, level, trained, moved, goals):
     order, near = hardness.argsort(descending=True, stable=True), int(trained.any(0).sum())
     depth = rounding(next(steps.net.parameters()).dtype)
     needed = max(near, int((hardness > -depth - ROOM).sum()))
-    look = _Look(steps, x, y, losses)
+    look, limit = _Look(steps, x, y, losses), level - depth
     with evaluate.evaluating(steps.net):
         complete = look.at(order[:needed], level)
-        if not complete:
+        if not complete:  # what is far less than the loss rose by has not decided that it did
+            limit = torch.maximum(limit, level + (look.total - level).nan_to_num(nan=torch.inf).log() - RISE)
             look.at(order[near : near + look.size])
         moved = moved + ((look.losses - losses).amax(1) + level - look.log_loss()).clamp_min(0)
         if complete and bool(((moved > ROOM) | (look.log_loss() < goals)).any()):
             look.at(order[needed:])
     if look.seen == len(order):
         moved = torch.zeros_like(moved)
-    returned = bool(((look.losses > (level - depth)[:, None]) & ~trained).any())
+    returned = bool(((look.losses > limit[:, None]) & ~trained).any())
     right = (look.right + len(y) - look.seen) / len(y)  # far below the mean's log is far above one half
     return Measured(look.losses, look.log_loss(), right, moved, complete, returned)
 
