@@ -13,10 +13,26 @@ def largest_group(experiment, free=(), **where):
     Comparable are records that differ in nothing but seed, type, how they were computed, and the parameters in
     `free`. `where` narrows the choice. RecordError if there is no record at all.
     """
+    return _commonest(_found(experiment, where), free)
+
+
+def deepest_group(experiment, **where):
+    """Return what `largest_group` does, of the records that reached the deepest of all their `levels`."""
+    found = _found(experiment, where)
+    lowest = min(min(record.parameters["levels"]) for record in found)
+    return _commonest([record for record in found if min(record.parameters["levels"]) == lowest], ["levels"])
+
+
+def _found(experiment, where):
     found = runs.records(experiment, **where)
     if not found:
         raise RecordError(f"no run of {experiment} {where or ''} has a record yet: ./run_all.sh makes them.")
-    ignored = set(runs.OPERATIONAL) | set(free)
+    return found
+
+
+def _commonest(found, free):
+    """Return the parameters that most of the records `found` share, but for those that vary in a group."""
+    ignored = {*runs.OPERATIONAL, *free}
     settings = [{k: v for k, v in record.parameters.items() if k not in ignored} for record in found]
     return max(settings, key=settings.count)
 
