@@ -93,4 +93,4 @@ def test_another_sparsity_trains_nothing(found):
 def test_the_summary_draws_what_there_is(found):
     printed = execute(found, notebook="summary_ewn")
     assert "EWN-1, EWN-2, no-WN-1, no-WN-2" in printed
-    assert len(list((found / "figures").glob("mnist_prune_*.png"))) == 3
+    assert len(list((found / "figures").glob("mnist_prune_*.png"))) == 4
