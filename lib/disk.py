@@ -87,6 +87,9 @@ def _wait(lock: FileLock, path: Path) -> None:
 # ---- atomic files
 
 
+INTENT = ".saving-"  # begins the name of a list of files that are moved into place together
+
+
 def assert_writable(folder: Path) -> None:
     """Return nothing; RecordError unless `folder` takes a file of 1 MiB: neither permissions nor an empty file tell.
 
@@ -142,6 +145,46 @@ def move(source: Path, target: Path) -> None:
     sync(target.parent)
 
 
+def commit(targets: list[Path], folder: Path) -> None:
+    """Return nothing, once every target is what lies beside it as `<target>.new`: all of them or, killed before, none.
+
+    A list of them in `folder`, there from one instant to the next, is what decides: `recover` makes the moves that a
+    killed process left. Call it under the locks of the targets.
+    """
+    names = [os.path.relpath(target, folder) for target in targets]
+    intent = folder / f"{INTENT}{hashlib.sha256(repr(names).encode()).hexdigest()[:16]}"
+    with lock(intent):
+        with writing(targets[0], _new(intent), *map(_new, targets)):
+            put(_new(intent), json.dumps(names).encode())
+            for place in {target.parent for target in targets}:
+                sync(place)
+            move(_new(intent), intent)
+        _finish(intent)
+
+
+def recover(folder: Path) -> None:
+    """Return nothing; make the moves in `folder` that a process left which was killed in `commit`."""
+    for intent in sorted(Path(folder).glob(f"{INTENT}*")):
+        if not intent.name.endswith(".new"):
+            with lock(intent):  # a living one is at it itself
+                if intent.exists():
+                    _finish(intent)
+
+
+def _finish(intent: Path) -> None:
+    targets = [intent.parent / name for name in json.loads(intent.read_bytes())]
+    for target in targets:
+        if _new(target).exists():
+            os.replace(_new(target), target)
+    for place in {target.parent for target in targets}:
+        sync(place)
+    intent.unlink()
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(path.name + ".new")
+
+
 def render(document: dict) -> bytes:
     """Return the json of a record, one field a line, so that a person and git can compare two of them."""
     lines = []
@@ -156,12 +199,12 @@ def render(document: dict) -> bytes:
 # ---- weights
 
 
-def save_tensors(path: Path, tensors: dict[str, np.ndarray], meta: dict) -> None:
+def save_tensors(path: Path, tensors: dict[str, np.ndarray], meta: dict, later: bool = False) -> None:
     """Return nothing, once the tensors and `meta` (as json, in the header) are on disk: a safetensors file.
 
     With them goes a digest of both, which `load_tensors` checks. What the file holds (seed, type, recipe, level)
     belongs into `meta`, to be compared by `assert_holds`. Atomic: killed at any instant, `path` is what it was or
-    what it was to be.
+    what it was to be. later: it waits beside `path` for `commit`.
     """
     path = Path(path)
     # safetensors copies memory as it lies, and would store a transposed array untransposed
@@ -169,10 +212,10 @@ def save_tensors(path: Path, tensors: dict[str, np.ndarray], meta: dict) -> None
     text = render(meta).decode()
     data = safetensors.numpy.save(tensors, metadata={"meta": text, "digest": _digest(tensors, text)})
     with lock(path):
-        temporary = path.with_name(path.name + ".new")
-        with writing(path, temporary):
-            put(temporary, data)
-            move(temporary, path)
+        with writing(path, _new(path)):
+            put(_new(path), data)
+            if not later:
+                move(_new(path), path)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict]:

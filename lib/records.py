@@ -3,9 +3,8 @@
 A record is two files: `<name>.json` (parameters, scores, provenance) and `<name>.npz` (arrays). The json is
 moved into place last and carries the checksum of the npz and a digest of its own text, so **a record exists if and
 only if its json does**, and what disagrees is never believed. Replacing a record goes: write `.npz.new` and
-`.json.new`, then move the npz, then the json. Killed before the first move, the old pair stands; killed
-between the two moves, the next reader finds that `.json.new` describes the npz and makes the second move
-itself.
+`.json.new`, then move the npz, then the json. Killed before the first move, the old pair stands; killed between,
+the next reader finds that `.json.new` describes the npz, and moves it. A stack's go together (`disk.commit`).
 
 Nothing here knows of notebooks: see `lib/runs.py`. pandas is imported where it is needed: slowly.
 """
@@ -17,6 +16,7 @@ import io
 import json
 import math
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from lib.disk import lock, move, put, render, sync, writing
+from lib.disk import commit, lock, move, put, render, sync, writing
 from lib.errors import ParameterError, RecordError, hint, listed
 from lib.parameters import many, name_of, scientific, text
 
@@ -175,16 +175,33 @@ def _roll_forward(path: Path) -> None:
         move(new, path)
 
 
+def write_all(records: list[tuple[Path, dict, bytes]]) -> None:
+    """Return nothing, after all records `(path, document, npz)` of one folder are on disk: killed, all or none."""
+    records = sorted(records, key=lambda record: record[0])  # everybody locks in one order
+    files = [_beside(path, ending) for path, _, _ in records for ending in (".npz", ".json")]
+    with ExitStack() as held:
+        for path, _, _ in records:
+            held.enter_context(lock(path))
+            _roll_forward(path)
+        with writing(files[0], *(file.with_name(f"{file.name}.new") for file in files)):
+            for path, *content in records:
+                put(_beside(path, ".npz.new"), content[1]), put(_beside(path, ".json.new"), _text(path, *content))
+        commit(files, files[0].parent)
+
+
+def _text(path: Path, document: dict, npz: bytes) -> bytes:
+    document = {**document, "name": path.name.removesuffix(".json"), "npz": _sha256(npz)}
+    return _sealed(render({field: document[field] for field in FIELDS}))
+
+
 def write(path: Path, document: dict, npz: bytes) -> Path:
     """Return `path`, after the record is on disk; the record it replaces stands until the new one does."""
-    document = {**document, "name": path.name.removesuffix(".json"), "npz": _sha256(npz)}
-    text = _sealed(render({field: document[field] for field in FIELDS}))
     new_json, new_npz = _beside(path, ".json.new"), _beside(path, ".npz.new")
     with lock(path):
         _roll_forward(path)  # or the leftover that completes the old record would be overwritten here
         with writing(path, new_npz, new_json):
             put(new_npz, npz)
-            put(new_json, text)
+            put(new_json, _text(path, document, npz))
             sync(path.parent)
             os.replace(new_npz, _beside(path, ".npz"))
         with writing(path):  # the json stays where it is: the next reader makes the second move

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from lib import parameters as naming
 from lib import provenance
 from lib import records as storage
-from lib.disk import acquire, assert_writable, load_tensors, lock, release, save_tensors
+from lib.disk import acquire, assert_writable, load_tensors, lock, recover, release, save_tensors
 from lib.errors import ParameterError, RecordError, hint, listed
 from lib.parameters import OPERATIONAL, Pair, pairs, record_name, scientific, without
 from lib.ranges import reject_outside
@@ -79,6 +79,7 @@ def missing(experiment: str, parameters: dict) -> list[Pair]:
     """
     defaults = declared(experiment)
     values = naming.checked(parameters, defaults)
+    recover(folder() / experiment)
     if values.get("force"):
         return pairs(values)
 
@@ -174,6 +175,7 @@ class Run:
         self.todo: list[Pair] = []
         self.done: list[Pair] = []
         self._defaults = defaults
+        self._waiting: dict[Pair, tuple] = {}  # what `save` was given of stacks of which more is to come
         self._started = _now()
         self._origin = provenance.origin(ROOT)  # as it is now: files may be edited while the run computes
         self._code = provenance.code(_notebook(experiment))
@@ -184,6 +186,9 @@ class Run:
 
     def records(self) -> list[Record]:
         """Return the finished records of this run, read back from disk, in the order of its pairs."""
+        if self._waiting:
+            names = listed(path.stem for path, _, _ in self._waiting.values())
+            raise RecordError(f"{names} wait for the others that they say they were trained with: save those too.")
         paths = [self.path(type, seed) for seed, type in pairs(self.parameters)]
         return [read(path) for path in paths if path.exists()]
 
@@ -195,8 +200,10 @@ class Run:
 
         scores, cost: name -> a finite number, a text, or None for missing; nan of a score says that the run diverged,
         and the record says so: the score is missing, and `diverged` is True. arrays: name -> (array, ("axis", ...)),
-        nan allowed. axes: axis -> its coordinates. data: checksum of the data. seconds: what training
-        took. stacked_with: what trained in the same stack. A sweep saves with seed="first..last" (a pair of
+        nan allowed. axes: axis -> its coordinates. data: checksum of the data. seconds: what training took.
+        stacked_with: what trained in the same stack, "type-seed" or, of a sweep, "type"; the record waits until those
+        of them that are to be computed are there too, and all are saved together: killed in between, the rest would
+        be trained again with fewer neighbours, and round otherwise. A sweep saves with seed="first..last" (a pair of
         `todo`), and its arrays have an axis called seed.
         """
         if (seed, type) not in self.todo:
@@ -211,9 +218,19 @@ class Run:
         }  # fmt: skip
         path = self.path(type, seed)
         assert_writable(path.parent)  # hours have passed since this was checked
-        storage.write(path, document, npz)
-        _drop(self.experiment, _work(path))
+        self._waiting[seed, type] = path, document, npz
+        stack = {pair for pair in self.todo if {f"{pair[1]}-{pair[0]}", pair[1]} & set(stacked_with or ())}
+        self._save_together(stack | {(seed, type)})
         return path
+
+    def _save_together(self, stack: set[Pair]) -> None:
+        """Return nothing; save the records of `stack` if all of them are there."""
+        if not stack <= self._waiting.keys():
+            return
+        together = [self._waiting[pair] for pair in stack]
+        storage.write(*together[0]) if len(together) == 1 else storage.write_all(together)
+        for pair in stack:
+            _drop(self.experiment, _work(self._waiting.pop(pair)[0]))
 
     def _content(self, scores, cost, arrays, axes) -> tuple[dict, bytes]:
         """Return the checked fields of a record and its npz; RecordError if two would be one table column."""
@@ -237,6 +254,7 @@ class Run:
 
     def _claim(self) -> None:
         """Return nothing; fill `done` and `todo`, and lock what is to be computed."""
+        recover(folder() / self.experiment)
         self.done = self._finished()
         wanted = [pair for pair in pairs(self.parameters) if pair not in self.done]
         if wanted:
@@ -306,6 +324,7 @@ def records(experiment: str, **where) -> list[Record]:
     place = folder() / experiment
     if not place.exists():
         naming.code_cells(_notebook(experiment))  # not run yet is no error; a misspelt name is
+    recover(place)
     found = [read(path) for path in storage.files(place)]
     found.sort(key=lambda record: (record.type, int(str(record.seed).split("..")[0]), record.name))
     return storage.select(found, where)

@@ -20,13 +20,15 @@ def obtain(start, recipes, train):
     start: the stack before training; recipes: one per run, which names its folder (`runs.trained`) and stands in its
     file, to be compared; train: `(stack, [run, …], path) -> Trainer` of the runs that no file has yet, in one stack;
     path: for the state of this training (`Trainer.fit`), in the folder of the first of them, which goes when all are
-    saved. Each is saved as soon as training is over, atomically. Two processes that want one network: the second waits
-    for it, and reads.
+    saved. All are saved together as soon as training is over: killed in between, the rest would be trained again with
+    fewer neighbours, and round otherwise. Two processes that want one network: the second waits for it, and reads.
     """
     paths = [runs.trained(recipe) / FILE for recipe in recipes]
     different, count = len(set(paths)), nets.runs(start)
     if not different == len(paths) == count:
         raise ValueError(f"{different} different recipes for a stack of {count}; one per run is needed")
+    for place in {path.parent.parent for path in paths}:
+        disk.recover(place)
     with ExitStack() as held:
         for path in sorted(path for path in paths if not path.exists()):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +39,8 @@ def obtain(start, recipes, train):
             columns = {name: trainer.curve(name) for name in trainer.history}
             for k, run in enumerate(missing):
                 history = {name: column[k] for name, column in columns.items()}
-                save(paths[run], nets.take(trainer.net, [k]), history, recipes[run])
+                save(paths[run], nets.take(trainer.net, [k]), history, recipes[run], later=True)
+            disk.commit([paths[run] for run in missing], paths[missing[0]].parent.parent)
     for path in paths:  # what was killed there, after its network was saved or in another stack, nobody takes up again
         for state in path.parent.glob(_NAME.format("*") + "*"):
             state.unlink(missing_ok=True)
@@ -56,11 +59,14 @@ def _state(paths):
     return paths[0].with_name(_NAME.format(hashlib.blake2b(members.encode(), digest_size=8).hexdigest()))
 
 
-def save(path, net, history, recipe):
-    """Write a stack, columns `{name: (T,)}` of its history, and its recipe to one safetensors file, wholly or not."""
+def save(path, net, history, recipe, later=False):
+    """Write a stack, columns `{name: (T,)}` of its history, and its recipe to one safetensors file, wholly or not.
+
+    later: it waits beside `path` for `disk.commit`.
+    """
     arrays = {f"net/{name}": tensor.detach().cpu().numpy() for name, tensor in net.state_dict().items()}
     arrays |= {f"history/{name}": np.asarray(v, float) for name, v in history.items()}
-    disk.save_tensors(Path(path), arrays, {"holds": KIND | recipe})
+    disk.save_tensors(Path(path), arrays, {"holds": KIND | recipe}, later)
 
 
 def load(path, like, recipe, any_seed=False):

@@ -1,6 +1,8 @@
 """Trainings that are killed and go on: bit for bit where the uninterrupted ones end, and never from another's state."""
 
+import os
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -279,6 +281,32 @@ def test_networks_that_are_trained_once_go_on(tmp_path, monkeypatch):
         (folder / name).touch()
     trained.obtain(start, wanted, None)
     assert [path.name for path in folder.iterdir() if path.is_file()] == [trained.FILE]
+
+
+@pytest.mark.parametrize("moves", range(4))
+def test_networks_of_one_stack_are_saved_together(tmp_path, monkeypatch, moves):
+    """The list of them, and then each of two, is moved into place; killed behind `moves`, all stay or none."""
+    monkeypatch.setenv("PRUNING_RUNS", str(tmp_path))
+    start, asked, done = mlp(SEEDS[:2]), [], []
+    trainer = begin(net=nets.take(start, [0, 1]), seeds=SEEDS[:2])
+
+    def train(net, missing, state):
+        asked.append(missing)
+        return trainer
+
+    def replace(source, target, move=os.replace):
+        if len(done) == moves:
+            raise Killed
+        done.append(move(source, target))
+
+    with monkeypatch.context() as patch, pytest.raises(Killed) if moves < 3 else nullcontext():
+        patch.setattr(os, "replace", replace)
+        trained.obtain(start, recipes(SEEDS[:2]), train)
+    net, _ = trained.obtain(start, recipes(SEEDS[:2]), train)
+    assert asked == [[0, 1]] * (2 if moves == 0 else 1)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), trainer.net.parameters(), strict=True))
+    left = [*tmp_path.rglob("*.new"), *tmp_path.rglob(".saving-*")]
+    assert not [file for file in left if file.parent.name != ".locks"]
 
 
 def test_other_members_begin_a_file_of_their_own(tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ class Killed(BaseException):
 
 def die_at(monkeypatch, step: int, halfway: bool) -> None:
     """Make the `step`-th action on the disk the last: not done at all, or (a write) half done."""
-    count = 0
+    count, put = 0, disk.put
 
     def dying(action):
         def act(*arguments):
@@ -52,13 +52,13 @@ def die_at(monkeypatch, step: int, halfway: bool) -> None:
             count += 1
             if count < step:
                 return action(*arguments)
-            if halfway and action is disk.put:
+            if halfway and action is put:
                 arguments[0].write_bytes(arguments[1][: len(arguments[1]) // 2])
             raise Killed
 
         return act
 
-    for module, name in ((records, "put"), (records, "sync"), (disk, "sync"), (os, "replace")):
+    for module, name in ((records, "put"), (disk, "put"), (records, "sync"), (disk, "sync"), (os, "replace")):
         monkeypatch.setattr(module, name, dying(getattr(module, name)))
 
 
@@ -117,6 +117,43 @@ def test_another_leftover_is_never_taken_for_the_record(tmp_path):
     (tmp_path / "EWN-1.npz").write_bytes((tmp_path / "EWN-2.npz").read_bytes())
     with pytest.raises(RecordError, match="missing, truncated or altered"):
         records.read(path)
+
+
+def save_stack(folder: Path, value: int) -> None:
+    """Save three records at once, as those of a stack are, in which everything says `value`."""
+    npz, arrays = records.pack({"a": (np.full(50, value), ["i"])}, {"i": list(range(50))})
+    document = {**REST, "scores": {"value": value}, "axes": {"i": list(range(50))}, "arrays": arrays}
+    records.write_all([(folder / f"EWN-{seed}.json", document | {"seed": seed}, npz) for seed in (3, 1, 2)])
+
+
+def stack_of(folder: Path) -> set[int]:
+    return {value_of(path) for path in records.files(folder)}
+
+
+# Six writes; of the list of them a write, the folder, and a move; the folder, six moves, the folder.
+STACK_STEPS, DECIDES = 6 + 3 + 1 + 6 + 1, 9
+
+
+@pytest.mark.parametrize("halfway", [False, True])
+@pytest.mark.parametrize("before", [None, 1])
+@pytest.mark.parametrize("step", range(1, STACK_STEPS + 2))
+def test_a_stack_killed_at_any_step_left_all_its_records_or_none(tmp_path, monkeypatch, step, before, halfway):
+    if before:
+        save_stack(tmp_path, before)
+    with monkeypatch.context() as patch:
+        die_at(patch, step, halfway)
+        if step <= STACK_STEPS:
+            with pytest.raises(Killed):
+                save_stack(tmp_path, 2)
+        else:
+            save_stack(tmp_path, 2)
+    disk.recover(tmp_path)
+    found = stack_of(tmp_path)
+    assert found == ({2} if step > DECIDES else {before} - {None})
+    assert len(records.files(tmp_path)) == (3 if found else 0)
+    save_stack(tmp_path, 3)
+    assert stack_of(tmp_path) == {3} and len(records.files(tmp_path)) == 3
+    assert not [file.name for file in tmp_path.iterdir() if file.name.startswith(".saving") or ".new" in file.name]
 
 
 FORKING = """import os, pathlib, random, signal, sys, time

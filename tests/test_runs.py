@@ -227,6 +227,36 @@ def test_a_record_comes_back_as_it_was_saved(root):
         record.array("accuracy")
 
 
+def test_the_records_of_a_stack_are_saved_together(root, monkeypatch):
+    """Killed before the last of them, none is there, and all are trained again, each with the neighbours it had."""
+    run = runs.open_run("toy", {**DEFAULTS, "seed": [1, 2, 3]})
+    together = ["EWN-1", "EWN-2"]
+    first = run.save(type="EWN", seed=1, scores={"a": 1}, stacked_with=together)
+    assert not first.exists() and runs.missing("toy", {"seed": [1, 2, 3]}) == run.todo
+    with pytest.raises(RecordError, match="EWN-1 wait for the others"):
+        run.records()
+    third = run.save(type="EWN", seed=3, scores={"a": 3}, stacked_with=["EWN-3"])
+    assert third.exists() and not first.exists()
+    second = run.save(type="EWN", seed=2, scores={"a": 2}, stacked_with=together)
+    assert first.exists() and second.exists()
+    assert [record.scores["a"] for record in run.records()] == [1, 2, 3]
+    again = runs.open_run("toy", {**DEFAULTS, "seed": [2, 4]})  # 2 is there: only 4 is waited for
+    assert again.save(type="EWN", seed=4, scores={}, stacked_with=["EWN-2", "EWN-4"]).exists()
+
+
+@pytest.mark.parametrize("look", [lambda: runs.open_run("toy", {**DEFAULTS, "seed": [1, 2]}).records(),
+                                  lambda: runs.records("toy")])  # fmt: skip
+def test_whoever_looks_first_ends_what_was_killed(root, monkeypatch, look):
+    run = runs.open_run("toy", {**DEFAULTS, "seed": [1, 2]})
+    run.save(type="EWN", seed=1, scores={"a": 1}, stacked_with=["EWN-1", "EWN-2"])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(disk, "_finish", lambda intent: (_ for _ in ()).throw(KeyboardInterrupt))
+        run.save(type="EWN", seed=2, scores={"a": 2}, stacked_with=["EWN-1", "EWN-2"])
+    assert not list(root.glob("runs/toy/*.json"))
+    assert [record.scores["a"] for record in look()] == [1, 2]
+    assert runs.missing("toy", {"seed": [1, 2]}) == []
+
+
 def test_provenance_says_where_a_result_comes_from(root):
     write_notebook(root, "toy", DEFAULTS, "train()")
     (root / "workflow").mkdir()
