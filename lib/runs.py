@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    "OPERATIONAL", "ROOT", "ParameterError", "Record", "RecordError", "Run", "curves", "declared", "folder",
+    "OPERATIONAL", "ROOT", "ParameterError", "Record", "RecordError", "Run", "curves", "declared", "filtered", "folder",
     "load_tensors", "lock", "missing", "open_run", "pairs", "published", "read", "record_name", "records",
     "save_tensors", "table", "trained",
 ]  # fmt: skip
@@ -336,7 +336,7 @@ def table(experiment: str, **where) -> pd.DataFrame:
     A score that only some records have is missing (nan) in the others. Without records the table is empty.
     where: see `records`; RecordError for a value that no record has.
     """
-    return storage.table(_filtered(experiment, where))
+    return storage.table(filtered(experiment, where))
 
 
 def curves(experiment: str, name: str, **where) -> pd.DataFrame:
@@ -344,10 +344,11 @@ def curves(experiment: str, name: str, **where) -> pd.DataFrame:
 
     RecordError if a run has no such array; leave those runs out by `where` (see `table`).
     """
-    return storage.curves(_filtered(experiment, where), name)
+    return storage.curves(filtered(experiment, where), name)
 
 
-def _filtered(experiment: str, where: dict) -> list[Record]:
+def filtered(experiment: str, where: dict) -> list[Record]:
+    """Return what `records` does; RecordError for a value that no record has, which says what values there are."""
     found = records(experiment, **where)
     if not found:
         storage.assert_values(records(experiment), where)

@@ -24,7 +24,7 @@ def deepest_group(experiment, **where):
 
 
 def _found(experiment, where):
-    found = runs.records(experiment, **where)
+    found = runs.filtered(experiment, where)
     if not found:
         raise RecordError(f"no run of {experiment} {where or ''} has a record yet: ./run_all.sh makes them.")
     return found
