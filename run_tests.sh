@@ -2,4 +2,5 @@
 # The tests, as many files at once as there are cores; arguments go to pytest:  ./run_tests.sh tests/test_masks.py -k ties
 cd "$(dirname "$0")" || exit
 . ./env.sh || exit
-exec python -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
+# A worker that died is not replaced: the run ends and names its test. Replacements can make xdist fail or wait for ever.
+exec python -m pytest -n auto --maxprocesses 8 --dist loadfile --max-worker-restart 0 "$@"
