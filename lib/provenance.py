@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -29,6 +30,7 @@ def origin(root: Path) -> dict:
         "tested": _tested(root),
         "platform": platform.platform(),
         "cpu": _cpu(),
+        "instructions": _instructions(torch),
         "gpu": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
     }
 
@@ -76,6 +78,17 @@ def _cpu() -> str:
 APART = {f"lib/{name}.py" for name in ("disk", "dpp_figures", "errors", "figures", "importance_figures", "names",
                                        "parameters", "provenance", "ranges", "records", "runs", "tables")}  # fmt: skip
 MARKS = {tokenize.NEWLINE: "\n", tokenize.INDENT: " ", tokenize.DEDENT: "\b", tokenize.COMMENT: "", tokenize.NL: ""}
+
+
+def _instructions(torch) -> dict[str, str | None]:
+    """Return the processor's instruction set that torch uses, and the one that oneDNN is limited to, None for no limit.
+
+    Processors of one name differ in it, and so do the last bits of what they compute.
+    """
+    return {
+        "torch": torch.backends.cpu.get_cpu_capability() if torch else None,
+        "onednn": os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA"),
+    }
 
 
 def code(notebook: Path) -> dict[str, str]:

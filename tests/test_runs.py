@@ -257,7 +257,8 @@ def test_whoever_looks_first_ends_what_was_killed(root, monkeypatch, look):
     assert runs.missing("toy", {"seed": [1, 2]}) == []
 
 
-def test_provenance_says_where_a_result_comes_from(root):
+def test_provenance_says_where_a_result_comes_from(root, monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     write_notebook(root, "toy", DEFAULTS, "train()")
     (root / "workflow").mkdir()
     (root / "workflow/tested.txt").write_text("numpy==1\n")
@@ -269,6 +270,7 @@ def test_provenance_says_where_a_result_comes_from(root):
         name for name, one in versions.items() if one
     }
     assert provenance["tested"] == hashlib.sha256(b"numpy==1\n").hexdigest()[:16]
+    assert provenance["instructions"]["onednn"] == "AVX2"
     assert provenance["seconds"] == 2.5 and provenance["data"] == "sha" and provenance["device"] == "auto"
     assert provenance["commit"] is None  # this root is no git repository
     assert {"lib/draws.py", "code cell 2"} <= set(provenance["code"])
