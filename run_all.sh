@@ -5,7 +5,7 @@
 #   ./run_all.sh --quick                    everything at small size in minutes (runs/quick, figures/quick)
 #   ./run_all.sh -n                         only say what would be done
 #   ./run_all.sh figures/NAME.png           one figure and what it needs; or notebooks/NAME.ipynb
-# Any other option goes to Snakemake: --cores 8, --executor slurm --jobs 20, --profile FOLDER, ...
+# Any other option goes to Snakemake: --cores 8, --profile workflow/slurm, ...
 set -u
 cd "$(dirname "$0")" || exit
 profile=full targets="" options=()
@@ -22,16 +22,4 @@ while [ $# -gt 0 ]; do
 done
 . ./env.sh || exit
 
-stamps=.snakemake/stamps/$(date +%Y%m%d-%H%M%S)-$$ # of this call alone: workflow/Snakefile says why
-# --nolock: the lock of a killed call would stop this one. Two calls at once are safe without it, because
-# their stamps are apart and each run has a lock of its own, which dies with its owner.
-python -m snakemake --snakefile workflow/Snakefile --cores all --keep-going --nolock --drop-metadata \
-    --rerun-triggers input --scheduler greedy --config "profile=$profile" "stamps=$stamps" "targets=$targets" \
-    --quiet host reason "${options[@]+"${options[@]}"}"
-status=$?
-if failures=$(cat "$stamps"/* 2>/dev/null | grep '^FAILED'); then
-    printf '\nThese did not succeed; what was done is kept, and ./run_all.sh tries them again:\n%s\n' "$failures" >&2
-    status=1
-fi
-rm -rf "$stamps"
-exit "$status"
+exec python -m workflow.batch "$profile" "$targets" "${options[@]+"${options[@]}"}"

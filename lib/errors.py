@@ -6,6 +6,9 @@ import difflib
 import errno
 from pathlib import Path
 
+NO_ROOM = errno.ENOSPC, errno.EDQUOT
+UNWRITABLE = *NO_ROOM, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR  # of an OSError: `unwritable` tells it
+
 
 class Told:
     """An exception whose message is the whole story: notebooks show it without the stack of calls."""
@@ -29,7 +32,7 @@ class RecordError(Told, RuntimeError):
 
 def unwritable(path: Path, error: OSError) -> RecordError:
     """Return the error that says `path`, a file or a folder, cannot be written, and what to do about it."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in NO_ROOM:
         way_out = "Make room there, or set the environment variable PRUNING_RUNS to a folder on another disk"
     else:
         way_out = "Make it writable, or set the environment variable PRUNING_RUNS to a folder of yours"

@@ -225,7 +225,8 @@ def notebook(tmp_path, monkeypatch):
         ("nb.ipynb --parameters=seed 3 -r type 7 --log-level DEBUG", "nb-seed-3-type-7"),
         ("nb.ipynb -f nb.ipynb", "nb-nb.ipynb"),
         ("nb.ipynb -p a ../../b", "nb-a-..-..-b"),
-        (f"nb.ipynb -p a {'x' * 300}", "nb-a-" + "x" * 115),
+        (f"nb.ipynb -p a {'x' * 300}", "nb-a-" + "x" * 115 + "-e2ba2387"),
+        (f"nb.ipynb -p a {'x' * 300} -p seed 2", "nb-a-" + "x" * 115 + "-89196b2b"),
     ],
 )
 def test_an_output_path_is_supplied(notebook, default_output, line, name):

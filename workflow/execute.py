@@ -2,7 +2,7 @@
 
 The stamp is written whether the notebook succeeded or failed, and the exit status is 0 in both cases: for
 Snakemake a failed run is a finished job, so that the summaries that wait for it still say what there is.
-run_all.sh lists the failures and exits with 1. What counts as done is the record and nothing else.
+workflow/batch.py lists the failures: what counts as done is the record and nothing else.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import papermill
 from traitlets.config import Config
 
 from lib import runs
+from lib.errors import UNWRITABLE, unwritable
 from workflow.plan import ROOT, Plan
 
 # A kernel that listens on TCP ports sometimes chooses one that another has just taken, and dies before it
@@ -30,9 +31,9 @@ ATTEMPTS = 4
 def execute(notebook, name, parameters):
     """Return None when the notebook ran to its end, else the error in one line."""
     output = runs.folder() / "executed" / f"{name}.ipynb"
-    output.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, ATTEMPTS + 1):
         try:
+            output.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
                 sockets = {"transport": "ipc", "ip": f"{folder}/k"}
                 papermill.execute_notebook(
@@ -47,6 +48,8 @@ def execute(notebook, name, parameters):
         except papermill.PapermillExecutionError as error:
             message = f"{error.ename}: {error.evalue}"
         except Exception as error:  # papermill, nbclient and zmq have no common one
+            if isinstance(error, OSError) and error.errno in UNWRITABLE:
+                return str(unwritable(output, error))
             message = f"{error.__class__.__name__}: {error}"
             if START_FAILURE.search(message) and attempt < ATTEMPTS:
                 print(f"{name}: the kernel did not start, again ({message})", file=sys.stderr)
@@ -57,6 +60,8 @@ def execute(notebook, name, parameters):
 def run(plan, name):
     """Return None when all runs of the execution called `name` have a record, else what is wrong."""
     execution = plan.executions[name]
+    if not execution.missing():
+        return None  # another call has made them
     error = execute(execution.experiment, name, execution.parameters)
     missing = execution.missing()
     if missing:
@@ -85,10 +90,16 @@ def main():
     parser.add_argument("stamp", type=Path)
     given = parser.parse_args()
     plan, start = Plan(given.profile), time.monotonic()
-    error = (summarise if given.name in plan.summaries else run)(plan, given.name)
+    try:
+        error = (summarise if given.name in plan.summaries else run)(plan, given.name)
+    except OSError as problem:
+        error = unwritable(runs.folder(), problem)
     line = f"FAILED {given.name}: {error}" if error else f"done {given.name} in {time.monotonic() - start:.0f} s"
     print(line, file=sys.stderr)
-    given.stamp.write_text(line + "\n")
+    try:
+        given.stamp.write_text(line + "\n")
+    except OSError as problem:
+        sys.exit(str(unwritable(given.stamp, problem)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ the age of a file), so a fresh clone, a killed batch and a copied folder all pla
 
 import hashlib
 import itertools
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from lib import records, runs
 ROOT = Path(__file__).resolve().parents[1]
 ENDINGS = "png", "pdf"  # every figure is drawn as both
 STACKABLE = "seed", "type"  # the parameters that a notebook takes several of at once
-KEYS = {"parameters", "grid", "stack", "threads", "minutes"}  # of one entry, explained in experiments.yaml
+SHORT = 5  # minutes: below, a cluster takes longer to start a job than the job takes
+KEYS = {"parameters", "grid", "stack", "threads", "minutes", "memory"}  # of one entry, explained in experiments.yaml
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,29 @@ class Execution:
     parameters: dict
     threads: int | None  # None: all there are
     minutes: float
+    memory: int  # MB
+    gpu: int  # how many
+
+    @property
+    def stamp(self):
+        """Return the name of the file that says how it went; the ending is that of a rule of workflow/Snakefile."""
+        return f"{self.name}.{'short' if self.minutes < SHORT else 'run'}"
+
+    @property
+    def time_limit(self):
+        """Return the minutes after which a cluster may end it: another machine may be slower, and parts differ."""
+        return max(30, math.ceil(4 * self.minutes))
 
     def missing(self):
         """Return the (seed, type) pairs that have no record."""
         return runs.missing(self.experiment, self.parameters)
 
 
-def expand(experiments):
-    """Yield the executions that the entries of a profile ask for; ValueError where a key is unknown."""
+def expand(experiments, gpu=0):
+    """Yield the executions that the entries of a profile ask for; ValueError where a key is unknown.
+
+    gpu: how many GPUs an execution takes that does not say how many threads it needs.
+    """
     for experiment, entries in experiments.items():
         entries = entries if isinstance(entries, list) else [entries]
         for number, entry in enumerate(entries, 1):
@@ -47,8 +64,9 @@ def expand(experiments):
             parts = list(_parts(entry))
             for label, parameters in parts:
                 name = re.sub(r"[^\w.=-]+", "_", "-".join([prefix, *label]))
-                minutes = entry.get("minutes", 0) / len(parts)
-                yield Execution(name, experiment, parameters, entry.get("threads"), minutes)
+                minutes, threads = entry.get("minutes", 0) / len(parts), entry.get("threads")
+                memory = 1000 * entry.get("memory", 2 if threads == 1 else 8)
+                yield Execution(name, experiment, parameters, threads, minutes, memory, 0 if threads else gpu)
 
 
 def _parts(entry):
@@ -73,7 +91,7 @@ class Plan:
         os.environ["PRUNING_RUNS"] = os.environ.get("PRUNING_RUNS") or chosen["runs"]
         os.environ["PRUNING_FIGURES"] = os.environ.get("PRUNING_FIGURES") or chosen["figures"]
         self.profile, self.machine = profile, chosen["machine"]
-        self.executions = {one.name: one for one in expand(chosen["experiments"])}
+        self.executions = {one.name: one for one in expand(chosen["experiments"], chosen.get("gpu", 0))}
         self.summaries = {  # summary -> figure -> experiments; without the figures of other profiles
             summary: {figure: names for figure, names in figures.items() if set(names) & set(chosen["experiments"])}
             for summary, figures in everything["summaries"].items()
