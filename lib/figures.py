@@ -9,7 +9,10 @@ import os
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.lines import AxLine
 
 ROOT = Path(__file__).resolve().parents[1]
 NARROW, WIDE = 3.3, 6.8  # inches: one column of a page, two columns
@@ -85,11 +88,29 @@ def folder():
 
 
 def save(figure, name):
-    """Return the path of `name.png`, saved beside `name.pdf` in the figures folder, without dates inside."""
+    """Return the path of `name.png`, saved beside `name.pdf` in the figures folder, without dates inside.
+
+    A figure without any data is not written, which is said, and one that is there stays: then None.
+    """
+    if not any(_has_data(axes) for axes in figure.axes):
+        print(f"{name}: not drawn, no run has a record of it yet")
+        plt.close(figure)
+        return None
     folder().mkdir(parents=True, exist_ok=True)
     figure.savefig(folder() / f"{name}.pdf", metadata={"CreationDate": None})
     figure.savefig(folder() / f"{name}.png")
     return folder() / f"{name}.png"
+
+
+def _has_data(axes):
+    """Return whether axes show anything but what needs no data: lines and bands across them, as `axhline` draws."""
+    own = [
+        artist
+        for artist in (*axes.lines, *axes.patches)
+        if all(artist.get_transform().contains_branch_seperately(axes.transData)) and not isinstance(artist, AxLine)
+    ]
+    areas = [area for area in axes.collections if not isinstance(area, LineCollection)]
+    return bool(axes.images or areas or any(np.isfinite(artist.get_path().vertices).all(1).any() for artist in own))
 
 
 def look(kind):

@@ -16,7 +16,7 @@ def groups(experiment, datasets, by):
     """Return `{"data set, k rounds": records}`, the largest group of comparable runs for each value of `by`.
 
     by: the parameter that sets the number of rounds; values with the same number are told apart. Data sets as in the
-    list, fewer rounds first; records by type as in `ORDER`, then by seed.
+    list, fewer rounds first; records by type as in `ORDER`, then by seed. Runs without any round are left out.
     """
     found = {}
     for dataset in datasets:
@@ -24,6 +24,7 @@ def groups(experiment, datasets, by):
             runs.records(experiment, **tables.largest_group(experiment, dataset=dataset, **{by: value}))
             for value in {record.parameters[by] for record in runs.records(experiment, dataset=dataset)}
         ]
+        chosen = [records for records in chosen if records[0].axes["round"]]
         often = Counter(_rounds(records) for records in chosen)
         for records in sorted(chosen, key=lambda records: (_rounds(records), records[0].parameters[by])):
             apart = f", {by} {records[0].parameters[by]}" if often[_rounds(records)] > 1 else ""

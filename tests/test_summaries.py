@@ -1,0 +1,88 @@
+"""Every summary with no record at all, and with one of an odd shape: it says what is missing, and blanks no figure."""
+
+import contextlib
+import io
+import json
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import yaml
+
+from lib import figures, runs
+from lib.errors import RecordError
+from tests.test_door import opened
+
+ROOT = Path(runs.__file__).resolve().parents[1]
+SUMMARIES = yaml.safe_load((ROOT / "workflow/experiments.yaml").read_text())["summaries"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("PRUNING_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("PRUNING_FIGURES", str(tmp_path / "figures"))
+    yield tmp_path
+    plt.close("all")
+
+
+def summarised(name):
+    """Return what a summary says, its cells run one after the other."""
+    cells = json.loads((ROOT / f"notebooks/{name}.ipynb").read_text("utf-8"))["cells"]
+    said, namespace = io.StringIO(), {"display": print}
+    with contextlib.redirect_stdout(said), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No artists with labels")  # a legend of nothing
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                exec("".join(cell["source"]), namespace)
+    return said.getvalue()
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_without_any_record_a_summary_says_so_and_no_figure_is_blanked(name, elsewhere):
+    """Those of one experiment alone end in the error that says how its records are made; the others in words."""
+    there = {elsewhere / "figures" / f"{figure}.{ending}" for figure in SUMMARIES[name] for ending in ("png", "pdf")}
+    (elsewhere / "figures").mkdir()
+    for path in there:
+        path.write_text("a good one")
+    experiments = {experiment for names in SUMMARIES[name].values() for experiment in names}
+    if len(experiments) == 1:
+        with pytest.raises(RecordError, match=f"no run of {experiments.pop()} .*run_all.sh makes them"):
+            summarised(name)
+    else:
+        assert "missing" in summarised(name)
+    assert set((elsewhere / "figures").iterdir()) == there
+    assert all(path.read_text() == "a good one" for path in there)
+
+
+def test_a_run_without_any_round_breaks_no_summary(elsewhere):
+    given = {"dataset": "digits", "train_examples": 10, "epochs": 1, "initial": 1, "type": "contribution"}
+    run = opened("train_time_prune", **given)["run"]
+    run.save(
+        seed=1, type="contribution", scores={}, axes={"epoch": [0, 1], "layer": ["layers.0"], "round": []},
+        arrays={"test_accuracy": (np.zeros(2), ("epoch",)), "start_widths": (np.ones(1), ("layer",)),
+                "widths": (np.zeros((0, 1)), ("round", "layer"))},
+    )  # fmt: skip
+    assert "missing" in summarised("summary_importance")
+    assert not (elsewhere / "figures").exists()
+
+
+def test_a_blank_figure_is_not_saved(elsewhere, capsys):
+    figure, (left, right) = plt.subplots(1, 2)
+    left.axhline(1)
+    left.axvline(2)
+    left.axhspan(1, 2)
+    right.axline((0, 0), (1, 1))
+    right.vlines([1, 2], 0, 1)
+    right.plot([], [])
+    right.plot([1, 2], [np.nan, np.nan])
+    assert figures.save(figure, "blank") is None and not (elsewhere / "figures").exists()
+    assert "blank: not drawn" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("draw", ["plot", "scatter", "bar", "errorbar", "fill_between"])
+def test_a_figure_of_one_point_is_saved(elsewhere, draw):
+    figure, axes = plt.subplots()
+    getattr(axes, draw)([1], [2])
+    assert figures.save(figure, "one").exists() and (elsewhere / "figures/one.pdf").exists()
