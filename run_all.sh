@@ -13,13 +13,25 @@ while [ $# -gt 0 ]; do
     case "$1" in
         -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit ;;
         --quick) profile=quick ;;
+        --profile) set -- "$1=${2:-}" "${@:3}"; continue ;;
         --profile=quick | --profile=cpu | --profile=full) profile=${1#*=} ;;
-        --profile) case "${2:-}" in quick | cpu | full) profile=$2 && shift ;; *) options+=("$1") ;; esac ;;
-        *.png | *.pdf | *.ipynb) targets+=" $1" ;;
-        *) options+=("$1") ;;
+        --profile=*)
+            if [ ! -d "${1#*=}" ] && [ ! -d "${HOME:-}/.config/snakemake/${1#*=}" ]; then
+                echo "run_all.sh: there is no profile '${1#*=}'; there are quick, cpu and full," \
+                    "and --profile FOLDER takes one of Snakemake's own" >&2
+                exit 2
+            fi
+            options+=("$1") ;;
+        -n | -p | -k | --dry-run | --dryrun | --printshellcmds | --verbose | *=*) options+=("$1") ;;
+        -*) options+=("$1"); case "${2:--}" in -*) ;; *) options+=("$2"); shift ;; esac ;; # and its value
+        *) targets+=" $1" ;; # what is none, workflow/plan.py says
     esac
     shift
 done
+if [ ! -w "${HOME:-}" ]; then # where Snakemake, Jupyter and matplotlib keep what they remember
+    export HOME=$PWD/.snakemake/home
+    mkdir -p "$HOME" 2>/dev/null
+fi
 . ./env.sh || exit
 
 exec python -m workflow.batch "$profile" "$targets" "${options[@]+"${options[@]}"}"

@@ -153,7 +153,7 @@ def _device(name):
 
 
 def _folder():
-    return Path(ROOT, os.environ.get("PRUNING_DATA", "data"))
+    return Path(ROOT, os.environ.get("PRUNING_DATA") or "data")
 
 
 @functools.lru_cache(maxsize=2)

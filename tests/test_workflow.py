@@ -189,6 +189,48 @@ def test_one_figure_by_name(repository):
     assert status != 0 and "figures/quick/toy.png" in said, "the names are those of the profile"
 
 
+def test_what_is_no_target_is_told_with_the_nearest(repository):
+    root = repository.root
+    assert repository.due("full", str(root / "figures/other.png")) == ["other", "summary_toy"], "an absolute path"
+    for call, told in (
+        (["-n", "othr"], "othr is not in profile full. Did you mean notebooks/other.ipynb"),
+        (
+            ["--cores", "1", "figures/toys.png"],
+            "Did you mean notebooks/toy.ipynb or figures/toy.png or figures/toy.pdf?",
+        ),
+        (["--profile", "quik"], "there is no profile 'quik'; there are quick, cpu and full"),
+        (["--profile=quik"], "there is no profile 'quik'"),
+        (["zzz"], "It makes the figures of notebooks/toy.ipynb"),
+    ):
+        status, said = repository.run_all(*call)
+        assert status != 0 and told in said and said.count("/") < 20, said
+
+
+def test_an_edited_cell_does_not_decide_what_the_plan_runs(repository):
+    """The record has the name that was planned, although the notebook says otherwise by now."""
+    repository.python("from lib import parameters, runs; parameters.freeze(runs.ROOT / 'notebooks')")
+    notebook = repository.root / "notebooks/toy.ipynb"
+    notebook.write_text(notebook.read_text().replace('= \\"good\\"', '= \\"bad\\"'))
+    assert 'type: str = \\"bad' in notebook.read_text()
+    status, said = repository.run_all("--profile", "cpu", "--cores", "2", "notebooks/toy.ipynb")
+    assert status == 0 and repository.records() == ["good-1", "good-2"], said
+
+
+def test_a_home_that_cannot_be_written_is_in_nobodys_way(repository):
+    process = repository.start("-n", "--profile", "cpu", HOME="/proc/nowhere")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "runs to make: 2" in said, said
+
+
+def test_papermill_finds_the_library_from_any_folder(repository, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    command = [sys.executable, repository.root / "workflow/bin/papermill", repository.root / "notebooks/toy.ipynb"]
+    environment = repository.environment | {"OMP_NUM_THREADS": "1"}
+    answer = subprocess.run([*command, "out.ipynb"], cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0 and repository.records() == ["good-1"], answer.stderr
+
+
 def test_killed_whole_and_called_again(repository):
     """kill -9 of the process group: what was done stays, and neither a lock nor a kernel is in the way."""
     killed = repository.start("--profile", "cpu", "--cores", "2", TOY_SECONDS="30")

@@ -62,7 +62,8 @@ def run(plan, name):
     execution = plan.executions[name]
     if not execution.missing():
         return None  # another call has made them
-    error = execute(execution.experiment, name, execution.parameters)
+    # All of them: an edited parameters cell must not decide what a run of the plan is.
+    error = execute(execution.experiment, name, runs.declared(execution.experiment) | execution.parameters)
     missing = execution.missing()
     if missing:
         error = f"{error or 'the notebook ended without an error'}; missing: {missing}"

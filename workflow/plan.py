@@ -4,6 +4,7 @@ Snakemake schedules, records decide. Everything here looks at records alone (the
 the age of a file), so a fresh clone, a killed batch and a copied folder all plan the same.
 """
 
+import difflib
 import hashlib
 import itertools
 import math
@@ -80,6 +81,16 @@ def _parts(entry):
         yield [f"{key}={value}" for key, value in chosen.items()], given | chosen
 
 
+def nearest(target, known):
+    """Return a sentence that names what is called most like `target`, or all notebooks where nothing is."""
+    stems = [Path(path).stem for path in known]
+    close = difflib.get_close_matches(Path(target).stem, stems, n=3)
+    meant = [path for path, stem in zip(known, stems, strict=True) if stem in close]
+    if meant:
+        return f"Did you mean {' or '.join(meant[:3])}?"
+    return f"It makes the figures of {', '.join(path for path in known if path.endswith('.ipynb'))}."
+
+
 class Plan:
     """The executions and summaries of a profile, and which of them are due for `targets` (none: all)."""
 
@@ -109,10 +120,10 @@ class Plan:
             for figure, experiments in figures.items():
                 needs |= {str(path): {summary, *experiments} for path in self._files(figure)}
                 needs.setdefault(f"notebooks/{summary}.ipynb", set()).update([summary, *experiments])
-        targets = [os.path.normpath(target) for target in targets] or list(needs)
+        targets = [os.path.relpath(ROOT / target, ROOT) for target in targets] or list(needs)
         for target in targets:
             if target not in needs:
-                raise ValueError(f"{target} is not in profile {self.profile}, which makes " + ", ".join(needs))
+                raise ValueError(f"{target} is not in profile {self.profile}. {nearest(target, needs)}")
         return set().union(*(needs[target] for target in targets))
 
     def _files(self, figure):
