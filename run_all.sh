@@ -23,7 +23,7 @@ while [ $# -gt 0 ]; do
             fi
             options+=("$1") ;;
         -n | -p | -k | --dry-run | --dryrun | --printshellcmds | --verbose | *=*) options+=("$1") ;;
-        -*) options+=("$1"); case "${2:--}" in -*) ;; *) options+=("$2"); shift ;; esac ;; # and its value
+        -*) options+=("$1"); case "${2:--}" in -* | *.png | *.pdf | *.ipynb) ;; *) options+=("$2"); shift ;; esac ;; # and its value
         *) targets+=" $1" ;; # what is none, workflow/plan.py says
     esac
     shift

@@ -179,6 +179,11 @@ def expand(units, parameters):
     if unknown:
         known = [name.removesuffix(".weight") for name in weights]
         raise ValueError(f"no layer is called {unknown}; the network has {known}")
+    last = list(weights)[-1].removesuffix(".weight")
+    if last in units and not units[last].all():
+        raise ValueError(
+            f"{last} makes the outputs of the network, which are no units to prune: leave it out of `units`"
+        )
     masks, before = {}, None
     for name, weight in weights.items():
         layer = name.removesuffix(".weight")
@@ -206,7 +211,7 @@ def apply_(net, masks):
     parameters = dict(net.named_parameters())
     for name, mask in masks.items():
         if getattr(net.get_submodule(name.rpartition(".")[0]), "normalised", False):
-            raise ValueError(f"{name} is normalised; masks act on plain weights: call nets.fold(net) first")
+            raise ValueError(f"{name} is normalised; masks act on plain weights: take nets.fold(net), a plain copy")
         parameters[name].masked_fill_(~mask, 0)
     return net
 

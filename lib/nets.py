@@ -61,16 +61,16 @@ ACTIVATIONS = {
 class MLP(nn.Module):
     """R fully connected networks: `(R, N, sizes[0])` or shared `(N, sizes[0])` to logits `(R, N, sizes[-1])`.
 
-    `norm` names every run's type (EWN, SWN, no-WN); hidden layers follow it, the output layer only with
-    `normalise_output`. `bias` is of the hidden layers, `output_bias` of the last. `dropout` is the chance at which,
-    while training, a hidden unit is dropped.
+    `norm` names every run's type (EWN, SWN, no-WN), one text that of one run; hidden layers follow it, the output layer
+    only with `normalise_output`. `bias` is of the hidden layers, `output_bias` of the last. `dropout` is the chance at
+    which, while training, a hidden unit is dropped.
     """
 
     def __init__(
         self, sizes, norm, activation="relu", bias=True, output_bias=False, normalise_output=False, dropout=0.0
     ):
         super().__init__()
-        _check_norm(norm)
+        norm = _types(norm)
         runs, last = len(norm), len(sizes) - 2
         last_norm = norm if normalise_output else ["no-WN"] * runs
         self.layers = nn.ModuleList(
@@ -91,10 +91,13 @@ class MLP(nn.Module):
         return chain(list(layers(self)))
 
 
-def _check_norm(norm):
+def _types(norm):
+    """Return a type for every run as a list; ValueError for an unknown one."""
+    norm = [norm] if isinstance(norm, str) else list(norm)
     unknown = set(norm) - set(kernels.NORMS)
     if unknown:
         raise ValueError(f"norm has {sorted(unknown)}; allowed are {list(kernels.NORMS)}")
+    return norm
 
 
 class VGG(nn.Module):
@@ -115,7 +118,7 @@ class VGG(nn.Module):
         self, image, classes, norm, width=64, blocks=BLOCKS, biases=False, batch_norm=False, average=False, head=()
     ):
         super().__init__()
-        _check_norm(norm)
+        norm = _types(norm)
         (channels, height, side), smallest = image, 2 ** len(blocks)
         if height != side or side < smallest:
             raise ValueError(f"images are {height}×{side}; VGG takes squares of {smallest}×{smallest} and more")
@@ -338,7 +341,7 @@ def reinit_(net, masks, seeds, scheme="evci"):
     """
     _one_each(net, seeds)
     if any(layer.normalised for layer in layers(net).values()):
-        raise ValueError("the weights are normalised; masks act on plain weights: call nets.fold(net) first")
+        raise ValueError("the weights are normalised; masks act on plain weights: take nets.fold(net), a plain copy")
     for run, seed in enumerate(seeds):
         kept = [masks[name][run].cpu() for name in weights(net)]
         for layer, start in zip(layers(net).values(), inits.sparse_starts(kept, seed, scheme), strict=True):

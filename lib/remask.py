@@ -35,7 +35,9 @@ class Remasked(nn.Module):
     def __init__(self, net, density, layers, scope="layer"):
         super().__init__()
         if any(layer.normalised for layer in nets.layers(net).values()):
-            raise ValueError("the weights are normalised; masks act on plain weights: call nets.fold(net) first")
+            raise ValueError(
+                "the weights are normalised; masks act on plain weights: take nets.fold(net), a plain copy"
+            )
         self.net, self.names, self.scope, self.held = net, list(layers), scope, None
         self.register_buffer("density", torch.tensor(density, dtype=torch.float64))
 

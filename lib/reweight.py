@@ -122,7 +122,7 @@ def plain_layer(net, name):
         linear = [k for k, layer in nets.layers(net).items() if layer.weight.dim() == 3]
         raise ValueError(f"layer is {name!r}; allowed are the linear layers {linear}")
     if found.normalised:
-        raise ValueError(f"{name} is normalised; masks act on plain weights: call nets.fold(net) first")
+        raise ValueError(f"{name} is normalised; masks act on plain weights: take nets.fold(net), a plain copy")
     return found
 
 

@@ -223,7 +223,7 @@ def _ones(net, weight):
 def _plain(net):
     """Return the weights as leaves of their own, `{name: (R, O, *F)}`; ValueError where they are normalised."""
     if any(layer.normalised for layer in nets.layers(net).values()):
-        raise ValueError("the weights are normalised; scores are of plain weights: call nets.fold(net) first")
+        raise ValueError("the weights are normalised; scores are of plain weights: take nets.fold(net), a plain copy")
     return {name: weight.detach() for name, weight in nets.weights(net).items()}
 
 

@@ -78,7 +78,7 @@ def _part(net, hop, masks, run, inside):
         return Part(hop, None, None, inside, {})
     layer = net.get_submodule(hop.layer)
     if layer.normalised:
-        raise ValueError(f"{hop.layer} is normalised; masks act on plain weights: call nets.fold(net) first")
+        raise ValueError(f"{hop.layer} is normalised; masks act on plain weights: take nets.fold(net), a plain copy")
     weight = layer.weight[run].masked_fill(~masks[f"{hop.layer}.weight"][run], 0).double()
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias[run].double()
     if f"{hop.layer}.bias" in masks:
@@ -369,7 +369,9 @@ def _indexed(net, kept):
     for hop in (hop for hop in nets.graph(net) if hop.layer):
         units, layer = _numbers(kept[hop.target]), net.get_submodule(hop.layer)
         if layer.normalised:
-            raise ValueError(f"{hop.layer} is normalised: without inputs its norms change. Call nets.fold(net) first")
+            raise ValueError(
+                f"{hop.layer} is normalised: without inputs its norms change. Take nets.fold(net), a plain copy"
+            )
         run = torch.arange(len(units), device=units.device)[:, None]
         for path in filter(None, (hop.layer, hop.norm)):
             module = net.get_submodule(path)

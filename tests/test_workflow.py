@@ -183,7 +183,7 @@ def test_one_figure_by_name(repository):
     assert repository.due("full", "figures/other.png") == ["other", "summary_toy"]
     assert repository.due("full", "./figures/toy.pdf") == ["summary_toy", "toy-seed=1", "toy-seed=2"]
     assert repository.due("full", "notebooks/other.ipynb") == ["other"]
-    status, said = repository.run_all("-n", "figures/other.png")
+    status, said = repository.run_all("-n", "--forceall", "figures/other.png")
     assert status == 0 and "runs to make: 1, in 1 executions" in said, said
     status, said = repository.run_all("-n", "--quick", "figures/toy.png")
     assert status != 0 and "figures/quick/toy.png" in said, "the names are those of the profile"

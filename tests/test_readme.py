@@ -1,0 +1,51 @@
+"""What the README shows runs as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib import masks, nets, shrink
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text("utf-8")
+
+
+def test_the_snippets_run(tmp_path, monkeypatch):
+    """And the small network is one of the widths asked for, with the logits of the masked one."""
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    found = {}
+    exec(snippet, found)
+    small, net, x = found["small"], found["net"], found["digits"].split("test")[0]
+    assert [layer.out_features for layer in small.modules() if isinstance(layer, torch.nn.Linear)] == [20, 10, 10]
+    masked = masks.apply_(net, masks.expand(found["units"], dict(net.named_parameters())))
+    assert torch.allclose(small(x), masked(x)[0], atol=1e-5)
+    assert torch.equal(found["plain"].load("small")(x), small(x))
+
+
+def test_outputs_are_no_units_to_prune():
+    net = nets.init_(nets.MLP([4, 6, 3], "no-WN"), [1])
+    every = masks.top_units(nets.unit_norms(net), density=0.5)
+    with pytest.raises(ValueError, match="layers.1 makes the outputs .* leave it out"):
+        masks.expand(every, dict(net.named_parameters()))
+    hidden = masks.expand({"layers.0": every["layers.0"]}, dict(net.named_parameters()))
+    assert shrink.shrink(net, hidden)(torch.ones(1, 4)).shape == (1, 3)
+
+
+def test_a_normalised_network_says_what_to_shrink_instead():
+    net = nets.init_(nets.MLP([4, 6, 3], "EWN"), [1])
+    units = masks.top_units({"layers.0": nets.unit_norms(net)["layers.0"]}, density=0.5)
+    kept = masks.expand(units, dict(net.named_parameters()))
+    with pytest.raises(ValueError, match=r"take nets.fold\(net\), a plain copy"):
+        shrink.shrink(net, kept)
+    folded = nets.fold(net)
+    x = torch.randn(5, 4)
+    assert torch.allclose(shrink.shrink(folded, kept)(x), masks.apply_(folded, kept)(x)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["no-WN", ["no-WN"]])
+def test_one_text_is_one_type(norm):
+    assert nets.runs(nets.MLP([2, 3, 1], norm)) == 1
+    with pytest.raises(ValueError, match="norm has .'XWN'.; allowed are"):
+        nets.MLP([2, 3, 1], "XWN")
