@@ -8,7 +8,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -109,14 +109,16 @@ def assert_writable(folder: Path) -> None:
 def writing(path: Path, *temporary: Path) -> Iterator[None]:
     """Return a context in which an OSError becomes the RecordError that names `path`, and `temporary` files go.
 
-    Else a full disk would keep them, and stay full.
+    Else a full disk would keep them, and stay full. They go too where the RecordError of one of several is passed on.
     """
     try:
         yield
-    except OSError as error:
+    except (OSError, RecordError) as error:
         for file in temporary:
             with suppress(OSError):
                 file.unlink()
+        if isinstance(error, RecordError):
+            raise
         raise unwritable(path, error) from error
 
 
@@ -153,12 +155,13 @@ def commit(targets: list[Path], folder: Path) -> None:
     """
     names = [os.path.relpath(target, folder) for target in targets]
     intent = folder / f"{INTENT}{hashlib.sha256(repr(names).encode()).hexdigest()[:16]}"
-    with lock(intent):
-        with writing(targets[0], _new(intent), *map(_new, targets)):
-            put(_new(intent), json.dumps(names).encode())
+    with ExitStack() as held:
+        with writing(targets[0], new(intent), *map(new, targets)):
+            held.enter_context(lock(intent))
+            put(new(intent), json.dumps(names).encode())
             for place in {target.parent for target in targets}:
                 sync(place)
-            move(_new(intent), intent)
+            move(new(intent), intent)
         _finish(intent)
 
 
@@ -173,15 +176,17 @@ def recover(folder: Path) -> None:
 
 def _finish(intent: Path) -> None:
     targets = [intent.parent / name for name in json.loads(intent.read_bytes())]
-    for target in targets:
-        if _new(target).exists():
-            os.replace(_new(target), target)
-    for place in {target.parent for target in targets}:
-        sync(place)
-    intent.unlink()
+    with writing(targets[0]):  # what is not moved stays: the list stands, and who comes next goes on
+        for target in targets:
+            if new(target).exists():
+                os.replace(new(target), target)
+        for place in {target.parent for target in targets}:
+            sync(place)
+        intent.unlink()
 
 
-def _new(path: Path) -> Path:
+def new(path: Path) -> Path:
+    """Return where what is to become `path` is written first."""
     return path.with_name(path.name + ".new")
 
 
@@ -212,10 +217,10 @@ def save_tensors(path: Path, tensors: dict[str, np.ndarray], meta: dict, later: 
     text = render(meta).decode()
     data = safetensors.numpy.save(tensors, metadata={"meta": text, "digest": _digest(tensors, text)})
     with lock(path):
-        with writing(path, _new(path)):
-            put(_new(path), data)
+        with writing(path, new(path)):
+            put(new(path), data)
             if not later:
-                move(_new(path), path)
+                move(new(path), path)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict]:

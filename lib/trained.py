@@ -36,11 +36,7 @@ def obtain(start, recipes, train):
         missing = [run for run, path in enumerate(paths) if not path.exists()]
         if missing:
             trainer = train(nets.take(start, missing), missing, _state(paths[run] for run in missing))
-            columns = {name: trainer.curve(name) for name in trainer.history}
-            for k, run in enumerate(missing):
-                history = {name: column[k] for name, column in columns.items()}
-                save(paths[run], nets.take(trainer.net, [k]), history, recipes[run], later=True)
-            disk.commit([paths[run] for run in missing], paths[missing[0]].parent.parent)
+            _save_together([paths[run] for run in missing], trainer, [recipes[run] for run in missing])
     for path in paths:  # what was killed there, after its network was saved or in another stack, nobody takes up again
         for state in path.parent.glob(_NAME.format("*") + "*"):
             state.unlink(missing_ok=True)
@@ -57,6 +53,16 @@ def _state(paths):
     paths = list(paths)
     members = "\n".join(path.parent.name for path in paths)
     return paths[0].with_name(_NAME.format(hashlib.blake2b(members.encode(), digest_size=8).hexdigest()))
+
+
+def _save_together(paths, trainer, recipes):
+    """Write what was trained, one file a run: all of them or, killed or out of room before, none."""
+    columns = {name: trainer.curve(name) for name in trainer.history}
+    with disk.writing(paths[0], *map(disk.new, paths)):
+        for run, (path, recipe) in enumerate(zip(paths, recipes, strict=True)):
+            history = {name: column[run] for name, column in columns.items()}
+            save(path, nets.take(trainer.net, [run]), history, recipe, later=True)
+    disk.commit(paths, paths[0].parent.parent)
 
 
 def save(path, net, history, recipe, later=False):

@@ -167,3 +167,32 @@ def test_a_disk_that_is_really_full(small_disk, kind):
     assert value(small_disk) == 1
     save(small_disk, 2)
     assert value(small_disk) == 2
+
+
+def test_a_stack_that_finds_the_disk_full_leaves_all_its_files_or_none_and_no_half(tmp_path, monkeypatch):
+    paths = [tmp_path / str(k) / "network.safetensors" for k in range(2)]
+
+    def save(value):
+        with disk.writing(paths[0], *map(disk.new, paths)):
+            for path in paths:
+                disk.save_tensors(path, {"w": np.full(9, value)}, {}, later=True)
+        disk.commit(paths, tmp_path)
+
+    for path in paths:
+        path.parent.mkdir()
+    save(0)
+    for step in range(1, 100):
+        with monkeypatch.context() as patch:
+            full = Full(patch, step)
+            try:
+                save(step)
+                break
+            except RecordError as error:
+                assert "No space left" in str(error) and "Make room there" in str(error)
+        decided = any(tmp_path.glob(f"{disk.INTENT}*"))
+        assert decided or not any(tmp_path.rglob("*.new")), step
+        disk.recover(tmp_path)
+        values = {float(disk.load_tensors(path)[0]["w"][0]) for path in paths}
+        assert len(values) == 1 and values <= {step, 0}, step
+        save(0)
+    assert full.count == step - 1 == 14, "these are all there are"
