@@ -2,10 +2,6 @@
 
 import dataclasses
 import math
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -174,15 +170,6 @@ def test_a_stack_broken_off_ends_where_the_uninterrupted_one_does(digits, tmp_pa
         for level in a:
             same_descent(a[level], b[level])
     assert not list(tmp_path.glob("stack-*.safetensors")), "the checkpoint goes when all is done"
-
-
-def test_killed_at_random_moments(tmp_path):
-    """A process killed outright, again and again; `kill_descent.py FOLDER 30` is the whole campaign."""
-    script = Path(__file__).with_name("kill_descent.py")
-    done = subprocess.run([sys.executable, script, tmp_path, "6"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    kills, at_work = map(int, re.findall(r"(\d+) (?:kills|after)", done.stdout))
-    assert kills == 6 and at_work >= 2, done.stdout
 
 
 def test_a_level_of_another_run_is_refused(digits, tmp_path):
