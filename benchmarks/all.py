@@ -44,7 +44,7 @@ def _pieces(path):
 
 def code():
     """Return a checksum of all files that a time depends on."""
-    files = sorted([*HERE.glob("*.py"), *(HERE.parent / "lib").glob("*.py")])
+    files = sorted([*HERE.glob("*.py"), *(HERE.parent / "lib").rglob("*.py")])
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 

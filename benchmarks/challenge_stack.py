@@ -12,8 +12,9 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 import measure  # noqa: E402
 
-from lib import challenge, data, masks, runs  # noqa: E402
-from lib.evaluate import evaluate  # noqa: E402
+from lib import masks, runs, sets  # noqa: E402
+from lib.studies.challenge import modes  # noqa: E402
+from lib.training.evaluate import evaluate  # noqa: E402
 
 SPARSITIES = [0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99]
 EXAMPLES, EPOCHS = 5120, 1  # twenty steps of 256: all of it is the same work 59 times over
@@ -23,24 +24,24 @@ WIDTHS = (1, 2, 5)  # seeds in a stack, of which the fastest per seed is the bes
 def laboratory(real, seeds):
     train, test = ((x[:EXAMPLES], y[:EXAMPLES]) for x, y in (real.split("train"), real.split("test")))
     rule = {"rule": "adam", "lr": 0.001, "batch": 256, "bar": False}
-    return challenge.Lab(train, test, seeds, challenge.recipe("mnist", EXAMPLES, rule), epochs=EPOCHS,
-                         retrain_epochs=EPOCHS, rule=rule)  # fmt: skip
+    return modes.Lab(train, test, seeds, modes.recipe("mnist", EXAMPLES, rule), epochs=EPOCHS,
+                     retrain_epochs=EPOCHS, rule=rule)  # fmt: skip
 
 
 def ours(real, seeds):
     lab = laboratory(real, seeds)
-    for kind in challenge.KINDS:
-        challenge.posthoc(lab, kind, SPARSITIES)
-        challenge.finetune(lab, kind, SPARSITIES)
+    for kind in modes.KINDS:
+        modes.posthoc(lab, kind, SPARSITIES)
+        modes.finetune(lab, kind, SPARSITIES)
 
 
 def one_by_one(real, seed):
     lab = laboratory(real, [seed])
     dense, _ = lab.dense(EPOCHS)
-    for kind in challenge.KINDS:
+    for kind in modes.KINDS:
         for sparsity in SPARSITIES:
-            kept, _ = challenge.chosen(lab, dense, kind, sparsity)
-            net = masks.apply_(challenge.copied(dense), kept)
+            kept, _ = modes.chosen(lab, dense, kind, sparsity)
+            net = masks.apply_(modes.copied(dense), kept)
             for split in (lab.train, lab.test):
                 evaluate(net, *split)
             trainer = lab.trainer(net, EPOCHS)
@@ -59,7 +60,7 @@ def seconds(function, *arguments):
 
 
 def main(rounds):
-    real = data.load("mnist")
+    real = sets.load("mnist")
     about = f"784-1000-1000-500-200-10, {EXAMPLES} examples, {EPOCHS} epoch before and after pruning, a seed's grid"
     report, base = measure.Report("challenge_stack", about), "full width, one by one"
     times = {base: []} | {f"ours, stack of {width}": [] for width in WIDTHS}

@@ -16,7 +16,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from measure import DEVICE, Report, seconds  # noqa: E402
 from mnist_epoch import BATCH, our_attempt, plain_attempt  # noqa: E402
 
-from lib import data, nets, train  # noqa: E402
+from lib import nets, train  # noqa: E402
+from lib import sets as data  # noqa: E402
 
 TYPES = ("no-WN", "EWN", "SWN")
 WIDTHS, POOL_AFTER = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512), (2, 4, 7, 10, 13)

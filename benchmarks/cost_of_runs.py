@@ -15,7 +15,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import toy_stack  # noqa: E402
 from measure import DEVICE, Report, seconds  # noqa: E402
 
-from lib import data, figures, nets, train  # noqa: E402
+from lib import drawing, nets, train  # noqa: E402
+from lib import sets as data  # noqa: E402
 
 XOR, MNIST = (1, 3, 10, 30, 100, 300, 1000), (1, 2, 4, 8, 16) + ((32, 64) if DEVICE == "cuda" else ())
 EXAMPLES, KIND = 2000, "EWN"
@@ -77,17 +78,17 @@ def figure(folder=Path(__file__).parent / "results"):
     lines = curves(folder)
     if not lines:
         sys.exit(f"no table of cost_of_runs in {folder}; first: python benchmarks/all.py cost_of_runs")
-    figures.style()
-    drawn, axes = plt.subplots(figsize=(figures.NARROW, 2.4))
+    drawing.style()
+    drawn, axes = plt.subplots(figsize=(drawing.NARROW, 2.4))
     machines = list(dict.fromkeys(machine for machine, *_ in lines))
     for machine, name, sizes, costs in lines:
-        colour = figures.COLOURS[machines.index(machine) % len(figures.COLOURS)]
+        colour = drawing.COLOURS[machines.index(machine) % len(drawing.COLOURS)]
         dashes, marker = {"XOR": ("-", "o"), "MNIST": ("--", "s")}[name]
         axes.loglog(sizes, costs, dashes, color=colour, marker=marker, label=f"{name}, {machine}")
-    axes.axhline(1, color=figures.GREY, linewidth=0.6)
+    axes.axhline(1, color=drawing.GREY, linewidth=0.6)
     axes.set(xlabel="runs in a stack", ylabel="time of a run / alone", title="What a run costs in a stack")
     axes.legend()
-    return figures.save(drawn, "cost_of_runs")
+    return drawing.save(drawn, "cost_of_runs")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import workloads  # noqa: E402
 from measure import DEVICE, Report, seconds  # noqa: E402
 
-from lib import data, draws, kernels, nets, passes, runs, screening, train  # noqa: E402
+from lib import draws, nets, passes, runs, screening, train, twins  # noqa: E402
+from lib import sets as data  # noqa: E402
 
 LEVELS, BATCH, WIDTH, SEED = [-50, -100, -300], 128, 1024, 9192
 ATTEMPTS = 8  # of one round
@@ -44,7 +45,7 @@ def log_loss(net, x, y, bound):
     total = torch.tensor([-math.inf], dtype=torch.float64, device=x.device)
     for start in range(0, len(y), CHUNK):
         part = slice(start, start + CHUNK)
-        losses = kernels.log_losses(net(x[part]), y[part]).double()
+        losses = twins.log_losses(net(x[part]), y[part]).double()
         total = torch.logaddexp(total, losses.logsumexp(1) - math.log(len(y)))
         if not bool(total <= bound):
             return torch.full_like(total, math.inf)

@@ -18,7 +18,7 @@ from dppy.finite_dpps import FiniteDPP
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 from measure import Report, timed  # noqa: E402
 
-from lib import data, dpp, likelihood, reweight  # noqa: E402
+from lib import dpp, likelihood, reweight, sets  # noqa: E402
 
 INPUTS, UNITS, KEEP, BETA = 784, 500, 387, 0.3
 
@@ -105,7 +105,7 @@ def failures(x, edges):
 
 
 def main(units):
-    x, _ = data.load("mnist").split("train")
+    x, _ = sets.load("mnist").split("train")
     bound = (6 / (INPUTS + UNITS)) ** 0.5
     weight = (2 * torch.rand(UNITS, INPUTS, generator=torch.Generator().manual_seed(0)) - 1) * bound
     found = likelihood.moments(x)

@@ -30,7 +30,7 @@ piece() { # one command, for as long as there is time; what it has not finished 
 }
 tests() { # NAME ARGUMENT ...: pytest's output in results/; its last line says how it ended, with which files
     local kept=benchmarks/results/$name-$1.txt files status=0
-    files=$(cat lib/*.py notebooks/*.ipynb workflow/* tests/*.py benchmarks/*.py 2>/dev/null | cksum)
+    files=$(cat lib/*.py lib/*/*.py lib/*/*/*.py notebooks/*.ipynb workflow/* tests/*.py benchmarks/*.py 2>/dev/null | cksum)
     if ! tail -n 1 "$kept" 2>/dev/null | grep -q "^status [01], files $files$"; then
         piece python -m pytest -p no:cacheprovider "${@:2}" >"$kept" 2>&1 || status=$?
         echo "status $status, files $files" >>"$kept"

@@ -2,7 +2,7 @@
 
 `loops` is the rule as the train-time pruning study's program has it: Python loops over examples, next units and units,
 the sum by a library call. It is timed on a sample of the examples and scaled, which its loop over them allows.
-`broadcast` holds the share of every example, next unit and unit at once. `ours` is `lib.contribution`. All take float32
+`broadcast` holds the share of every example, next unit and unit at once. `ours` is `contribution`. All take float32
 activations made beforehand; memory is what a process that does it once holds at most, over what it had before.
 Run: python benchmarks/importance.py [rounds]
 """
@@ -17,7 +17,7 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 import measure  # noqa: E402
 
-from lib.contribution import contribution  # noqa: E402
+from lib.pruning.contribution import contribution  # noqa: E402
 
 WIDTHS, EXAMPLES, SAMPLE = (784, 50, 30, 10), 5000, 100
 

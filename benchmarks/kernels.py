@@ -13,7 +13,7 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 from measure import DEVICE, Report, machine, seconds  # noqa: E402
 
-from lib import dpp, fused, kernels  # noqa: E402
+from lib import dpp, fused, twins  # noqa: E402
 
 CALLS = {"cuda": 200, "cpu": 5}[DEVICE]  # in one time, so that the clock and the wait for the GPU do not count
 FILTERS = {"cuda": 512, "cpu": 128}[DEVICE]
@@ -22,14 +22,14 @@ FILTERS = {"cuda": 512, "cpu": 128}[DEVICE]
 def log_loss():
     """Nine runs, a batch of 128, ten classes: a step of the MNIST descent."""
     z, y = torch.randn(9, 128, 10, device=DEVICE) * 5, torch.randint(10, (9, 128), device=DEVICE)
-    return kernels.log_loss_and_gradient, (z, y), True
+    return twins.log_loss_and_gradient, (z, y), True
 
 
 def masked_sgd():
     """Three wide convolutions, half of them pruned, with momentum and decay."""
     w, g, v = (torch.randn(3, FILTERS, FILTERS, 3, 3, device=DEVICE) for _ in range(3))
     rates = torch.full((3,), 1e-3, device=DEVICE)
-    return kernels.masked_sgd_, (w, g, v, torch.rand_like(w) < 0.5, rates, 0.9, False, 5e-4), True
+    return twins.masked_sgd_, (w, g, v, torch.rand_like(w) < 0.5, rates, 0.9, False, 5e-4), True
 
 
 def accept():
@@ -61,7 +61,7 @@ def ways(name):
 
 
 def constants(name):
-    return {"far": kernels.FAR, "negligible": kernels.NEGLIGIBLE} if name == "log_loss" else {}
+    return {"far": twins.FAR, "negligible": twins.NEGLIGIBLE} if name == "log_loss" else {}
 
 
 def measure(report, name, rounds):

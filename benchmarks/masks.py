@@ -1,6 +1,6 @@
 """Making masks on the CIFAR networks ResNet20 and VGG19, on one thread; and PHEW's walks drawn one after another.
 
-Two walkers stand beside `lib.phew` on ResNet20, both by the rule of the published code: `published` draws as that code
+Two walkers stand beside `phew` on ResNet20, both by the rule of the published code: `published` draws as that code
 does, with tables from Python lists, a library call for every choice and a count of all masks after every walk;
 `one_by_one` is the same loop written with care, from cumulative tables by bisection, counting what is new. Times are
 processor times, ours with the reading of the network; memory is the peak of a process that makes one mask (Linux).
@@ -189,7 +189,7 @@ def make_phew(network, sparsity, seed):
 NETWORKS = {"ResNet20": resnet20, "VGG19": vgg19}
 METHODS = {"PHEW": make_phew}  # name: function of (network, sparsity, seed) that returns the masks
 SPARSITIES = (0.90, 0.95, 0.98)
-STACKS = {"ResNet20": "resnet20", "VGG19": "vgg19_bn"}  # what `lib.convnets` calls them
+STACKS = {"ResNet20": "resnet20", "VGG19": "vgg19_bn"}  # what `lib.networks.convnets` calls them
 DENSITY, ROUNDS, IMAGES = 0.05, 100, 100
 
 

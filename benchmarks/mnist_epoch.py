@@ -16,7 +16,8 @@ from torch import nn
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 from measure import DEVICE, Report, seconds  # noqa: E402
 
-from lib import data, nets, train  # noqa: E402
+from lib import nets, train  # noqa: E402
+from lib import sets as data  # noqa: E402
 
 TYPES = ("no-WN", "EWN", "SWN")
 BATCH, WIDTH, STEP = 128, 1024, 0.01

@@ -16,7 +16,8 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 from measure import Report  # noqa: E402
 
-from lib import line_search, nets, toys  # noqa: E402
+from lib import line_search, nets  # noqa: E402
+from lib.studies.ewn import toys  # noqa: E402
 
 RULES = {"EWN": (5, 0.1), "SWN": (15, 1.0), "no-WN": (15, 0.1)}  # type -> exponent, cap
 STEPS = 300

@@ -106,7 +106,7 @@ def by_operators(found):
 
 
 def marked(function):
-    """Return a function of NumPy that the profiler sees as an operator: `lib.dpp` uses one of them on a CPU."""
+    """Return a function of NumPy that the profiler sees as an operator: `lib.pruning.dpp` uses one of them on a CPU."""
     return record_function(f"numpy::linalg_{function.__name__}")(function)
 
 
@@ -125,7 +125,7 @@ def by_functions(found):
 
 
 def where(file, line, function):
-    """Return a function's place, such as "lib/train.py:134 attempt"."""
+    """Return a function's place, such as "lib/training/train.py:134 attempt"."""
     path = Path(file)
     short = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(*path.parts[-2:])
     return f"{short}:{line} {function}"

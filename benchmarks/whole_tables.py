@@ -24,7 +24,10 @@ import mnist_epoch  # noqa: E402
 import workloads  # noqa: E402
 from measure import DEVICE, Report, seconds, timed  # noqa: E402
 
-from lib import challenge, data, dpp, initial, likelihood, masks, reweight  # noqa: E402
+from lib import dpp, likelihood, masks, reweight  # noqa: E402
+from lib import sets as data  # noqa: E402
+from lib.studies.challenge import modes  # noqa: E402
+from lib.studies.phew import initial  # noqa: E402
 
 PIECES = ("challenge", "masks", "dpp", "epoch", "descent")
 EPOCHS, SEEDS = 100, 5
@@ -50,8 +53,8 @@ def told(name, about, results, whole, limit, spent):
 def grid(share):
     seeds, epochs = some(range(SEEDS), share), len(some(range(EPOCHS), share))
     sparsities = some(challenge_stack.SPARSITIES[::-1], share)
-    lab = challenge.Lab(*workloads.mnist_whole(), seeds, {}, workloads.HIDDEN, epochs, rule=workloads.ADAM)
-    spent = seconds(lambda: [challenge.during(lab, kind, sparsities) for kind in challenge.KINDS])
+    lab = modes.Lab(*workloads.mnist_whole(), seeds, {}, workloads.HIDDEN, epochs, rule=workloads.ADAM)
+    spent = seconds(lambda: [modes.during(lab, kind, sparsities) for kind in modes.KINDS])
     each, whole = len(seeds) * len(sparsities) * epochs, SEEDS * len(challenge_stack.SPARSITIES) * EPOCHS
     told("challenge", "epochs of runs of the challenge", 2 * each, 2 * whole, 180, spent)
 

@@ -12,10 +12,13 @@ from contextlib import contextmanager
 import torch
 from measure import DEVICE
 
-from lib import challenge, data, initial, nets, passes, toys, train
+from lib import nets, passes, sets, train
+from lib.studies.challenge import modes
+from lib.studies.ewn import toys
+from lib.studies.phew import initial
 
 MNIST, CIFAR = "mnist", "cifar10"
-UNITS, HIDDEN, FILTERS = 1024, challenge.HIDDEN, 0  # of the descents, the challenge, and ResNets, 0 for the published
+UNITS, HIDDEN, FILTERS = 1024, modes.HIDDEN, 0  # of the descents, the challenge, and ResNets, 0 for the published
 SCHEDULE = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4, "batch": 128, "bar": False}
 ADAM = {"rule": "adam", "lr": 0.001, "batch": 256, "bar": False}
 TYPES = ("EWN", "SWN", "no-WN")
@@ -26,7 +29,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 def mnist_whole(examples=0):
     """Return (train, test), pairs of images and labels of MNIST on the device, of so many for training, 0 for all."""
-    real = data.load(MNIST, DEVICE, train_examples=examples)
+    real = sets.load(MNIST, DEVICE, train_examples=examples)
     return real.split("train"), real.split("test")
 
 
@@ -66,13 +69,13 @@ def _steps(sizes, runs, x, y, order, batch):
 
 def challenge_trainer(seeds, examples=0):
     """Return a `Trainer` of networks as the pruning challenge has it."""
-    lab = challenge.Lab(*mnist_sets(examples), list(seeds), {}, HIDDEN, rule=ADAM)
+    lab = modes.Lab(*mnist_sets(examples), list(seeds), {}, HIDDEN, rule=ADAM)
     return lab.trainer(lab.network())
 
 
 def cifar_trainer(name, seeds, images=0, augment=False, **rule):
     """Return a `Trainer` of networks of CIFAR-10 by the schedule of the PHEW study; it looks at one test image."""
-    real = data.load(CIFAR, DEVICE, train_examples=images, statistics="phew")
+    real = sets.load(CIFAR, DEVICE, train_examples=images, statistics="phew")
     lab = initial.Lab(real, list(seeds), name, FILTERS, augment=augment, watch=1, rule=SCHEDULE | rule)
     return lab.trainer(lab.network(), lab.seeds)
 

@@ -21,7 +21,8 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.functional import conv_transpose2d  # noqa: E402
 
-from lib import curvature, kernels, plain, vae  # noqa: E402
+from lib import curvature, plain, twins  # noqa: E402
+from lib.studies.importance import vae  # noqa: E402
 
 CHANNELS, EXAMPLES, SIDE, RATE = range(1, 17), 6, 16, 0.5
 CLOSE = 1e-4  # of the largest entry, in float32
@@ -57,15 +58,15 @@ def convolution(inputs, side, stride, runs, shared, last):
     slopes = torch.autograd.grad(expected, (wide_x, wide_w), along.double(), create_graph=True)
     curved = torch.autograd.grad(slopes[1].square().sum(), (wide_x,))[0]
 
-    found = kernels.conv2d(x, w, scale, None, codes, False, stride)
+    found = twins.conv2d(x, w, scale, None, codes, False, stride)
     yield found, expected
     yield from zip(grads(found, (x, w), along), slopes, strict=True)
     stepped, rate = w.detach().clone(), torch.full((runs,), RATE)
-    out = kernels.conv2d_sgd(x, stepped, scale, None, codes, rate, False, stride)
+    out = twins.conv2d_sgd(x, stepped, scale, None, codes, rate, False, stride)
     yield grads(out, (x,), along)[0], slopes[0]
     yield (w.detach() - stepped) / RATE, slopes[1]
     with curvature.fast():
-        out = kernels.conv2d(x, w, scale, None, codes, False, stride)
+        out = twins.conv2d(x, w, scale, None, codes, False, stride)
         by_w = torch.autograd.grad(out, w, along, create_graph=True)[0]
         yield torch.autograd.grad(by_w.square().sum(), x)[0], curved
 

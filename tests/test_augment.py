@@ -10,8 +10,8 @@ import torch
 from torchvision import datasets, transforms
 from torchvision.transforms import functional
 
-from lib import data, images, tiny_imagenet
-from lib.data import DataError
+from lib import images, sets, tiny_imagenet
+from lib.data.sets import DataError
 
 
 def bytes_of(shape, seed=0):
@@ -45,8 +45,8 @@ def test_crop_and_flip_are_those_of_a_loop(shape, pad):
 
 def test_crop_flip_and_standardise_are_torchvisions():
     """The published order: crop from a black frame of 4, flip, numbers in [0, 1], mean and deviation of the study."""
-    found = data.load("digits32", statistics="phew")
-    mean, std = data.STATISTICS["phew"]["cifar10"]
+    found = sets.load("digits32", statistics="phew")
+    mean, std = sets.STATISTICS["phew"]["cifar10"]
     shift, flip = images.moves(3, 5, 64)
     ours = images.standardise(images.crop_flip(found.train_x, torch.arange(64), shift, flip), mean, std)
     finish = transforms.Normalize(mean, std)
@@ -70,7 +70,7 @@ def test_moves_are_uniform_and_keyed():
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.load("digits32", train_examples=50)
+    return sets.load("digits32", train_examples=50)
 
 
 def test_an_image_that_does_not_move_is_that_of_the_whole_set(digits):
@@ -103,22 +103,22 @@ def test_epochs_differ_and_come_back(digits):
 
 
 def test_a_study_standardises_in_its_own_way():
-    plain, phew = data.load("digits64"), data.load("digits64", statistics="phew")
+    plain, phew = sets.load("digits64"), sets.load("digits64", statistics="phew")
     assert phew.mean == plain.mean and phew.test_x.shape[1:] == (3, 64, 64), "the digits' own where a study has none"
-    assert data.STATISTICS["phew"]["cifar10"] == ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262))
+    assert sets.STATISTICS["phew"]["cifar10"] == ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262))
     with pytest.raises(DataError, match="'phw'; allowed are ewn, phew"):
-        data.load("digits", statistics="phw")
+        sets.load("digits", statistics="phw")
 
 
 def test_real_statistics_are_what_the_study_says():
     """Its figures for CIFAR-10 are those of the training images, rounded."""
-    if not (data._folder() / "cifar-10-batches-py").exists():
+    if not (sets._folder() / "cifar-10-batches-py").exists():
         pytest.skip("no CIFAR-10 in $PRUNING_DATA")
-    found = data.load("cifar10", statistics="phew")
-    for ours, published in zip(data._statistics(found.train_x[:5000]), (found.mean, found.std), strict=True):
+    found = sets.load("cifar10", statistics="phew")
+    for ours, published in zip(sets._statistics(found.train_x[:5000]), (found.mean, found.std), strict=True):
         assert np.allclose(ours, published, atol=0.005)
-    assert data.load("cifar10").mean == (0.5, 0.5, 0.5)
-    data._decoded.cache_clear()
+    assert sets.load("cifar10").mean == (0.5, 0.5, 0.5)
+    sets._decoded.cache_clear()
 
 
 # ------------------------------------------------------------------------------------------ Tiny-ImageNet
@@ -157,11 +157,11 @@ def small_tiny(tmp_path, monkeypatch):
     place = tmp_path / tiny_imagenet.FOLDER
     place.mkdir()
     small_archive(place / tiny_imagenet.ARCHIVE)
-    monkeypatch.setattr(data, "MD5", hashlib.md5((place / tiny_imagenet.ARCHIVE).read_bytes()).hexdigest())
+    monkeypatch.setattr(sets, "MD5", hashlib.md5((place / tiny_imagenet.ARCHIVE).read_bytes()).hexdigest())
     monkeypatch.setenv("PRUNING_DATA", str(tmp_path))
-    data._decoded.cache_clear()
+    sets._decoded.cache_clear()
     yield place
-    data._decoded.cache_clear()
+    sets._decoded.cache_clear()
 
 
 def refoldered(place, scratch):
@@ -179,7 +179,7 @@ def refoldered(place, scratch):
 
 
 def test_tiny_imagenet_is_what_a_folder_per_class_has(small_tiny, tmp_path):
-    found = data.load("tiny_imagenet")
+    found = sets.load("tiny_imagenet")
     for part, (x, y) in zip(
         refoldered(small_tiny, tmp_path / "unpacked"),
         ((found.train_x, found.train_y), (found.test_x, found.test_y)),
@@ -194,7 +194,7 @@ def test_a_damaged_archive_is_an_error_that_names_it(small_tiny):
     path = small_tiny / tiny_imagenet.ARCHIVE
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DataError, match=r"tiny-imagenet-200\.zip is damaged.*again.*digits64"):
-        data.load("tiny_imagenet")
+        sets.load("tiny_imagenet")
 
 
 def test_the_archive_is_downloaded_where_it_is_missing(small_tiny, tmp_path, monkeypatch):
@@ -207,7 +207,7 @@ def test_the_archive_is_downloaded_where_it_is_missing(small_tiny, tmp_path, mon
 
     monkeypatch.setattr(datasets.utils, "download_url", download)
     monkeypatch.setenv("PRUNING_DATA", str(tmp_path / "new"))
-    assert len(data.load("tiny_imagenet").train_y) == 12
+    assert len(sets.load("tiny_imagenet").train_y) == 12
     assert asked == [("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de")]
 
 
@@ -217,6 +217,6 @@ def test_no_archive_and_no_network_is_an_error_with_the_way_out(tmp_path, monkey
 
     monkeypatch.setattr(datasets.utils, "download_url", no_network)
     monkeypatch.setenv("PRUNING_DATA", str(tmp_path / "nowhere"))
-    data._decoded.cache_clear()
+    sets._decoded.cache_clear()
     with pytest.raises(DataError, match=r"(?s)nowhere.*no route.*tiny-imagenet-200\.zip into.*PRUNING_DATA.*digits64"):
-        data.load("tiny_imagenet")
+        sets.load("tiny_imagenet")

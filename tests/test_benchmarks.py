@@ -156,7 +156,7 @@ def test_shares_of_a_notebook_add_up(load, saved, monkeypatch, tmp_path):
     kinds = [rows[kind] for kind in [*goes.KINDS, "outside of operators: Python, files, figures"]]
     assert sum(kinds) == pytest.approx(100) and min(kinds) >= 0
     assert rows["products and convolutions"] > 0 and rows["linear algebra"] > 0, "numpy's is counted"
-    assert any(what.startswith("lib/dpp_study.py") and what.endswith("dense, in all") for what in rows)
+    assert any(what.startswith("lib/studies/dpp/study.py") and what.endswith("dense, in all") for what in rows)
     assert table["unit"] == " % in products and convolutions"
     assert not (tmp_path / "runs").exists(), "records are nobody's"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib import capture, nets, optimizers
-from lib.trainer import Trainer
+from lib.training.trainer import Trainer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -11,7 +11,7 @@ import torch
 from flips import refused
 from PIL import Image
 
-from lib import celeba, data
+from lib import celeba, sets
 
 PARTITION = [0, 0, 0, 1, 2, 2]  # as published: 0 is training, 1 validation, 2 test
 
@@ -41,14 +41,14 @@ def folder(tmp_path, monkeypatch):
     sums = [("", hashlib.md5(text.encode()).hexdigest(), name) for name, text in tables.items()]
     monkeypatch.setattr(datasets.CelebA, "file_list", [("", "0", "img_align_celeba.zip"), *sums])
     monkeypatch.setenv("PRUNING_DATA", str(tmp_path))
-    data._decoded.cache_clear()
+    sets._decoded.cache_clear()
     yield place, images
-    data._decoded.cache_clear()
+    sets._decoded.cache_clear()
 
 
 def test_its_parts_are_squares_of_bytes(folder):
     place, images = folder
-    found = data.load("celeba")
+    found = sets.load("celeba")
     assert found.train_x.shape == (3, 3, 64, 64) and found.test_x.shape == (2, 3, 64, 64)
     assert found.train_x.dtype == torch.uint8 and found.classes == 1 and not found.test_y.any()
     for ours, name in zip(
@@ -67,11 +67,11 @@ def test_its_parts_are_squares_of_bytes(folder):
 
 def test_it_is_decoded_once(folder):
     place, images = folder
-    before = data.load("celeba")
+    before = sets.load("celeba")
     for name in images:
         (place / "img_align_celeba" / name).unlink()
-    data._decoded.cache_clear()
-    again = data.load("celeba")
+    sets._decoded.cache_clear()
+    again = sets.load("celeba")
     assert torch.equal(again.train_x, before.train_x) and again.checksum == before.checksum
     assert sorted(path.name for path in place.glob("*_64*")) == ["test_64.npy", "train_64.npy"], "nothing half-written"
 
@@ -105,25 +105,25 @@ def archive(folder, monkeypatch):
 
 
 def test_the_archive_is_read_where_it_lies(folder, archive):
-    assert data.load("celeba").train_x.shape == (3, 3, 64, 64)
+    assert sets.load("celeba").train_x.shape == (3, 3, 64, 64)
     assert not (folder[0] / "img_align_celeba").exists()
 
 
 @pytest.mark.parametrize("file", ["img_align_celeba.zip", "list_eval_partition.txt"])
 def test_flipped_bits_of_what_has_a_published_checksum_are_errors(folder, archive, file, monkeypatch):
     monkeypatch.setattr(celeba.os, "access", lambda path, mode: False)  # so that nothing is decoded once for all
-    refused(archive.with_name(file), lambda: data._decoded.__wrapped__("celeba", str(folder[0].parent)), data.DataError)
+    refused(archive.with_name(file), lambda: sets._decoded.__wrapped__("celeba", str(folder[0].parent)), sets.DataError)
 
 
 def test_flipped_bits_of_decoded_images_are_errors(folder):
-    data.load("celeba")
+    sets.load("celeba")
     for part in ("train", "test"):
         path = folder[0] / f"{part}_64.npy"
-        refused(path, lambda: data._decoded.__wrapped__("celeba", str(folder[0].parent)), data.DataError)
+        refused(path, lambda: sets._decoded.__wrapped__("celeba", str(folder[0].parent)), sets.DataError)
         for size in (9, 0):
             with path.open("r+b") as file:
                 file.truncate(size)
-            with pytest.raises(data.DataError, match=f"{path.name} is damaged.*Delete it"):
+            with pytest.raises(sets.DataError, match=f"{path.name} is damaged.*Delete it"):
                 celeba.CelebA(folder[0].parent, part == "train")
         path.unlink()
 
@@ -136,17 +136,17 @@ def test_a_missing_table_is_an_error_that_names_it(folder, monkeypatch):
         raise RuntimeError("'gdown' is required. You can install it with 'pip install gdown'.")
 
     monkeypatch.setattr("torchvision.datasets.celeba.download_file_from_google_drive", offline)
-    with pytest.raises(data.DataError, match=r"pip install gdown.*list_eval_partition\.txt into .*celeba.*digits"):
-        data.load("celeba")
+    with pytest.raises(sets.DataError, match=r"pip install gdown.*list_eval_partition\.txt into .*celeba.*digits"):
+        sets.load("celeba")
 
 
 def test_a_damaged_image_is_an_error_that_names_it(folder):
     place, _ = folder
     (place / "img_align_celeba" / "000002.jpg").write_bytes(b"no photograph")
-    with pytest.raises(data.DataError, match=r"000002\.jpg"):
-        data.load("celeba")
+    with pytest.raises(sets.DataError, match=r"000002\.jpg"):
+        sets.load("celeba")
     assert not (place / "train_64.npy").exists()
 
 
 def test_it_is_no_data_set_for_classifiers():
-    assert "celeba" not in data.NAMES
+    assert "celeba" not in sets.NAMES

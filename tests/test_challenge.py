@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from lib import anatomy, challenge, data, draws, masks, nets, shrink
-from lib.evaluate import evaluate
-from lib.trainer import Trainer
+from lib import anatomy, draws, masks, nets, sets, shrink
+from lib.studies.challenge import modes
+from lib.training.evaluate import evaluate
+from lib.training.trainer import Trainer
 
 SEEDS, SPARSITIES, BATCH, LR = [1, 2], [0.0, 0.5, 0.8], 40, 0.005
-DIGITS = data.load("digits")
+DIGITS = sets.load("digits")
 TRAIN, TEST = ((x[:n].double(), y[:n]) for n, (x, y) in ((200, DIGITS.split("train")), (100, DIGITS.split("test"))))
-KINDS = list(challenge.KINDS)
+KINDS = list(modes.KINDS)
 
 
-class Lab(challenge.Lab):
+class Lab(modes.Lab):
     """A lab of float64 networks, so that literal loops can be followed."""
 
     def network(self, *args, **options):
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("shared_runs")
 
 def lab(**changes):
     rule = {"rule": "adam", "lr": LR, "batch": BATCH, "bar": False}
-    recipe = challenge.recipe("digits", 200, {"lr": LR})
+    recipe = modes.recipe("digits", 200, {"lr": LR})
     return Lab(**{"train": TRAIN, "test": TEST, "seeds": SEEDS, "recipe": recipe, "hidden": (30, 20), "epochs": 2,
                   "retrain_epochs": 3, "rule": rule} | changes)  # fmt: skip
 
@@ -113,7 +114,7 @@ def test_posthoc(kind):
     """Trained once and pruned at once; at 99 % no unit is left at all."""
     here, sparsities = lab(), [*SPARSITIES, 0.99]
     dense, _ = here.dense(2)
-    for sparsity, pruned in zip(sparsities, challenge.posthoc(here, kind, sparsities), strict=True):
+    for sparsity, pruned in zip(sparsities, modes.posthoc(here, kind, sparsities), strict=True):
         for run in range(2):
             kept = literal_masks(matrices(dense, run), kind, sparsity)
             ws = [w * mask for w, mask in zip(matrices(dense, run), kept, strict=True)]
@@ -127,7 +128,7 @@ def test_posthoc(kind):
 def test_finetune(kind):
     here = lab()
     dense, _ = here.dense(2)
-    for sparsity, pruned in zip(SPARSITIES, challenge.finetune(here, kind, SPARSITIES), strict=True):
+    for sparsity, pruned in zip(SPARSITIES, modes.finetune(here, kind, SPARSITIES), strict=True):
         for run, seed in enumerate(SEEDS):
             kept = literal_masks(matrices(dense, run), kind, sparsity)
             same(pruned, run, Loop(matrices(dense, run), seed, epoch=2).fit(3, fixed(kept)), kept)
@@ -137,7 +138,7 @@ def test_finetune(kind):
 def test_rewind(kind):
     here = lab()
     dense, _ = here.dense(2)
-    for sparsity, pruned in zip(SPARSITIES, challenge.rewind(here, kind, SPARSITIES), strict=True):
+    for sparsity, pruned in zip(SPARSITIES, modes.rewind(here, kind, SPARSITIES), strict=True):
         for run, seed in enumerate(SEEDS):
             kept = literal_masks(matrices(dense, run), kind, sparsity)
             same(pruned, run, Loop(matrices(here.network(), run), seed).fit(3, fixed(kept)), kept)
@@ -147,7 +148,7 @@ def test_rewind(kind):
 def test_hard(kind):
     """The literal loop prunes in place before every step, by masks made anew: they stay those of the start."""
     here = lab()
-    for sparsity, pruned in zip(SPARSITIES, challenge.hard(here, kind, SPARSITIES), strict=True):
+    for sparsity, pruned in zip(SPARSITIES, modes.hard(here, kind, SPARSITIES), strict=True):
         for run, seed in enumerate(SEEDS):
             loop = Loop(matrices(here.network(), run), seed)
             loop.fit(2, lambda ws, sparsity=sparsity: literal_masks(ws, kind, sparsity))
@@ -160,7 +161,7 @@ def test_hard(kind):
 def test_during(kind):
     """The literal loop makes masks anew in every step and trains the dense weights by the gradient of the masked."""
     here = lab()
-    for sparsity, pruned in zip(SPARSITIES, challenge.during(here, kind, SPARSITIES), strict=True):
+    for sparsity, pruned in zip(SPARSITIES, modes.during(here, kind, SPARSITIES), strict=True):
         for run, seed in enumerate(SEEDS):
             loop = Loop(matrices(here.network(), run), seed)
             loop.fit(2, lambda ws, sparsity=sparsity: literal_masks(ws, kind, sparsity), straight=True)
@@ -175,7 +176,7 @@ def test_during(kind):
 def test_gradual(kind):
     """Before epoch e of 4 the sparsity rises to s (1 - (1 - e/4)³); what is pruned stays so, moments included."""
     here, shares = lab(epochs=4), [37 / 64, 56 / 64, 63 / 64, 1]
-    for sparsity, pruned in zip(SPARSITIES, challenge.gradual(here, kind, SPARSITIES), strict=True):
+    for sparsity, pruned in zip(SPARSITIES, modes.gradual(here, kind, SPARSITIES), strict=True):
         for run, seed in enumerate(SEEDS):
             loop, before = Loop(matrices(here.network(), run), seed), None
             for share in shares:
@@ -193,7 +194,7 @@ def test_gradual(kind):
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.8])
 def test_small_is_a_narrow_network_trained_from_scratch(sparsity):
     here = lab()
-    (pruned,) = challenge.prune(here, "hard", "small", [sparsity])
+    (pruned,) = modes.prune(here, "hard", "small", [sparsity])
     widths = [round(30 * (1 - sparsity)), round(20 * (1 - sparsity))]
     narrow = lab(hidden=widths)
     for run, seed in enumerate(SEEDS):
@@ -211,7 +212,7 @@ def test_small_is_a_narrow_network_trained_from_scratch(sparsity):
     "mode, epochs", [("posthoc", 2), ("finetune", 5), ("rewind", 3), ("during", 2), ("gradual", 2)]
 )
 def test_small_is_trained_as_long_as_what_it_is_compared_with(mode, epochs):
-    (pruned,) = challenge.prune(lab(), mode, "small", [0.5])
+    (pruned,) = modes.prune(lab(), mode, "small", [0.5])
     assert pruned.test_accuracy.shape == (2, epochs + 1)
 
 
@@ -223,7 +224,7 @@ def test_as_published_only_the_last_layer_is_trained(kind):
     here = lab(train=pixels[0], test=pixels[1], epochs=3)
     start = here.network(scheme="standard_normal")
     assert start.layers[0].weight.std().item() == pytest.approx(1, abs=0.02)
-    for sparsity, pruned in zip(SPARSITIES, challenge.as_published(here, kind, SPARSITIES), strict=True):
+    for sparsity, pruned in zip(SPARSITIES, modes.as_published(here, kind, SPARSITIES), strict=True):
         for run, seed in enumerate(SEEDS):
             ws = matrices(start, run)
             kept = literal_masks(ws, kind, sparsity)
@@ -251,10 +252,10 @@ def test_as_published_only_the_last_layer_is_trained(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("mode", challenge.MODES)
+@pytest.mark.parametrize("mode", modes.MODES)
 def test_every_mode_keeps_what_was_asked(mode, kind, scope):
     """The count is exact, what the masks prune is zero, the accuracy is that of the network, and all is finite."""
-    for sparsity, pruned in zip([0.3, 0.9], challenge.prune(lab(scope=scope), mode, kind, [0.3, 0.9]), strict=True):
+    for sparsity, pruned in zip([0.3, 0.9], modes.prune(lab(scope=scope), mode, kind, [0.3, 0.9]), strict=True):
         kept, weights = pruned.masks, nets.weights(pruned.net)
         for name, mask in kept.items():
             assert mask.dtype == torch.bool and not weights[name][~mask].any()
@@ -277,11 +278,11 @@ def test_every_mode_keeps_what_was_asked(mode, kind, scope):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mode", challenge.MODES)
+@pytest.mark.parametrize("mode", modes.MODES)
 def test_a_run_depends_on_neither_other_seeds_nor_other_sparsities(mode, kind):
-    _, whole = challenge.prune(lab(), mode, kind, [0.3, 0.8])
-    (alone,) = challenge.prune(lab(seeds=[2]), mode, kind, [0.8])
-    one = challenge.part_of(whole, [1])
+    _, whole = modes.prune(lab(), mode, kind, [0.3, 0.8])
+    (alone,) = modes.prune(lab(seeds=[2]), mode, kind, [0.8])
+    one = modes.part_of(whole, [1])
     np.testing.assert_allclose(one.test_accuracy, alone.test_accuracy)
     for a, b in zip(one.net.parameters(), alone.net.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
@@ -292,10 +293,10 @@ def test_units_are_trained_as_a_smaller_stack_where_it_can_be_done(monkeypatch):
     """The physically narrow network and the masked one of full width are trained to the same weights."""
     here = lab()
     start, sizes = here.network(), []
-    kept, units = challenge.chosen(here, start, "neuron", 0.5)
+    kept, units = modes.chosen(here, start, "neuron", 0.5)
     trained = Trainer.fit
     monkeypatch.setattr(Trainer, "fit", lambda t, n: sizes.append(t.net.layers[0].weight.shape[1]) or trained(t, n))
-    narrow, masked = (challenge._retrained(here, start, kept, found, 2) for found in (units, None))
+    narrow, masked = (modes._retrained(here, start, kept, found, 2) for found in (units, None))
     assert sizes == [15, 30]
     for a, b in zip(narrow.net.parameters(), masked.net.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
@@ -313,23 +314,23 @@ def narrow_logits(start, kept):
 @pytest.mark.parametrize("sparsity, scope, narrowed", [(0.5, "layer", True), (0.99, "layer", False)])
 def test_what_can_be_narrowed(sparsity, scope, narrowed):
     here = lab(scope=scope)
-    _, units = challenge.chosen(here, here.network(), "neuron", sparsity)
+    _, units = modes.chosen(here, here.network(), "neuron", sparsity)
     assert (units is not None) == narrowed
-    assert challenge.chosen(here, here.network(), "weight", sparsity)[1] is None
+    assert modes.chosen(here, here.network(), "weight", sparsity)[1] is None
 
 
 def test_no_network_is_trained_twice(monkeypatch):
     here, started = lab(epochs=1, retrain_epochs=1), []
     fit = Trainer.fit
     monkeypatch.setattr(Trainer, "fit", lambda t, n, *keep: started.append(list(t.seeds)) or fit(t, n, *keep))
-    challenge.posthoc(here, "weight", [0.5])
+    modes.posthoc(here, "weight", [0.5])
     assert started == [SEEDS]
     for mode, kind in (("posthoc", "neuron"), ("posthoc", "weight")):
-        challenge.prune(here, mode, kind, SPARSITIES)
+        modes.prune(here, mode, kind, SPARSITIES)
     assert started == [SEEDS]
-    challenge.posthoc(lab(epochs=1, seeds=[2, 3]), "weight", [0.5])
+    modes.posthoc(lab(epochs=1, seeds=[2, 3]), "weight", [0.5])
     assert started == [SEEDS, [3]]
-    challenge.posthoc(lab(epochs=1, hidden=(30, 21)), "weight", [0.5])
+    modes.posthoc(lab(epochs=1, hidden=(30, 21)), "weight", [0.5])
     assert started == [SEEDS, [3], SEEDS]
 
 
@@ -344,4 +345,4 @@ def test_no_network_is_trained_twice(monkeypatch):
 )
 def test_what_cannot_be_done_is_an_error(mode, kind, message):
     with pytest.raises(ValueError, match=message):
-        challenge.prune(lab(), mode, kind, [0.99])
+        modes.prune(lab(), mode, kind, [0.99])

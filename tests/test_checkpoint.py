@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from lib import checkpoint, data, images, initial, nets, outcome, remask, runs, stacking, trained, vae
+from lib import checkpoint, images, nets, remask, runs, sets, stacking, trained
 from lib.errors import RecordError
-from lib.trainer import Trainer
-from lib.vae_study import Training
+from lib.studies.importance import vae
+from lib.studies.importance.vae_study import Training
+from lib.studies.phew import initial, outcome
+from lib.training.trainer import Trainer
 
-DIGITS = data.load("digits", train_examples=60)
+DIGITS = sets.load("digits", train_examples=60)
 TRAIN, TEST = DIGITS.split("train"), tuple(part[:30] for part in DIGITS.split("test"))
 SEEDS, EPOCHS, KILLED = [1, 2, 1], 5, 3  # while epoch 3 is trained, so that the state of epochs 1 and 2 is there
 RULES = {
@@ -326,7 +328,7 @@ def test_other_members_begin_a_file_of_their_own(tmp_path, monkeypatch):
 
 def lab(stack, **rule):
     """Return a lab of the VGG with one filter in the first block, trained for three epochs."""
-    small = data.load("digits32", train_examples=60, statistics="phew")
+    small = sets.load("digits32", train_examples=60, statistics="phew")
     rule = {"lr": 0.05, "batch": 20, "momentum": 0.9, "bar": False} | rule
     return initial.Lab(small, [1], "vgg11", 1, 3, (2,), rule, augment=True, watch=20, stack=stack)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib import committee, nets
+from lib import nets
+from lib.studies.dpp import committee
 
 SEEDS, NOISE = [3, 4, 3], [0.0, 0.5, 0.5]
 INPUTS, UNITS, COUNT, LR = 40, 3, 1000, 0.5

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
-from lib import importance, nets, shrink
-from lib.contribution import Sums, contribution, of_units, prunable
+from lib import nets, shrink
+from lib.pruning.contribution import Sums, contribution, of_units, prunable
+from lib.studies.importance import study
 
 
 def draw(*shape, seed=0):
@@ -147,7 +148,7 @@ def test_units_of_a_narrower_stack_score_the_same():
 
 def test_channels():
     """Every place of a filter is an example; what a channel sends is summed over the filter's positions."""
-    net = nets.init_(importance.convnet((3, 8, 8), (4, 5), (6,), 3, 2), [0, 1]).double()
+    net = nets.init_(study.convnet((3, 8, 8), (4, 5), (6,), 3, 2), [0, 1]).double()
     x = draw(3, 3 * 64)
     found = of_units(net, x, channels=True)
     assert list(found) == prunable(net, True) == ["convs.0", "convs.1", "hidden.0"]

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
-from lib import data, evaluate, kernels, masks, nets, scores, stacking, train
+from lib import evaluate, masks, nets, scores, stacking, train, twins
+from lib import sets as data
 
 TYPES = ["EWN", "SWN", "no-WN"]
 PUBLISHED_WIDTHS = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
@@ -24,15 +25,15 @@ def case(runs, shared, shape=(2, 5, 3, 6, 7), seed=0):
         return torch.randn(*size, generator=g, dtype=torch.float64)
 
     x = draw(n, inputs, height, width) if shared else draw(runs, n, inputs, height, width)
-    codes = torch.tensor([kernels.NORMS[kind] for kind in (TYPES * runs)[:runs]], dtype=torch.int8)
+    codes = torch.tensor([twins.NORMS[kind] for kind in (TYPES * runs)[:runs]], dtype=torch.int8)
     return x, draw(runs, units, inputs, 3, 3), draw(runs, units), draw(runs, units), codes
 
 
 def effective(v, s, code):
     """Return the filters of one run, written down from their definition."""
-    if code == kernels.NO_WN:
+    if code == twins.NO_WN:
         return v
-    size = s.exp() if code == kernels.EWN else s
+    size = s.exp() if code == twins.EWN else s
     return size[:, None, None, None] * v / v.flatten(1).norm(dim=1)[:, None, None, None]
 
 
@@ -41,11 +42,11 @@ def effective(v, s, code):
 @pytest.mark.parametrize("runs", [1, 3, 4])
 def test_a_stacked_convolution_is_torchs_run_by_run(runs, shape, shared):
     x, v, s, bias, codes = case(runs, shared, shape)
-    found = kernels.conv2d(x, v, s, bias, codes)
+    found = twins.conv2d(x, v, s, bias, codes)
     for r in range(runs):
         expected = conv2d(x if shared else x[r], effective(v[r], s[r], codes[r]), bias[r], padding=1)
         torch.testing.assert_close(found[r], expected)
-    without = kernels.conv2d(x, v, s, None, torch.zeros_like(codes), normalised=False)
+    without = twins.conv2d(x, v, s, None, torch.zeros_like(codes), normalised=False)
     torch.testing.assert_close(without[0], conv2d(x if shared else x[0], v[0], padding=1))
 
 
@@ -55,11 +56,11 @@ def test_the_step_in_the_backward_pass_is_autograds(runs, shared):
     x, v, s, bias, codes = case(runs, shared)
     lr = torch.linspace(0.01, 0.03, runs, dtype=torch.float64)
     leaves = [t.clone().requires_grad_() for t in (x, v, s, bias)]
-    upstream = torch.randn_like(kernels.conv2d(*leaves, codes))
-    slopes = torch.autograd.grad(kernels.conv2d(*leaves, codes), leaves, upstream)
+    upstream = torch.randn_like(twins.conv2d(*leaves, codes))
+    slopes = torch.autograd.grad(twins.conv2d(*leaves, codes), leaves, upstream)
     stepped = [t.clone() for t in (v, s, bias)]
     through = x.clone().requires_grad_()
-    kernels.conv2d_sgd(through, *stepped, codes, lr).backward(upstream)
+    twins.conv2d_sgd(through, *stepped, codes, lr).backward(upstream)
     torch.testing.assert_close(through.grad, slopes[0])
     for before, after, slope in zip((v, s, bias), stepped, slopes[1:], strict=True):
         rate = lr.reshape(-1, *[1] * (before.dim() - 1))
@@ -69,12 +70,12 @@ def test_the_step_in_the_backward_pass_is_autograds(runs, shared):
 def test_gradients_are_those_of_finite_differences():
     x, v, s, bias, codes = case(3, False, (1, 2, 2, 3, 2))
     inputs = [t.requires_grad_() for t in (x, v, s, bias)]
-    assert torch.autograd.gradcheck(lambda *tensors: kernels.conv2d(*tensors, codes), inputs)
+    assert torch.autograd.gradcheck(lambda *tensors: twins.conv2d(*tensors, codes), inputs)
 
 
 def test_pooling_is_torchs():
     x = torch.randn(2, 3, 4, 7, 6)
-    for found, alone in zip(kernels.max_pool(x, 2), x, strict=True):
+    for found, alone in zip(twins.max_pool(x, 2), x, strict=True):
         assert torch.equal(found, torch.max_pool2d(alone, 2))
 
 
@@ -180,9 +181,9 @@ def test_steps_in_the_backward_pass_are_torchs_sgd(kind):
     for step in range(10):
         x, y = pixels(5, seed=step, dtype=torch.float64), torch.arange(5) % 4
         with nets.sgd_in_backward(fused, torch.full((2,), 0.05, dtype=torch.float64)):
-            kernels.log_loss(fused(x), y).sum().backward()
+            twins.log_loss(fused(x), y).sum().backward()
         optimizer.zero_grad()
-        kernels.log_loss(reference(x), y).sum().backward()
+        twins.log_loss(reference(x), y).sum().backward()
         optimizer.step()
     for name, p in reference.named_parameters():
         torch.testing.assert_close(dict(fused.named_parameters())[name], p, rtol=1e-8, atol=1e-10)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from lib import convnets, kernels, layers, nets
+from lib import convnets, layers, nets
+from lib import twins as kernels
 from lib.errors import ParameterError
-from lib.layers import BatchNorm
-from lib.nets import Hop
+from lib.networks.layers import BatchNorm
+from lib.networks.nets import Hop
 
 # What the PHEW study prunes and trains (layers, their weights, all parameters), by network, classes, side of the image.
 PUBLISHED = {

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from lib import capture, data, descent, evaluate, images, kernels, nets, passes, stacking, train
-from lib.trainer import Trainer
+from lib import capture, descent, evaluate, images, nets, passes, stacking, train, twins
+from lib import sets as data
+from lib.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here: the CUDA paths are not tested")
 TYPES = ["EWN", "SWN", "no-WN"]
@@ -67,7 +68,7 @@ def test_pruning_and_evaluating_agree():
 def test_the_loss_at_e_to_the_minus_300():
     logits = torch.zeros(1, 4, 3, device="cuda")
     logits[0, :, 0] = 300.0
-    loss = kernels.log_loss(logits.requires_grad_(), torch.zeros(4, dtype=torch.int64, device="cuda"))
+    loss = twins.log_loss(logits.requires_grad_(), torch.zeros(4, dtype=torch.int64, device="cuda"))
     loss.sum().backward()
     assert abs(loss.item() + 300 - torch.tensor(2.0).log()) < 1e-3 and logits.grad.isfinite().all()
 
@@ -161,6 +162,6 @@ def test_a_stack_that_does_not_fit_goes_on_in_parts():
 def test_convolutions_of_a_descent_keep_float32():
     """TF32 keeps ten bits of a factor: a product of thousands then differs in the third digit."""
     x, w = (torch.randn(1, 64, 33, 33).cuda(), torch.randn(1, 64, 64, 3, 3).cuda())
-    expected = kernels.convolve(x.double(), w.double(), None)
+    expected = twins.convolve(x.double(), w.double(), None)
     with train.full_precision():
-        torch.testing.assert_close(kernels.convolve(x, w, None).double(), expected, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(twins.convolve(x, w, None).double(), expected, rtol=1e-4, atol=1e-3)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from flips import refused
 
-from lib import data, draws
+from lib import draws, sets
 
-REAL = Path(data.ROOT, os.environ.get("PRUNING_DATA", "data"))
+REAL = Path(sets.ROOT, os.environ.get("PRUNING_DATA", "data"))
 needs_mnist = pytest.mark.skipif(
     not (REAL / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").exists(), reason="no MNIST in $PRUNING_DATA"
 )
@@ -44,14 +44,14 @@ def small_mnist(tmp_path, monkeypatch):
     resources = [(file, hashlib.md5((raw / file).read_bytes()).hexdigest()) for file in arrays]
     monkeypatch.setattr(datasets.MNIST, "resources", resources)
     monkeypatch.setenv("PRUNING_DATA", str(tmp_path))
-    data._decoded.cache_clear()
+    sets._decoded.cache_clear()
     yield raw, arrays
-    data._decoded.cache_clear()
+    sets._decoded.cache_clear()
 
 
 def test_archives_are_read_where_they_lie(small_mnist):
     raw, arrays = small_mnist
-    found = data.load("mnist")
+    found = sets.load("mnist")
     assert torch.equal(found.train_x[:, 0], torch.from_numpy(arrays["train-images-idx3-ubyte.gz"]).to(torch.uint8))
     assert found.test_y.tolist() == (np.arange(20) % 10).tolist()
     assert sorted(p.name for p in raw.iterdir()) == sorted(arrays), "the data folder is left as it was"
@@ -66,17 +66,17 @@ def unpacked(small_mnist, monkeypatch):
         path.write_bytes(content)
         path.with_name(f"{path.name}.gz").unlink()
     sums = {path.name: hashlib.md5(content).hexdigest() for path, content in files.items()}
-    monkeypatch.setitem(data.UNPACKED, "mnist", sums)
+    monkeypatch.setitem(sets.UNPACKED, "mnist", sums)
     return files
 
 
 def read():
-    return data._decoded.__wrapped__("mnist", os.environ["PRUNING_DATA"])
+    return sets._decoded.__wrapped__("mnist", os.environ["PRUNING_DATA"])
 
 
 def test_unpacked_files_are_read_without_their_archives(small_mnist, unpacked):
     _, arrays = small_mnist
-    found = data.load("mnist")
+    found = sets.load("mnist")
     assert np.array_equal(found.train_x[:, 0].numpy(), arrays["train-images-idx3-ubyte.gz"])
     assert found.test_y.tolist() == arrays["t10k-labels-idx1-ubyte.gz"].tolist()
 
@@ -84,19 +84,19 @@ def test_unpacked_files_are_read_without_their_archives(small_mnist, unpacked):
 def test_flipped_bits_are_errors(small_mnist):
     raw, arrays = small_mnist
     for file in arrays:
-        refused(raw / file, read, data.DataError)
+        refused(raw / file, read, sets.DataError)
 
 
 def test_flipped_bits_of_unpacked_files_are_errors(unpacked):
     for path in unpacked:
-        refused(path, read, data.DataError)
+        refused(path, read, sets.DataError)
 
 
 def test_training_and_test_images_that_were_swapped_are_an_error(unpacked):
     for part in ("images-idx3-ubyte", "labels-idx1-ubyte"):
         train, test = (path for path in unpacked if path.name.endswith(part))
         train.write_bytes(unpacked[test]), test.write_bytes(unpacked[train])
-        with pytest.raises(data.DataError, match=rf"train-{part} is damaged.*Delete the folder"):
+        with pytest.raises(sets.DataError, match=rf"train-{part} is damaged.*Delete the folder"):
             read()
         train.write_bytes(unpacked[train]), test.write_bytes(unpacked[test])
     read()
@@ -108,17 +108,17 @@ def test_what_old_versions_of_torchvision_left_is_not_believed(small_mnist):
     processed.mkdir()
     for file in ("training.pt", "test.pt"):
         torch.save((torch.zeros(5, 28, 28, dtype=torch.uint8), torch.zeros(5)), processed / file)
-    assert len(data.load("mnist").train_y) == 30
+    assert len(sets.load("mnist").train_y) == 30
     for path in raw.iterdir():
         path.unlink()
-    with pytest.raises(data.DataError, match="train-images-idx3-ubyte.*no file"):
+    with pytest.raises(sets.DataError, match="train-images-idx3-ubyte.*no file"):
         read()
 
 
 @needs_mnist
 def test_the_checksums_of_unpacked_files_are_those_of_the_published_archives():
     for name, folder in (("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")):
-        for file, md5 in data.UNPACKED[name].items():
+        for file, md5 in sets.UNPACKED[name].items():
             archive = REAL / folder / "raw" / f"{file}.gz"
             assert not archive.exists() or hashlib.md5(gzip.decompress(archive.read_bytes())).hexdigest() == md5
 
@@ -127,15 +127,15 @@ def test_a_truncated_archive_is_an_error_that_names_it(small_mnist):
     raw, _ = small_mnist
     path = raw / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(data.DataError, match=r"t10k-images-idx3-ubyte\.gz is damaged.*again.*digits"):
-        data.load("mnist")
+    with pytest.raises(sets.DataError, match=r"t10k-images-idx3-ubyte\.gz is damaged.*again.*digits"):
+        sets.load("mnist")
 
 
 def test_a_missing_archive_is_an_error_that_names_it(small_mnist):
     raw, _ = small_mnist
     (raw / "train-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(data.DataError, match=r"train-labels-idx1-ubyte\.gz.*no file"):
-        data.load("mnist")
+    with pytest.raises(sets.DataError, match=r"train-labels-idx1-ubyte\.gz.*no file"):
+        sets.load("mnist")
 
 
 def test_no_data_and_no_network_is_an_error_with_the_way_out(tmp_path, monkeypatch):
@@ -146,29 +146,29 @@ def test_no_data_and_no_network_is_an_error_with_the_way_out(tmp_path, monkeypat
 
     monkeypatch.setattr(datasets.mnist, "download_and_extract_archive", no_network)
     monkeypatch.setenv("PRUNING_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(data.DataError, match=r"(?s)nowhere.*train-images.*PRUNING_DATA.*digits"):
-        data.load("mnist")
+    with pytest.raises(sets.DataError, match=r"(?s)nowhere.*train-images.*PRUNING_DATA.*digits"):
+        sets.load("mnist")
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(data.DataError, match="'mnst'.*mnist, fashion_mnist, digits"):
-        data.load("mnst")
+    with pytest.raises(sets.DataError, match="'mnst'.*mnist, fashion_mnist, digits"):
+        sets.load("mnst")
 
 
 @pytest.mark.parametrize("device", ["cudda", "gpu"])
 def test_an_unknown_device_lists_the_known(device):
-    with pytest.raises(data.DataError, match=f"{device}.*auto, cpu, cuda"):
-        data.load("digits", device)
+    with pytest.raises(sets.DataError, match=f"{device}.*auto, cpu, cuda"):
+        sets.load("digits", device)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
 def test_cuda_that_is_not_there_is_an_error():
-    with pytest.raises(data.DataError, match="no CUDA here; take cpu or auto"):
-        data.load("digits", "cuda")
+    with pytest.raises(sets.DataError, match="no CUDA here; take cpu or auto"):
+        sets.load("digits", "cuda")
 
 
 def test_digits_are_split_within_each_class():
-    found = data.load("digits")
+    found = sets.load("digits")
     assert found.train_x.shape[1:] == (1, 28, 28) and found.train_x.dtype == torch.uint8
     assert len(found.train_y) + len(found.test_y) == 1797
     for label in range(10):
@@ -178,13 +178,13 @@ def test_digits_are_split_within_each_class():
 
 
 def test_pixels_are_standardised():
-    x, y = data.load("digits").split("train")
+    x, y = sets.load("digits").split("train")
     assert x.shape == (len(y), 784) and x.dtype == torch.float32
     assert abs(x.mean().item()) < 1e-5 and abs(x.std(correction=0).item() - 1) < 1e-5
 
 
 def test_the_holdout_is_stratified_fixed_and_leaves_the_test_set():
-    whole, cut, again = data.load("digits"), data.load("digits", holdout=200), data.load("digits", holdout=200)
+    whole, cut, again = sets.load("digits"), sets.load("digits", holdout=200), sets.load("digits", holdout=200)
     assert len(cut.valid_y) == 200 and len(cut.train_y) == len(whole.train_y) - 200
     assert torch.equal(cut.valid_x, again.valid_x) and torch.equal(cut.test_x, whole.test_x)
     counts = torch.bincount(cut.valid_y, minlength=10)
@@ -195,8 +195,8 @@ def test_the_holdout_is_stratified_fixed_and_leaves_the_test_set():
 
 @pytest.mark.parametrize("holdout", [-1, 1442, 10**6])
 def test_an_impossible_holdout_is_an_error(holdout):
-    with pytest.raises(data.DataError, match="holdout"):
-        data.load("digits", holdout=holdout)
+    with pytest.raises(sets.DataError, match="holdout"):
+        sets.load("digits", holdout=holdout)
 
 
 def test_the_checksum_is_of_what_was_loaded(small_mnist, unpacked, monkeypatch):
@@ -213,17 +213,17 @@ def test_the_checksum_is_of_what_was_loaded(small_mnist, unpacked, monkeypatch):
     for file in raw.glob("*.gz"):
         file.unlink()
     path.write_bytes(changed)
-    monkeypatch.setitem(data.UNPACKED["mnist"], path.name, hashlib.md5(changed).hexdigest())
+    monkeypatch.setitem(sets.UNPACKED["mnist"], path.name, hashlib.md5(changed).hexdigest())
     assert read().checksum != first
 
 
 @needs_mnist
 def test_mnist_is_mnist():
-    data._decoded.cache_clear()
-    found = data.load("mnist")
+    sets._decoded.cache_clear()
+    found = sets.load("mnist")
     assert found.train_x.shape == (60_000, 1, 28, 28) and found.test_x.shape == (10_000, 1, 28, 28)
     assert found.train_y[:5].tolist() == [5, 0, 4, 1, 9] and found.test_y[:5].tolist() == [7, 2, 1, 0, 4]
-    mean, std = data._statistics(found.train_x)
+    mean, std = sets._statistics(found.train_x)
     assert abs(mean[0] - found.mean[0]) < 1e-4 and abs(std[0] - found.std[0]) < 1e-4
 
 
@@ -257,14 +257,14 @@ def small_cifar(request, tmp_path, monkeypatch):
         monkeypatch.setattr(cls, part, [[file, published[file]] for file, _ in getattr(cls, part)])
     monkeypatch.setattr(cls, "meta", cls.meta | {"md5": published[cls.meta["filename"]]})
     monkeypatch.setenv("PRUNING_DATA", str(tmp_path))
-    data._decoded.cache_clear()
+    sets._decoded.cache_clear()
     yield request.param, place, images
-    data._decoded.cache_clear()
+    sets._decoded.cache_clear()
 
 
 def test_cifar_is_read_in_torchvisions_layout(small_cifar):
     name, _, images = small_cifar
-    found, classes = data.load(name), len(images[0])
+    found, classes = sets.load(name), len(images[0])
     assert found.train_x.shape == (classes * (len(images) - 1), 3, 32, 32) and found.train_x.dtype == torch.uint8
     assert np.array_equal(found.train_x[:classes].flatten(1).numpy(), images[0]), "red, green and blue planes"
     assert np.array_equal(found.test_x.flatten(1).numpy(), images[-1])
@@ -278,14 +278,14 @@ def test_a_damaged_or_missing_batch_is_an_error_that_names_it(small_cifar, damag
     name, place, _ = small_cifar
     file = "data_batch_3" if name == "cifar10" else "train"
     damage(place / file)
-    with pytest.raises(data.DataError, match=rf"{file} is damaged.*again.*digits32"):
-        data.load(name)
+    with pytest.raises(sets.DataError, match=rf"{file} is damaged.*again.*digits32"):
+        sets.load(name)
 
 
 def test_flipped_bits_of_every_batch_are_errors(small_cifar):
     name, place, _ = small_cifar
     for path in sorted(place.iterdir()):
-        refused(path, lambda: data._decoded.__wrapped__(name, str(place.parent)), data.DataError)
+        refused(path, lambda: sets._decoded.__wrapped__(name, str(place.parent)), sets.DataError)
 
 
 def test_no_cifar_and_no_network_is_an_error_with_the_way_out(small_cifar, tmp_path, monkeypatch):
@@ -297,8 +297,8 @@ def test_no_cifar_and_no_network_is_an_error_with_the_way_out(small_cifar, tmp_p
     name, _, _ = small_cifar
     monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", no_network)
     monkeypatch.setenv("PRUNING_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(data.DataError, match=r"(?s)nowhere.*no route.*cifar-10.*PRUNING_DATA.*digits32"):
-        data.load(name)
+    with pytest.raises(sets.DataError, match=r"(?s)nowhere.*no route.*cifar-10.*PRUNING_DATA.*digits32"):
+        sets.load(name)
 
 
 needs_cifar = pytest.mark.skipif(not (REAL / "cifar-10-batches-py").exists(), reason="no CIFAR-10 in $PRUNING_DATA")
@@ -306,37 +306,37 @@ needs_cifar = pytest.mark.skipif(not (REAL / "cifar-10-batches-py").exists(), re
 
 @needs_cifar
 def test_cifar10_is_cifar10():
-    data._decoded.cache_clear()
-    found = data.load("cifar10")
+    sets._decoded.cache_clear()
+    found = sets.load("cifar10")
     assert found.train_x.shape == (50_000, 3, 32, 32) and found.test_x.shape == (10_000, 3, 32, 32)
     assert found.train_y[:5].tolist() == [6, 9, 9, 4, 1] and found.test_y[:5].tolist() == [3, 8, 8, 0, 6]
     assert found.checksum == "9048fcbac9c08a64"
-    data._decoded.cache_clear()
+    sets._decoded.cache_clear()
 
 
 def test_digits_come_in_the_shape_of_cifar():
-    found = data.load("digits32")
+    found = sets.load("digits32")
     assert found.train_x.shape == (1442, 3, 32, 32)
     assert torch.equal(found.train_x[:, 0], found.train_x[:, 2])
-    assert torch.equal(found.train_y, data.load("digits").train_y)
+    assert torch.equal(found.train_y, sets.load("digits").train_y)
 
 
 # ------------------------------------------------------------------------------------------------- a subset
 
 
 def test_a_subset_is_stratified_fixed_and_nested():
-    whole, small, large = (data.load("digits", train_examples=n) for n in (0, 100, 300))
+    whole, small, large = (sets.load("digits", train_examples=n) for n in (0, 100, 300))
     assert len(whole.train_y) == 1442 and len(small.train_y) == 100 and len(large.train_y) == 300
     counts = torch.bincount(small.train_y, minlength=10)
     assert counts.max() - counts.min() <= 2
     images = [{x.numpy().tobytes() for x in found.train_x} for found in (small, large, whole)]
     assert images[0] < images[1] < images[2]
-    assert torch.equal(small.train_x, data.load("digits", train_examples=100).train_x)
+    assert torch.equal(small.train_x, sets.load("digits", train_examples=100).train_x)
     assert torch.equal(small.test_x, whole.test_x)
 
 
 def test_a_subset_leaves_the_holdout_alone():
-    cut, both = data.load("digits", holdout=200), data.load("digits", holdout=200, train_examples=100)
+    cut, both = sets.load("digits", holdout=200), sets.load("digits", holdout=200, train_examples=100)
     assert torch.equal(cut.valid_x, both.valid_x) and len(both.train_y) == 100
     held = {x.numpy().tobytes() for x in both.valid_x}
     assert not held & {x.numpy().tobytes() for x in both.train_x}
@@ -344,8 +344,8 @@ def test_a_subset_leaves_the_holdout_alone():
 
 @pytest.mark.parametrize("count", [-1, 1443])
 def test_an_impossible_subset_is_an_error(count):
-    with pytest.raises(data.DataError, match="train_examples.*1442"):
-        data.load("digits", train_examples=count)
+    with pytest.raises(sets.DataError, match="train_examples.*1442"):
+        sets.load("digits", train_examples=count)
 
 
 def test_a_draw_is_decided_by_its_key_alone():

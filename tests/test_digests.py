@@ -8,9 +8,9 @@ import safetensors.numpy
 import torch
 from flips import refused
 
-from lib import checkpoint, descent, disk, nets, records, runs, train, trained
+from lib import checkpoint, descent, disk, nets, runs, store, train, trained
 from lib.errors import RecordError
-from lib.trainer import Trainer
+from lib.training.trainer import Trainer
 
 # ---- records
 
@@ -21,14 +21,14 @@ def test_flipped_bits_of_a_record_are_errors(tmp_path, ending):
         "experiment": tmp_path.name, "type": "EWN", "seed": 1, "parameters": {"lr": 0.1, "levels": [-10.0]},
         "scores": {"accuracy": 0.123456789}, "cost": {}, "axes": {"i": [0.1, 2e-30]}, "provenance": {"commit": "0af"},
     }  # fmt: skip
-    npz, axes = records.pack({"a": (np.ones(2), ["i"])}, document["axes"])
-    path = records.write(tmp_path / "EWN-1;lr=0.1.json", document | {"arrays": axes}, npz)
+    npz, axes = store.pack({"a": (np.ones(2), ["i"])}, document["axes"])
+    path = store.write(tmp_path / "EWN-1;lr=0.1.json", document | {"arrays": axes}, npz)
     file = path.with_name(path.name.replace(".json", ending))
-    refused(file, lambda: records.read(path), named=path, way_out="delete both and run it again")
+    refused(file, lambda: store.read(path), named=path, way_out="delete both and run it again")
 
 
 def test_every_record_of_the_repository_has_a_digest():
-    found = [path for place in (runs.ROOT / "runs").glob("*/") for path in records.files(place)]
+    found = [path for place in (runs.ROOT / "runs").glob("*/") for path in store.files(place)]
     assert found and [path for path in found if '\n "digest": "' not in path.read_text("utf-8")] == []
 
 

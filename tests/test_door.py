@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from lib import data, ranges, runs
+from lib import ranges, runs, sets
 from lib.errors import ParameterError
 
 NOTEBOOKS = Path(runs.__file__).resolve().parents[1] / "notebooks"
@@ -111,10 +111,10 @@ def test_every_number_of_a_notebook_has_a_range(name):
 
 def test_the_shapes_of_data_are_as_told():
     for name in ("digits", "digits32", "digits64"):
-        found = data.load(name)
+        found = sets.load(name)
         shape = (*found.train_x.shape[1:3], found.classes, len(found.train_y), len(found.test_y))
-        assert data.SHAPES[name] == shape
-    assert set(data.SHAPES) == {*data.NAMES, *data.UNLABELLED}
+        assert sets.SHAPES[name] == shape
+    assert set(sets.SHAPES) == {*sets.NAMES, *sets.UNLABELLED}
 
 
 @pytest.mark.parametrize("units", range(1, 10))

@@ -13,7 +13,8 @@ import pytest
 import torch
 from scipy import stats
 
-from lib import data, dpp, likelihood, workers
+from lib import dpp, likelihood, workers
+from lib import sets as data
 
 REAL = Path(data.ROOT, os.environ.get("PRUNING_DATA", "data"))
 needs_mnist = pytest.mark.skipif(

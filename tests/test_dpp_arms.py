@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib import arms, dpp, likelihood, nets
+from lib import dpp, likelihood, nets
+from lib.studies.dpp import arms
 
 
 def network(runs=3, sizes=(20, 12, 4)):

@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import dpp_figures, figures
+from lib import drawing
+from lib.studies.dpp import figures
 
 NONE = pd.DataFrame(columns=["type", "kept", "budget", "error"])
 
@@ -37,7 +38,7 @@ def lines(axes):
 def test_errors_are_means_with_published_values_where_we_have_the_number(axes):
     facts = pd.DataFrame({"type": ["dpp_edge", "dpp_edge", "random_edge"], "kept": [2, 9, 2], "error": [7.0, 8.0, 9.0]})
     mine = rows(dpp_edge=3.0, magnitude_edge=2.0).query("weighting == 'raw'")
-    dpp_figures.errors(axes, mine, facts)
+    figures.errors(axes, mine, facts)
     drawn = lines(axes)
     assert set(drawn) == {"DPP edge", "magnitude edge"}
     np.testing.assert_allclose(drawn["DPP edge"], [[10, 20], [3 + 0.05 / 3] * 2])
@@ -48,7 +49,7 @@ def test_errors_are_means_with_published_values_where_we_have_the_number(axes):
 
 def test_differences_are_counted_where_the_interval_is_clear_of_zero():
     figure, panels = plt.subplots(1, 4)
-    said = pd.DataFrame(dpp_figures.differences(panels, rows(dpp_edge=3.0, random_edge=4.0, magnitude_edge=1.0)))
+    said = pd.DataFrame(figures.differences(panels, rows(dpp_edge=3.0, random_edge=4.0, magnitude_edge=1.0)))
     plt.close(figure)
     table = said.set_index(["first", "second", "weighting"])[["first better", "second better", "budgets"]]
     assert table.loc["dpp_edge", "random_edge", "raw"].tolist() == [2, 0, 2]
@@ -57,7 +58,7 @@ def test_differences_are_counted_where_the_interval_is_clear_of_zero():
 
 
 def test_gains_are_what_reweighting_changes(axes):
-    dpp_figures.gains(axes, rows(dpp_node=4.0))
+    figures.gains(axes, rows(dpp_node=4.0))
     np.testing.assert_allclose(lines(axes)["DPP node"], [[10, 20], [-(4 + 0.05 / 3) / 2] * 2])
 
 
@@ -65,14 +66,14 @@ def test_entries_are_a_line_for_each_quantile(axes):
     looks = pd.DataFrame([(seed, width, quantile, 10 * width + quantile + seed)
                           for seed in (1, 3) for width in (0.1, 1.0) for quantile in (0.01, 0.5)],
                          columns=["seed", "bandwidth", "quantile", "entries"])  # fmt: skip
-    dpp_figures.entries(axes, looks, 0.3)
+    figures.entries(axes, looks, 0.3)
     np.testing.assert_allclose(lines(axes)["50%"], [[0.1, 1.0], [3.5, 12.5]])
 
 
 def test_diversity_tells_other_betas_apart(axes):
     sets = pd.DataFrame([("dpp_node", beta, kept, -kept - seed, 5.0) for beta in (0.0, 0.3) for kept in (1, 2)
                          for seed in (0, 1)], columns=["type", "beta", "kept", "log_det", "error"])  # fmt: skip
-    dpp_figures.diversity(axes, sets, ["dpp_node"], 0.3)
+    figures.diversity(axes, sets, ["dpp_node"], 0.3)
     assert set(lines(axes)) == {"DPP node", "DPP node, β by the median"}
     np.testing.assert_allclose(lines(axes)["DPP node"], [[-1.5, -2.5], [5, 5]])
 
@@ -85,7 +86,7 @@ def taught():
 
 
 def test_students_are_lines_of_the_closed_form_and_dots_of_the_simulation(axes):
-    dpp_figures.students(axes, taught(), NONE)
+    figures.students(axes, taught(), NONE)
     np.testing.assert_allclose(lines(axes)["DPP edge"], [[1, 2], [1, 0.5]])
     marked = [
         line.get_ydata() for line in axes.get_lines() if line.get_marker() == "o" and line.get_linestyle() == "None"
@@ -94,17 +95,17 @@ def test_students_are_lines_of_the_closed_form_and_dots_of_the_simulation(axes):
 
 
 def test_agreement_counts_standard_errors():
-    found = dpp_figures.agreement(taught()).loc[("dpp_edge", "raw")]
+    found = figures.agreement(taught()).loc[("dpp_edge", "raw")]
     np.testing.assert_allclose(
         found[["largest", "means", "within 1", "within 2", "within 3"]].astype(float), [2.5, 4, 0.5, 0.5, 1]
     )
 
 
 def test_heat_maps_show_sizes_without_signs(axes):
-    image = dpp_figures.heat(axes, np.array([[-1.0, 0.5]]), "Q")
+    image = figures.heat(axes, np.array([[-1.0, 0.5]]), "Q")
     assert image.get_array().tolist() == [[1.0, 0.5]] and image.get_clim() == (0, 1.5)
 
 
 def test_every_type_has_a_look_of_its_own():
-    kinds = [kind for family in dpp_figures.FAMILIES.values() for kind in family]
-    assert len({figures.look(kind)[1:] for kind in kinds}) == 6
+    kinds = [kind for family in figures.FAMILIES.values() for kind in family]
+    assert len({drawing.look(kind)[1:] for kind in kinds}) == 6

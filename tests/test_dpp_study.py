@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lib import arms, committee, committee_study, data, dpp_study, nets, trained
+from lib import nets, sets, trained
 from lib.errors import RecordError
+from lib.studies.dpp import arms, committee, committee_study, study
 
-DIGITS = data.load("digits")
+DIGITS = sets.load("digits")
 # Every second pixel of every second line: 196 inputs.
 TRAIN, TEST = (
     (x[:n].view(-1, 28, 28)[:, ::2, ::2].flatten(1).contiguous(), y[:n])
@@ -24,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("shared_runs")
 
 def lab(**changes):
     rule = {"lr": 0.1, "momentum": 0.9, "batch": 50, "shuffle": False, "bar": False}
-    return dpp_study.Lab(**{"train": TRAIN, "test": TEST, "seeds": SEEDS, "recipe": {"name": "digits-dpp"},
-                            "hidden": (HIDDEN,), "epochs": 5, "rule": rule} | changes)  # fmt: skip
+    return study.Lab(**{"train": TRAIN, "test": TEST, "seeds": SEEDS, "recipe": {"name": "digits-dpp"},
+                        "hidden": (HIDDEN,), "epochs": 5, "rule": rule} | changes)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def net():
 
 @pytest.fixture(scope="module")
 def found(net):
-    return dpp_study.items(net, TRAIN[0])
+    return study.items(net, TRAIN[0])
 
 
 def keep_of(kind):
@@ -74,7 +75,7 @@ def test_the_network_is_two_xavier_matrices_and_a_sigmoid():
 def test_networks_learn_and_are_trained_once(net, monkeypatch):
     for run in range(2):
         assert accuracy(arrays_of(net, run), TEST) > 0.8
-    monkeypatch.setattr(dpp_study, "Trainer", None)
+    monkeypatch.setattr(study, "Trainer", None)
     again = lab().dense()
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
 
@@ -115,24 +116,24 @@ def test_weights_come_from_our_own_files(net, tmp_path):
 
 def test_the_budgets_of_one_hidden_layer():
     net = nets.MLP([784, 500, 10], ["no-WN"])
-    assert dpp_study.keeps("dpp_node", net, [0]) == [50, 100, 150, 200, 250, 300, 350, 400]
-    assert dpp_study.keeps("dpp_edge", net) == [69, 148, 228, 307, 387, 466, 545, 625]
-    assert dpp_study.keeps("dpp_edge", net, [69]) == [69]
+    assert study.keeps("dpp_node", net, [0]) == [50, 100, 150, 200, 250, 300, 350, 400]
+    assert study.keeps("dpp_edge", net) == [69, 148, 228, 307, 387, 466, 545, 625]
+    assert study.keeps("dpp_edge", net, [69]) == [69]
 
 
 def test_the_budgets_of_two_hidden_layers():
     net = nets.MLP([784, 500, 500, 10], ["no-WN"])
-    assert dpp_study.keeps("magnitude_edge", net) == [79, 157, 236, 314, 392, 471, 549, 628, 706]
-    assert dpp_study.keeps("random_node", net) == [225, 255, 286, 316, 347, 377, 408, 438, 469]
+    assert study.keeps("magnitude_edge", net) == [79, 157, 236, 314, 392, 471, 549, 628, 706]
+    assert study.keeps("random_node", net) == [225, 255, 286, 316, 347, 377, 408, 438, 469]
 
 
 # -------------------------------------------------------------------------------------------------- pruning
 
 
-@pytest.mark.parametrize("kind", dpp_study.TYPES)
+@pytest.mark.parametrize("kind", study.TYPES)
 def test_every_arm_keeps_its_number_and_everything_changes_nothing(kind, net, found):
     keep = keep_of(kind)
-    parts = list(dpp_study.pruned(kind, net, keep, SEEDS, found, options_of(kind)))
+    parts = list(study.pruned(kind, net, keep, SEEDS, found, options_of(kind)))
     for number, (mask, *stacks) in zip(keep, parts, strict=True):
         (kept,) = mask.values()
         assert (kept.sum(-1) == number).all()
@@ -143,15 +144,15 @@ def test_every_arm_keeps_its_number_and_everything_changes_nothing(kind, net, fo
         torch.testing.assert_close(stack(TEST[0]), net(TEST[0]), atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", dpp_study.TYPES)
+@pytest.mark.parametrize("kind", study.TYPES)
 def test_reweighting_brings_the_outputs_of_the_training_set_nearer(kind, net, found):
-    _, raw, again = next(dpp_study.pruned(kind, net, keep_of(kind), SEEDS, found, options_of(kind)))
+    _, raw, again = next(study.pruned(kind, net, keep_of(kind), SEEDS, found, options_of(kind)))
     far, near = ((stack(TRAIN[0]) - net(TRAIN[0])).square().mean((1, 2)) for stack in (raw, again))
     assert (near < 0.9 * far).all()
 
 
 def test_the_accuracy_of_magnitude_is_that_of_sorting_by_hand(net, found):
-    got = dpp_study.accuracies("magnitude_edge", net, [40], SEEDS, found, TEST)
+    got = study.accuracies("magnitude_edge", net, [40], SEEDS, found, TEST)
     assert got["accuracy"].shape == (2, 2, 1)
     for run in range(2):
         w1, b1, w2, b2 = arrays_of(net, run)
@@ -169,7 +170,7 @@ def test_the_accuracy_of_magnitude_is_that_of_sorting_by_hand(net, found):
 
 
 def test_the_accuracy_of_outgoing_l1_is_that_of_removing_units_by_hand(net, found):
-    got = dpp_study.accuracies("outgoing_l1_node", net, [8], SEEDS, found, TEST, refit=False)
+    got = study.accuracies("outgoing_l1_node", net, [8], SEEDS, found, TEST, refit=False)
     assert got["accuracy"].shape == (2, 1, 1)
     for run in range(2):
         w1, b1, w2, b2 = arrays_of(net, run)
@@ -179,29 +180,29 @@ def test_the_accuracy_of_outgoing_l1_is_that_of_removing_units_by_hand(net, foun
 
 
 def test_as_published_units_speak_on_through_their_biases(net, found):
-    published = dpp_study.accuracies("outgoing_l1_node", net, [8], SEEDS, found, TEST, as_published=True)
-    ours = dpp_study.accuracies("outgoing_l1_node", net, [8], SEEDS, found, TEST)
+    published = study.accuracies("outgoing_l1_node", net, [8], SEEDS, found, TEST, as_published=True)
+    ours = study.accuracies("outgoing_l1_node", net, [8], SEEDS, found, TEST)
     np.testing.assert_array_equal(published["accuracy"][:, 0], ours["accuracy"][:, 0])
-    mask, raw, again = next(dpp_study.pruned("outgoing_l1_node", net, [8], SEEDS, found, None, False, True))
+    mask, raw, again = next(study.pruned("outgoing_l1_node", net, [8], SEEDS, found, None, False, True))
     assert torch.equal(raw.layers[1].weight, net.layers[1].weight) and torch.equal(
         again.layers[1].bias, net.layers[1].bias
     )
 
 
 def test_as_published_random_edges_are_half_of_them_whatever_is_asked(net, found):
-    got = dpp_study.accuracies("random_edge", net, [10, 150], SEEDS, found, TEST, as_published=True, refit=False)
+    got = study.accuracies("random_edge", net, [10, 150], SEEDS, found, TEST, as_published=True, refit=False)
     assert (np.abs(got["left"] / (20 * 196) - 0.5) < 0.05).all()
 
 
 @pytest.mark.parametrize("kind, left", [("random_edge", 20 * 40 + 20 * 10), ("random_node", 8 * 196 + 8 * 10)])
 def test_what_is_left_is_counted_in_both_layers(kind, left, net, found):
-    got = dpp_study.accuracies(kind, net, keep_of(kind)[:1], SEEDS, found, TEST, refit=False)
+    got = study.accuracies(kind, net, keep_of(kind)[:1], SEEDS, found, TEST, refit=False)
     assert got["left"].tolist() == [[left], [left]]
 
 
 def test_published_items_are_fields_without_the_bias(net):
     x = TRAIN[0].double().numpy()
-    found = dpp_study.items(net, TRAIN[0], "preactivation", as_published=True)
+    found = study.items(net, TRAIN[0], "preactivation", as_published=True)
     for run in range(2):
         w1, *_ = arrays_of(net, run)
         fields = x @ w1.T
@@ -209,7 +210,7 @@ def test_published_items_are_fields_without_the_bias(net):
         said = 1 / (1 + np.exp(-fields))
         np.testing.assert_allclose(found.outputs.gram[run], said.T @ said, rtol=1e-5)
     with pytest.raises(ValueError, match="'bias'; allowed are"):
-        dpp_study.items(net, TRAIN[0], "bias")
+        study.items(net, TRAIN[0], "bias")
 
 
 # -------------------------------------------------------------------------------------------------- diversity
@@ -225,31 +226,31 @@ def test_diversity_is_the_log_determinant_per_item():
         np.mean([np.linalg.slogdet(each[r, m][np.ix_(kept[r, m], kept[r, m])])[1] / kept[r, m].sum() for m in range(3)])
         for r in range(2)
     ]
-    found = dpp_study.diversity(torch.from_numpy(each), torch.from_numpy(kept))
+    found = study.diversity(torch.from_numpy(each), torch.from_numpy(kept))
     np.testing.assert_allclose(found, expected)
-    alone = dpp_study.diversity(1.01 * torch.eye(6).expand(2, 1, 6, 6), torch.from_numpy(kept[:, 0]))
+    alone = study.diversity(1.01 * torch.eye(6).expand(2, 1, 6, 6), torch.from_numpy(kept[:, 0]))
     np.testing.assert_allclose(alone, np.log(1.01), rtol=1e-5)
 
 
 def test_the_entries_of_the_matrices_are_those_of_brute_force(net, found):
-    got = dpp_study.entries("dpp_edge", net, found, (1e-3, "median"))
+    got = study.entries("dpp_edge", net, found, (1e-3, "median"))
     assert got.shape == (2, 2, 3)
     w1, *_ = arrays_of(net, 1)
     middle = []
-    for row in w1[: dpp_study.SEEN_UNITS]:
+    for row in w1[: study.SEEN_UNITS]:
         vectors = TRAIN[0].double().numpy() * row
         squares = (vectors**2).sum(0)
         distances = np.maximum(squares[:, None] + squares - 2 * vectors.T @ vectors, 0)
-        middle.append(np.quantile(np.exp(-1e-3 * distances[np.triu_indices(196, 1)]), dpp_study.LEVELS))
+        middle.append(np.quantile(np.exp(-1e-3 * distances[np.triu_indices(196, 1)]), study.LEVELS))
     np.testing.assert_allclose(got[1, 0], np.mean(middle, 0), atol=1e-6)
     np.testing.assert_allclose(got[:, 1, 1], np.exp(-1), atol=0.01)
-    nodes = dpp_study.entries("random_node", net, found)
-    assert nodes.shape == (2, len(dpp_study.BETAS), 3) and (np.diff(nodes[:, :, 1]) <= 0).all()
+    nodes = study.entries("random_node", net, found)
+    assert nodes.shape == (2, len(study.BETAS), 3) and (np.diff(nodes[:, :, 1]) <= 0).all()
 
 
 def test_diverse_edges_are_more_diverse_than_random_ones(net, found):
     diverse, random = (
-        dpp_study.accuracies(kind, net, [40], SEEDS, found, TEST, options_of(kind), refit=False)["log_det"]
+        study.accuracies(kind, net, [40], SEEDS, found, TEST, options_of(kind), refit=False)["log_det"]
         for kind in ("dpp_edge", "random_edge")
     )
     assert (diverse > random + 0.05).all()
@@ -295,7 +296,7 @@ def prune(kind, pupil, **options):
     return committee_study.errors(kind, student, teacher, keep, 1, 0.25, found, tests, **options)
 
 
-@pytest.mark.parametrize("kind", dpp_study.TYPES)
+@pytest.mark.parametrize("kind", study.TYPES)
 def test_errors_are_those_of_the_simulation(kind, pupil):
     got = prune(kind, pupil, sets=3)
     drawn = 3 if kind in committee_study.DRAWN_AT_RANDOM else 1

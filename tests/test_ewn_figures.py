@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import ewn_figures
+from lib.studies.ewn import figures
 
 LEVELS = [-10, -50, -100, -300]
 
@@ -15,7 +15,7 @@ def made(gain, seeds=6):
     rows = []
     for seed in range(seeds):
         for level in LEVELS:
-            for share in ewn_figures.SHARES:
+            for share in figures.SHARES:
                 base = 60 + rng.normal()
                 for kind, more in (("no-WN", 0), ("EWN", gain(level) + 0.1 * rng.normal()), ("SWN", gain(level) - 30)):
                     rows.append((kind, seed, level, share, base + more))
@@ -23,8 +23,8 @@ def made(gain, seeds=6):
 
 
 def verdict(frame, second="no-WN"):
-    found = ewn_figures.verdicts(frame)
-    assert len(found) == 2 * len(ewn_figures.SHARES)
+    found = figures.verdicts(frame)
+    assert len(found) == 2 * len(figures.SHARES)
     (row,) = found[(found["than"] == second) & (found["sparsity"] == 0.9)].to_dict("records")
     return row
 
@@ -51,14 +51,14 @@ def test_the_sign_flip_test_is_the_enumeration_of_all_flips():
     apart = np.array([0.3, -0.1, 0.8, 0.5, 0.2, 0.7])
     flips = np.array(np.meshgrid(*[[-1, 1]] * 6)).reshape(6, -1).T
     expected = (np.abs(flips @ apart) >= abs(apart.sum()) - 1e-12).mean()
-    assert ewn_figures.sign_flip(apart) == pytest.approx(expected)
+    assert figures.sign_flip(apart) == pytest.approx(expected)
 
 
 def test_the_figure_has_every_share_and_what_was_published():
     frame = made(lambda level: 1)
     told = frame[(frame["seed"] < 3) & (frame["level"] != -50)]
-    figure = ewn_figures.depth(frame, told)
-    assert len(figure.axes) == 2 * len(ewn_figures.SHARES)
+    figure = figures.depth(frame, told)
+    assert len(figure.axes) == 2 * len(figures.SHARES)
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["no-WN", "no-WN, published", "EWN", "EWN, published", "SWN", "SWN, published"]
-    assert len(ewn_figures.depth(frame, told[:0]).axes[0].get_legend().get_texts()) == 3
+    assert len(figures.depth(frame, told[:0]).axes[0].get_legend().get_texts()) == 3

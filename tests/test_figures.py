@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lib import figures, kernels
+from lib import drawing, twins
 
 
 @pytest.fixture
@@ -25,45 +25,45 @@ def test_below_ten_seeds_the_interval_is_students():
     values = np.random.default_rng(1).normal(size=(7, 3))
     for k in range(3):
         expected = stats.ttest_1samp(values[:, k], 0).confidence_interval()
-        assert np.allclose([side[k] for side in figures.interval(values)], expected)
+        assert np.allclose([side[k] for side in drawing.interval(values)], expected)
 
 
 def test_from_ten_seeds_on_the_interval_is_the_bootstraps():
     values = np.random.default_rng(1).normal(size=(40, 2))
     expected = stats.bootstrap((values,), np.mean, axis=0, method="percentile", rng=0).confidence_interval
-    assert np.allclose(figures.interval(values), (expected.low, expected.high), atol=0.03)
+    assert np.allclose(drawing.interval(values), (expected.low, expected.high), atol=0.03)
 
 
 def test_up_to_five_seeds_each_is_a_line_and_the_mean_a_thick_one(axes):
-    drawn = figures.spread(axes, seeds(3), "x", "y", "EWN")
+    drawn = drawing.spread(axes, seeds(3), "x", "y", "EWN")
     assert len(axes.lines) == 4 and not axes.collections
     assert np.allclose(drawn.get_ydata(), seeds(3).groupby("x")["y"].mean())
     assert all(line.get_linewidth() < drawn.get_linewidth() for line in axes.lines[:-1])
 
 
 def test_more_seeds_are_a_mean_and_a_band(axes):
-    figures.spread(axes, seeds(8), "x", "y", "SWN")
+    drawing.spread(axes, seeds(8), "x", "y", "SWN")
     assert len(axes.lines) == 1 and len(axes.collections) == 1
 
 
 def test_types_are_told_apart_by_more_than_colour():
-    looks = [figures.look(kind) for kind in kernels.NORMS]
+    looks = [drawing.look(kind) for kind in twins.NORMS]
     for cue in range(4):
         assert len({look[cue] for look in looks}) == len(looks)
     with pytest.raises(KeyError, match="XWN.*EWN"):
-        figures.look("XWN")
+        drawing.look("XWN")
 
 
 def test_published_values_stand_behind_ours(axes):
     facts = pd.DataFrame({"type": "EWN", "x": [0, 0, 1], "y": [1.0, 3.0, 5.0]})
-    figures.compare(axes, seeds(3).assign(type="EWN"), facts, "x", "y", ["EWN"])
+    drawing.compare(axes, seeds(3).assign(type="EWN"), facts, "x", "y", ["EWN"])
     (container,) = axes.containers
     assert container.lines[0].get_ydata().tolist() == [2.0, 5.0]
 
 
 def test_labels_at_line_ends_do_not_touch(axes):
     lines = [axes.plot([0, 1], [0, y], label=str(y))[0] for y in (1.0, 1.001, 5.0)]
-    figures.end_labels(axes, lines, gap=0.05)
+    drawing.end_labels(axes, lines, gap=0.05)
     heights = sorted(text.xy[1] for text in axes.texts)
     assert len(heights) == 3 and min(np.diff(heights)) >= 0.05 - 1e-9
 
@@ -73,14 +73,14 @@ def test_a_saved_figure_is_the_same_tomorrow(axes, tmp_path, monkeypatch):
     axes.plot([1, 2])
     first = {}
     for _ in range(2):
-        figures.save(axes.figure, "a")
+        drawing.save(axes.figure, "a")
         now = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         assert sorted(now) == ["a.pdf", "a.png"] and (not first or now == first)
         first = now
 
 
 def test_a_strip_shows_every_seed_sorted_and_the_median(axes):
-    figures.strip(axes, 2, [3.0, 1.0, 2.0], "SWN")
+    drawing.strip(axes, 2, [3.0, 1.0, 2.0], "SWN")
     seeds_drawn, bar = axes.lines
     assert seeds_drawn.get_xdata().tolist() == [1, 2, 3] and np.isclose(np.mean(seeds_drawn.get_ydata()), 2)
     assert list(bar.get_xdata()) == [2, 2]

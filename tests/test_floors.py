@@ -1,63 +1,67 @@
-"""The library is a house: a file imports only what lies on a floor below it, or on the ground."""
+"""The library is a house: a folder is a floor, imports only go down, and studies do not know each other."""
 
 import ast
+import functools
+import re
 from pathlib import Path
 
 import pytest
 
+import lib
+
 LIB = Path(__file__).resolve().parents[1] / "lib"
 
-# Floor by floor, from the ground up. A new file gets its place here, with the reason for it in the review.
+# From the ground up; "" are the files on top of lib. See lib/__init__.py for what belongs where.
 FLOORS = (
-    {"errors", "parameters", "ranges", "disk", "provenance", "draws", "records", "runs", "figures"}
-    | {"kernels", "layers", "inits", "plain", "workers", "data", "images", "tiny_imagenet", "celeba", "names"}
-    | {"fused", "triton_kernels", "capture", "optimizers", "curvature"},
-    {"nets", "masks", "paths", "likelihood", "tables"},
-    {
-        "passes",
-        "screening",
-        "convnets",
-        "scores",
-        "shrink",
-        "phew",
-        "dpp",
-        "reweight",
-        "evaluate",
-        "descent",
-        "line_search",
-        "toys",
-    }
-    | {"anatomy", "remask", "stacking", "trained", "checkpoint", "anneal", "shuffle", "committee", "dpp_figures"}
-    | {"contribution", "importance_figures", "ewn_figures"},
-    {"screening", "trainer", "sparse", "arms", "widgets", "path_kernel", "vae"},
-    {"train", "challenge", "dpp_study", "initial", "importance"},
-    {"survey", "committee_study", "outcome", "vae_study"},
+    ("", "kernels", "records", "data", "figures"),
+    ("networks",),
+    ("pruning",),
+    ("training",),
+    ("studies.ewn", "studies.challenge", "studies.phew", "studies.dpp", "studies.importance"),
 )
-FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders}
 LONGEST = 400  # lines; if a file passes this, ask what it is two of
 
 
-def imports(source: str) -> set[str]:
-    """Return the modules of lib that a file imports, wherever in the file it does so."""
+@functools.cache
+def files() -> dict[str, str]:
+    """Return the sources of lib by the names of their modules, such as "networks.nets"."""
+    paths = [path for path in sorted(LIB.rglob("*.py")) if path.stem != "__init__"]
+    return {".".join(path.relative_to(LIB).with_suffix("").parts): path.read_text("utf-8") for path in paths}
+
+
+@functools.cache
+def imports(source: str) -> frozenset[str]:
+    """Return what a file imports of lib, wherever in the file it does so: "networks.nets" or "networks.nets.MLP"."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("lib.")}
+            found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.split(".")[0] == "lib"}
         elif isinstance(node, ast.ImportFrom) and (node.level or node.module.split(".")[0] == "lib"):
-            inner = (node.module or "").removeprefix("lib").strip(".")
-            found |= {inner.split(".")[0]} if inner else {alias.name for alias in node.names}
-    return found
+            inside = "relative" if node.level else node.module.partition(".")[2]
+            found |= {f"{inside}.{alias.name}".strip(".") for alias in node.names}
+    return frozenset(found)
 
 
-def files() -> dict[str, str]:
-    """Return the sources of lib by the names of their modules."""
-    return {path.stem: path.read_text("utf-8") for path in sorted(LIB.glob("*.py")) if path.stem != "__init__"}
+def modules(source: str, names) -> set[str]:
+    """Return the modules, of `names`, that a file imports; what is none of them, and in none, as it is written."""
+    return {next((name for name in (said, said.rpartition(".")[0]) if name in names), said) for said in imports(source)}
+
+
+def folder(module: str) -> str:
+    return module.rpartition(".")[0]
 
 
 def wrong_imports(sources: dict[str, str]) -> list[str]:
-    """Return what is imported upwards or sideways; the ground floor is open to all."""
-    pairs = [(name, other) for name, source in sources.items() for other in sorted(imports(source))]
-    return [f"{a} imports {b}" for a, b in pairs if FLOOR.get(b, 0) and FLOOR[b] >= FLOOR.get(a, 0)]
+    """Return what is imported upwards, from one study to another, or by no path of a file."""
+    wrong = []
+    for name, source in sources.items():
+        for other in sorted(modules(source, sources)):
+            here, there = FLOOR[folder(name)], FLOOR.get(folder(other))
+            sideways = here == there == len(FLOORS) - 1 and folder(name) != folder(other)
+            if other not in sources or there is None or there > here or sideways:
+                wrong.append(f"{name} imports {other}")
+    return wrong
 
 
 def cycle(graph: dict[str, set[str]]) -> list[str]:
@@ -72,11 +76,16 @@ def test_there_are_files():
     assert files(), f"no library in {LIB}"
 
 
-def test_every_file_has_a_floor():
-    unknown = set(files()) - set(FLOOR)
-    assert not unknown, f"{sorted(unknown)} is on no floor: give it one in {Path(__file__).name}"
-    assert "utils" not in FLOOR
-    assert not [path for path in LIB.iterdir() if path.is_dir() and path.name != "__pycache__"], "lib/ is flat"
+def test_every_file_is_on_a_floor():
+    unknown = [name for name in files() if folder(name) not in FLOOR]
+    assert not unknown, f"{unknown} are on no floor: lib/__init__.py says what belongs where"
+    assert sorted(name for name in files() if not folder(name)) == ["draws", "errors", "workers"]
+    assert not [name for name in files() if name.endswith("utils")]
+
+
+def test_every_folder_is_a_package_that_does_nothing():
+    folders = {path.parent for path in LIB.rglob("*.py")} - {LIB}
+    assert [where for where in folders | {LIB / "studies"} if (where / "__init__.py").read_text("utf-8")] == []
 
 
 def test_imports_only_go_down():
@@ -84,25 +93,59 @@ def test_imports_only_go_down():
 
 
 def test_there_is_no_cycle():
-    assert not cycle({name: imports(source) for name, source in files().items()})
+    sources = files()
+    assert not cycle({name: modules(source, sources) for name, source in sources.items()})
+
+
+def test_folders_do_not_import_each_other_in_a_ring():
+    graph = {where: set() for where in FLOOR if where}
+    for name, source in files().items():
+        graph.setdefault(folder(name), set()).update(folder(other) for other in modules(source, files()))
+    assert not cycle({where: others - {where} for where, others in graph.items()})
 
 
 @pytest.mark.parametrize("name", sorted(files()))
 def test_no_file_is_too_long(name):
-    assert len(files()[name].splitlines()) <= LONGEST, f"lib/{name}.py: what is it two of?"
+    assert len(files()[name].splitlines()) <= LONGEST, f"{name}: what is it two of?"
+
+
+def test_what_is_below_the_studies_has_a_name_of_its_own():
+    names = [name.split(".") for name in files() if name.count(".") < 2]
+    assert len({last for *_, last in names}) == len(names)
+    assert not {last for *_, last in names} & {path.name for path in LIB.iterdir()}, "a file is called as a folder"
+    for *where, last in names:
+        assert getattr(lib, last).__name__ == ".".join(["lib", *where, last])
+    with pytest.raises(AttributeError, match="'lib' has no attribute 'nothing'"):
+        lib.nothing  # noqa: B018
+
+
+def test_the_map_names_every_folder():
+    said = re.findall(r"\w+", lib.__doc__)
+    assert not [part for where in FLOOR for part in where.split(".") if part and part not in said]
 
 
 def test_the_tests_see_every_way_to_import():
-    source = "import lib.nets\nfrom lib import data, masks\nfrom lib.phew import walk"
-    source += "\nfrom .dpp import a\nfrom . import runs"
-    assert imports(source) == {"nets", "data", "masks", "phew", "dpp", "runs"}
-    assert imports("def f():\n    from lib import train") == {"train"}
+    source = "import lib.networks.nets\nfrom lib import draws\nfrom lib.pruning import masks\nfrom . import x"
+    source += "\nfrom lib.pruning.phew import walk"
+    assert imports(source) == {"networks.nets", "draws", "pruning.masks", "relative.x", "pruning.phew.walk"}
+    assert imports("def f():\n    from lib.training import train") == {"training.train"}
     assert imports("import library\nfrom libs import x\nimport torch") == set()
 
 
 def test_the_tests_see_what_is_wrong():
-    assert wrong_imports({"nets": "from lib import masks, kernels"}) == ["nets imports masks"]
-    assert wrong_imports({"runs": "from lib import train"}) == ["runs imports train"]
-    assert wrong_imports({"train": "from lib import nets", "data": "from lib import draws"}) == []
+    below = {"draws": "", "networks.nets": "", "pruning.phew": "", "studies.dpp.arms": "", "studies.phew.names": ""}
+
+    def wrong(name, source):
+        return wrong_imports(below | {name: source})
+
+    assert wrong("networks.inits", "from lib.pruning.phew import walk") == ["networks.inits imports pruning.phew"]
+    assert wrong("records.runs", "from lib.networks import nets") == ["records.runs imports networks.nets"]
+    assert wrong("training.train", "from lib.studies.dpp import arms") == ["training.train imports studies.dpp.arms"]
+    assert wrong("studies.ewn.toys", "from lib.studies.phew import names") == [
+        "studies.ewn.toys imports studies.phew.names"
+    ]
+    assert wrong("training.train", "from lib import nets") == ["training.train imports nets"]
+    assert wrong("training.train", "from lib import draws\nfrom lib.networks.nets import MLP") == []
+    assert wrong("studies.dpp.study", "from lib.studies.dpp import arms") == []
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c", "d"]
     assert cycle({"a": {"b"}, "b": set()}) == []

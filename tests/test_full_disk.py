@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import lib.disk as disk
-import lib.records as records
-from lib.records import RecordError
+import lib.records.disk as disk
+import lib.records.store as records
+from lib.records.store import RecordError
 
 ROOT = Path(__file__).resolve().parents[1]
 REST = {"experiment": "toy", "type": "EWN", "seed": 1, "parameters": {}, "cost": {}, "provenance": {}}
@@ -120,7 +120,7 @@ def test_a_full_disk_is_seen_before_anything_is_computed(tmp_path):
     """The probe writes for real: here against a limit of the system on the size of files, in a process of its own."""
     code = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))\n"
-    code += f"from pathlib import Path; from lib.disk import assert_writable; assert_writable(Path({str(tmp_path)!r}))"
+    code += f"from pathlib import Path; from lib import disk; disk.assert_writable(Path({str(tmp_path)!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert f"cannot write {tmp_path} (File too large)" in done.stderr
     assert list(tmp_path.iterdir()) == []

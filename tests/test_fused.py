@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import dpp, fused, kernels
+from lib import dpp, fused, twins
 
 INTERPRETED, CUDA = os.environ.get("TRITON_INTERPRET") == "1", torch.cuda.is_available()
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -95,7 +95,7 @@ def logits(shape, dtype=torch.float64, seed=0, scale=3.0):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_log_loss_is_its_twin(shape, dtype):
     z, y = logits(shape, dtype)
-    (loss, gradient), (expected, slope) = both(kernels.log_loss_and_gradient, z, y)
+    (loss, gradient), (expected, slope) = both(twins.log_loss_and_gradient, z, y)
     near = {"rtol": 1e-11, "atol": 1e-13} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 2e-6}
     torch.testing.assert_close(loss, expected, **near)
     torch.testing.assert_close(gradient, slope, **near)
@@ -106,8 +106,8 @@ def test_log_loss_has_the_gradient_of_autograd():
     z, y = logits((2, 3, 3))
     z.requires_grad_()
     with fused.use("triton"):
-        assert torch.autograd.gradcheck(lambda z: kernels.log_loss(z, y), z)
-        (mine,) = torch.autograd.grad((kernels.log_loss(z, y) * torch.tensor([2.0, -1.0], device=DEVICE)).sum(), z)
+        assert torch.autograd.gradcheck(lambda z: twins.log_loss(z, y), z)
+        (mine,) = torch.autograd.grad((twins.log_loss(z, y) * torch.tensor([2.0, -1.0], device=DEVICE)).sum(), z)
     losses = torch.nn.functional.cross_entropy(z.transpose(1, 2), y, reduction="none").mean(1).log()
     (torchs,) = torch.autograd.grad(2 * losses[0] - losses[1], z)
     torch.testing.assert_close(mine, torchs)
@@ -120,7 +120,7 @@ def test_log_loss_takes_any_strides_and_shared_labels():
     halved = torch.stack([z, z], 3)[..., 0]
     for strided in (turned, halved, z[:1].expand(3, -1, -1)):
         assert not strided.is_contiguous()
-        (loss, gradient), (expected, slope) = both(kernels.log_loss_and_gradient, strided, y[0])
+        (loss, gradient), (expected, slope) = both(twins.log_loss_and_gradient, strided, y[0])
         torch.testing.assert_close(loss, expected), torch.testing.assert_close(gradient, slope)
 
 
@@ -131,7 +131,7 @@ def test_log_loss_from_e_to_the_minus_300_to_e_to_the_90():
     z[0, :, 0], z[1, :, 0], z[2, :, 0], z[3, :2, 0], z[3, 2, 1] = 300.0, -90.0, 45.0, 300.0, 80.0
     z[0, :, 2] = -80.0
     y = torch.zeros(3, dtype=torch.int64, device=DEVICE)
-    (loss, gradient), (expected, slope) = both(kernels.log_loss_and_gradient, z, y)
+    (loss, gradient), (expected, slope) = both(twins.log_loss_and_gradient, z, y)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradient, slope, rtol=2e-5, atol=1e-27)
     assert loss[0] < -299 and gradient[0, :, 0].sum() == pytest.approx(-1, rel=1e-4)
@@ -143,7 +143,7 @@ def test_log_loss_from_e_to_the_minus_300_to_e_to_the_90():
 def test_log_loss_does_not_hide_what_is_no_number():
     z, y = logits((3, 5, 4), torch.float32)
     z[0, 2, 1], z[1, 3, y[1, 3]] = torch.nan, torch.inf
-    (loss, gradient), (expected, slope) = both(kernels.log_loss_and_gradient, z, y)
+    (loss, gradient), (expected, slope) = both(twins.log_loss_and_gradient, z, y)
     assert loss[0].isnan() and gradient[0, 2].isnan().any()
     assert torch.equal(loss.isfinite(), expected.isfinite()) and loss[2].isfinite()
     torch.testing.assert_close(gradient[2], slope[2], rtol=2e-5, atol=2e-6)
@@ -172,7 +172,7 @@ def test_the_update_is_its_twin(shape, rule, masked):
         for choice in ("triton", "twin"):
             own, moments = w.clone(), None if v is None else v.clone()
             with fused.use(choice):
-                kernels.masked_sgd_(own, g, moments, kept, lr, *rule)
+                twins.masked_sgd_(own, g, moments, kept, lr, *rule)
             results.append([own] if v is None else [own, moments])
         for mine, expected in zip(*results, strict=True):
             torch.testing.assert_close(mine, expected)
@@ -187,11 +187,11 @@ def test_the_update_reads_a_gradient_of_any_strides_and_one_rate_for_all():
     lr = torch.tensor(0.1, device=DEVICE).expand(3)
     straight, strided = (w.clone(), v.clone()), (w.clone(), v.clone())
     with fused.use("triton"):
-        kernels.masked_sgd_(straight[0], g, straight[1], kept, lr, 0.9)
-        kernels.masked_sgd_(strided[0], turned, strided[1], kept.mT.contiguous().mT, lr, 0.9)
+        twins.masked_sgd_(straight[0], g, straight[1], kept, lr, 0.9)
+        twins.masked_sgd_(strided[0], turned, strided[1], kept.mT.contiguous().mT, lr, 0.9)
         assert torch.equal(straight[0], strided[0]) and torch.equal(straight[1], strided[1])
         with pytest.raises(ValueError, match="contiguous"):
-            kernels.masked_sgd_(turned, g, v, kept, lr, 0.9)
+            twins.masked_sgd_(turned, g, v, kept, lr, 0.9)
 
 
 @pytest.mark.parametrize("rule", [(0.0, False, 0.0), (0.9, False, 1e-3), (0.9, True, 1e-3)])
@@ -204,7 +204,7 @@ def test_the_twin_is_torchs_sgd_with_a_rate_for_each_run_and_zeros_where_pruned(
     rules = [torch.optim.SGD([p], float(lr[r]), rule[0], 0, rule[2], rule[1]) for r, p in enumerate(alone)]
     for _ in range(4):
         g = torch.randn(2, 7, 5, generator=generator, dtype=torch.float64)
-        kernels.masked_sgd_(w, g, v if rule[0] else None, kept, lr, *rule)
+        twins.masked_sgd_(w, g, v if rule[0] else None, kept, lr, *rule)
         for r, (p, optimizer) in enumerate(zip(alone, rules, strict=True)):
             p.grad = g[r] * kept[r]
             optimizer.step()
@@ -294,12 +294,12 @@ def test_a_kernel_asked_for_without_triton_is_an_error(monkeypatch):
 def test_the_library_works_where_triton_cannot_be_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     assert not fused.installed()
-    loss = kernels.log_loss(torch.zeros(1, 2, 4), torch.tensor([0, 1]))
+    loss = twins.log_loss(torch.zeros(1, 2, 4), torch.tensor([0, 1]))
     assert float(loss) == pytest.approx(math.log(math.log(4)), abs=1e-6)
-    sources = {path.name: path.read_text("utf-8") for path in Path(fused.__file__).parent.glob("*.py")}
+    sources = {path.name: path.read_text("utf-8") for path in Path(fused.__file__).parents[1].rglob("*.py")}
     assert [name for name, text in sources.items() if "import triton\n" in text] == ["triton_kernels.py"]
     assert [name for name, text in sources.items() if "import triton_kernels" in text] == ["fused.py"]
-    assert "\n    from lib import triton_kernels" in sources["fused.py"], "only when a kernel is asked for"
+    assert "\n    from lib.kernels import triton_kernels" in sources["fused.py"], "only when a kernel is asked for"
 
 
 def test_every_kernel_has_a_launcher():

@@ -18,36 +18,21 @@ import numpy as np
 import pytest
 import torch
 
-from lib import (
-    anneal,
-    arms,
-    challenge,
-    committee,
-    convnets,
-    data,
-    draws,
-    images,
-    importance,
-    initial,
-    inits,
-    line_search,
-    masks,
-    nets,
-    records,
-    runs,
-    scores,
-    toys,
-    train,
-    vae_study,
-)
-from lib.importance import Schedule
-from lib.layers import Dropout
-from lib.likelihood import moments, unit_moments
-from lib.trainer import Trainer
+from lib import anneal, convnets, draws, images, inits, line_search, masks, nets, runs, scores, sets, store, train
+from lib.networks.layers import Dropout
+from lib.pruning.likelihood import moments, unit_moments
+from lib.studies.challenge import modes
+from lib.studies.dpp import arms, committee
+from lib.studies.ewn import toys
+from lib.studies.importance import study as importance
+from lib.studies.importance import vae_study
+from lib.studies.importance.study import Schedule
+from lib.studies.phew import initial
+from lib.training.trainer import Trainer
 
 FILE = Path(__file__).with_name("golden.json")
 KINDS, SEEDS = ["EWN", "SWN", "no-WN"], [1, 2]
-DIGITS, COLOUR = data.load("digits", train_examples=120), data.load("digits32", train_examples=60, statistics="phew")
+DIGITS, COLOUR = sets.load("digits", train_examples=120), sets.load("digits32", train_examples=60, statistics="phew")
 CASES, TOLERANCE = {}, {}
 
 
@@ -103,12 +88,12 @@ def split(real, train=100, test=40):
 
 @golden("draws", 1e-6)
 def every_draw():
-    whole, net = data.load("digits", holdout=50), mlp([4, 3, 2], dropout=0.5).train()
+    whole, net = sets.load("digits", holdout=50), mlp([4, 3, 2], dropout=0.5).train()
     first, noise = committee.samples(3, 5, 2)
     found = {
         "order": draws.permutation(3, "order", 7, 100), "holdout": whole.valid_y,
         "augment": torch.cat([part.reshape(-1) for part in images.moves(3, 2, 9)]),
-        "subset": data.load("digits", train_examples=100).train_x,
+        "subset": sets.load("digits", train_examples=100).train_x,
         "committee": torch.cat([first.flatten(), noise]), "teacher": weights(committee.teachers(SEEDS, 9)),
         "dropout": torch.stack([part.key for part in net.modules() if isinstance(part, Dropout)]),
         "dropped": net(torch.ones(50, 4).double()), "student": weights(committee.students(SEEDS, 9)),
@@ -258,16 +243,16 @@ def autoencoders_while_training():
     return found | {"trained": weights(lab.training(net).fit(1).net)}
 
 
-class DoubleLab(challenge.Lab):
+class DoubleLab(modes.Lab):
     def network(self, hidden=None, scheme="torch_default"):
         return super().network(hidden, scheme).double()
 
 
-@golden("challenge", mode=challenge.MODES)
+@golden("challenge", mode=modes.MODES)
 def challenged(mode):
     rule = {"rule": "adam", "lr": 0.005, "batch": 40, "bar": False}
     lab = DoubleLab(*split(DIGITS), SEEDS, {"name": "golden-challenge"}, (20, 12), 2, 1, rule=rule)
-    found = {kind: challenge.prune(lab, mode, kind, [0.5, 0.8]) for kind in challenge.TYPES}
+    found = {kind: modes.prune(lab, mode, kind, [0.5, 0.8]) for kind in modes.TYPES}
     return {kind: torch.stack([kept(pruned.masks) for pruned in each]) for kind, each in found.items()}
 
 
@@ -349,10 +334,10 @@ def toy_descents():
 # ---- records
 
 
-@golden("record of", experiment=sorted(path.name for path in (runs.ROOT / "runs").iterdir() if records.files(path)))
+@golden("record of", experiment=sorted(path.name for path in (runs.ROOT / "runs").iterdir() if store.files(path)))
 def as_read(experiment):
     """The first record of an experiment: what it says of the run, and its arrays, to the last bit."""
-    record = records.read(records.files(runs.ROOT / "runs" / experiment)[0])
+    record = store.read(store.files(runs.ROOT / "runs" / experiment)[0])
     said = [record.name, record.type, record.seed, record.parameters, record.scores, record.axes, record.arrays]
     text = json.dumps(said, sort_keys=True).encode()
     arrays = b"".join(record.array(name)[0].tobytes() for name in sorted(record.arrays))

@@ -11,9 +11,11 @@ import torch
 import yaml
 from torch.nn.functional import cross_entropy, relu
 
-from lib import contribution, data, draws, importance, masks, nets, records, shrink
+from lib import contribution, draws, masks, nets, shrink, store
+from lib import sets as data
 from lib.errors import ParameterError
-from lib.importance import Schedule
+from lib.studies.importance import study as importance
+from lib.studies.importance.study import Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = data.load("digits", statistics="half")
@@ -239,7 +241,7 @@ def test_nothing_goes_where_no_epoch_is_left():
     assert found["contribution"].kept["layers.0"].all() and found["contribution"].widths.shape == (0, 2)
     for outcome in found.values():  # a record can hold axes without an entry
         content = importance.record(here, outcome)
-        assert records.pack(content["arrays"], content["axes"])[1]["widths"] == ["round", "layer"]
+        assert store.pack(content["arrays"], content["axes"])[1]["widths"] == ["round", "layer"]
 
 
 # ---- keywords

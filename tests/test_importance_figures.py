@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import figures, importance_figures, runs
+from lib import drawing, runs
+from lib.studies.importance import figures
 
 NAME = "train_time_prune"
 T = 12.7062  # the 97.5 % quantile of Student's t of two seeds, whose standard error is half their distance
@@ -46,17 +47,17 @@ def save(experiment, kind, seeds, content, **parameters):
 def records(shared_runs):
     for kind, seeds in TESTED.items():
         save(NAME, kind, list(seeds), content)
-    return importance_figures.groups(NAME, ["mnist"], "increment")["mnist, 2 rounds"]
+    return figures.groups(NAME, ["mnist"], "increment")["mnist, 2 rounds"]
 
 
 @pytest.fixture(scope="module")
 def rounds(records):
-    return importance_figures.rounds(records)
+    return figures.rounds(records)
 
 
 @pytest.fixture
 def axes():
-    figures.style()
+    drawing.style()
     figure, axes = plt.subplots()
     yield axes
     plt.close(figure)
@@ -103,7 +104,7 @@ def test_groups_are_the_largest_by_data_set_and_rounds(shared_runs):
     save(NAME, "none", [2], numbered(1), dataset="digits", increment=20)
     save(NAME, "none", [2], numbered(10), dataset="digits", increment=5)
     save(NAME, "random", [2], numbered(2), dataset="fashion_mnist")
-    found = importance_figures.groups(NAME, ["fashion_mnist", "cifar10", "digits"], "increment")
+    found = figures.groups(NAME, ["fashion_mnist", "cifar10", "digits"], "increment")
     assert list(found) == ["fashion_mnist, 2 rounds", "digits, 1 round", "digits, 2 rounds", "digits, 10 rounds"]
     members = [(record.type, record.seed) for record in found["digits, 2 rounds"]]
     assert members == [("none", 2), ("none", 10), ("contribution", 2), ("worst", 2), ("small", 2)]
@@ -114,7 +115,7 @@ def test_groups_are_the_largest_by_data_set_and_rounds(shared_runs):
 def test_values_with_the_same_number_of_rounds_are_told_apart(shared_runs):
     for increment in (9, 10):
         save(NAME, "random", [2], numbered(2), dataset="digits32", increment=increment)
-    found = importance_figures.groups(NAME, ["digits32"], "increment")
+    found = figures.groups(NAME, ["digits32"], "increment")
     assert list(found) == ["digits32, 2 rounds, increment 9", "digits32, 2 rounds, increment 10"]
     assert [records[0].parameters["increment"] for records in found.values()] == [9, 10]
 
@@ -123,7 +124,7 @@ def test_values_with_the_same_number_of_rounds_are_told_apart(shared_runs):
 
 
 def test_curves_have_what_a_pruning_left_just_behind_its_epoch(records):
-    found = importance_figures.curves(records, "test")
+    found = figures.curves(records, "test")
     first = found.query("type == 'contribution' and seed == 1").reset_index(drop=True)
     expected = {"epoch": [0, 1, 1.01, 2, 3, 3.01, 4, 5], "accuracy": [10, 40, 30, 48, 58, 50, 66, 78]}
     frames_match(first, pd.DataFrame({"type": "contribution", "seed": 1, **expected}))
@@ -134,7 +135,7 @@ def test_curves_have_what_a_pruning_left_just_behind_its_epoch(records):
 
 
 def test_training_curves_have_no_such_rows(records):
-    found = importance_figures.curves(records, "train")
+    found = figures.curves(records, "train")
     first = found.query("type == 'contribution' and seed == 2").reset_index(drop=True)
     expected = {"epoch": range(6), "accuracy": [15, 49, 59, 65, 75, 93]}
     frames_match(first, pd.DataFrame({"type": "contribution", "seed": 2, **expected}))
@@ -174,8 +175,8 @@ COST = pd.DataFrame(  # of contribution seed 4 has no partner, and of none seed 
 
 
 def test_the_cost_of_pruning_is_paired_by_seed_and_epoch(rounds):
-    frames_match(importance_figures.against_unpruned(rounds), COST)
-    alone = importance_figures.against_unpruned(rounds[rounds["type"] != "none"])
+    frames_match(figures.against_unpruned(rounds), COST)
+    alone = figures.against_unpruned(rounds[rounds["type"] != "none"])
     assert len(alone) == 0, "with nothing to compare with there is no row"
 
 
@@ -183,7 +184,7 @@ def test_the_cost_of_pruning_is_paired_by_seed_and_epoch(rounds):
 
 
 def test_training_is_a_line_for_each_type_and_a_tick_for_each_event(axes, records):
-    importance_figures.training(axes, importance_figures.curves(records[::-1], "test"), [1, 3])
+    figures.training(axes, figures.curves(records[::-1], "test"), [1, 3])
     drawn = lines(axes)
     assert list(drawn) == ["not pruned", "contribution", "worst first", "trained small"], "ordered, and no others"
     mean = [[0, 1, 1.01, 2, 3, 3.01, 4, 5], [10, 38, 30, 48, 56, 45, 66, 80]]
@@ -195,7 +196,7 @@ def test_training_is_a_line_for_each_type_and_a_tick_for_each_event(axes, record
 
 
 def test_the_control_is_a_marker_with_its_interval_among_lines(axes, rounds):
-    importance_figures.kept(axes, rounds, "test")
+    figures.kept(axes, rounds, "test")
     drawn = lines(axes)
     assert list(drawn) == ["contribution", "worst first"], "no line of what loses no units"
     np.testing.assert_allclose(drawn["contribution"], [[0, 20, 50], [38, 56, 80]], rtol=1e-6)
@@ -205,13 +206,13 @@ def test_the_control_is_a_marker_with_its_interval_among_lines(axes, rounds):
     assert control[0] == "trained small"
     x, y, ((low, high),) = control[1]
     np.testing.assert_allclose([*x, *y, low, high], [50, 78, 78 - 2 * T, 78 + 2 * T], rtol=1e-5)
-    _, colour, marker, _ = figures.look("small")
+    _, colour, marker, _ = drawing.look("small")
     line = axes.containers[0].lines[0]
     assert (line.get_color(), line.get_marker(), line.get_linestyle()) == (colour, marker, "None")
 
 
 def test_a_control_of_one_seed_has_no_interval(axes, rounds):
-    importance_figures.kept(axes, rounds.query("type == 'small' and seed == 1"), "train")
+    figures.kept(axes, rounds.query("type == 'small' and seed == 1"), "train")
     assert not lines(axes)
     x, y, ((low, high),) = bars(axes)["trained small"]
     np.testing.assert_allclose([*x, *y, low, high], [50, 81, 81, 81], rtol=1e-6)
@@ -219,18 +220,18 @@ def test_a_control_of_one_seed_has_no_interval(axes, rounds):
 
 def test_of_rounds_that_leave_the_same_widths_the_last_is_shown(axes, rounds):
     mine = rounds[rounds["type"] == "worst"]
-    importance_figures.kept(axes, mine.assign(pruned=mine["pruned"].round().replace(50, 20)), "train")
+    figures.kept(axes, mine.assign(pruned=mine["pruned"].round().replace(50, 20)), "train")
     np.testing.assert_allclose(lines(axes)["worst first"], [[0, 20], [47, 80]], rtol=1e-6)
 
 
 def test_without_a_control_there_is_no_marker(axes, rounds):
-    importance_figures.kept(axes, rounds[rounds["type"] == "worst"], "train")
+    figures.kept(axes, rounds[rounds["type"] == "worst"], "train")
     np.testing.assert_allclose(lines(axes)["worst first"], [[0, 20, 50], [47, 60, 80]], rtol=1e-6)
     assert len(lines(axes)) == 1 and not bars(axes)
 
 
 def test_differences_are_means_with_intervals_about_zero(axes):
-    importance_figures.differences(axes, COST)
+    figures.differences(axes, COST)
     drawn = bars(axes)
     assert list(drawn) == ["contribution", "worst first"]
     x, y, ends = drawn["contribution"]
@@ -239,7 +240,7 @@ def test_differences_are_means_with_intervals_about_zero(axes):
     np.testing.assert_allclose(drawn["worst first"][:2], [[0, 20, 50], [2, -5, -5]])
     assert not drawn["worst first"][2], "one seed has no interval"
     looks = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line, _, _ in axes.containers]
-    assert looks == [figures.look(kind)[1:] for kind in ("contribution", "worst")]
+    assert looks == [drawing.look(kind)[1:] for kind in ("contribution", "worst")]
     assert thin(axes)[-1] == [[0, 1], [0, 0]], "the line of no difference"
 
 
@@ -248,7 +249,7 @@ def test_differences_are_means_with_intervals_about_zero(axes):
     [("after", [-8, -11], [-6, -20], [-30, -20]), ("test", [18, 24], [16, 28], [13, 20])],
 )
 def test_recovery_is_the_change_from_before_a_pruning(axes, rounds, value, contribution, seed, worst):
-    importance_figures.recovery(axes, rounds, value)
+    figures.recovery(axes, rounds, value)
     drawn = lines(axes)
     assert list(drawn) == ["contribution", "worst first"], "neither what is not pruned nor the control"
     np.testing.assert_allclose(drawn["contribution"], [[1, 2], contribution], rtol=1e-5)
@@ -280,7 +281,7 @@ def count(parameters, record):
 def loops(shared_runs):
     for kind, seeds in NATS.items():
         save("vae_prune", kind, list(seeds), loop, dataset="digits")
-    return importance_figures.groups("vae_prune", ["digits"], "epochs")["digits, 2 rounds"]
+    return figures.groups("vae_prune", ["digits"], "epochs")["digits, 2 rounds"]
 
 
 def test_what_autoencoders_have_left_when_a_round_ends(loops):
@@ -293,11 +294,11 @@ def test_what_autoencoders_have_left_when_a_round_ends(loops):
         ],
         columns=["type", "seed", "round", "epoch", "parameters", "reconstruction", "kl"],
     )  # fmt: skip
-    frames_match(importance_figures.autoencoders(loops, count), expected)
+    frames_match(figures.autoencoders(loops, count), expected)
 
 
 def test_losses_begin_with_the_first_epoch(axes, loops):
-    importance_figures.losses(axes, loops, "test_kl")
+    figures.losses(axes, loops, "test_kl")
     drawn = lines(axes)
     assert list(drawn) == ["not pruned", "contribution"]
     np.testing.assert_allclose(drawn["not pruned"], [[1, 2, 3, 4, 5], [30, 20, 15, 12, 11]])
@@ -306,19 +307,19 @@ def test_losses_begin_with_the_first_epoch(axes, loops):
 
 
 def test_losses_stand_over_the_parameters_that_are_left(axes, loops):
-    importance_figures.left_over(axes, importance_figures.autoencoders(loops, count), "reconstruction")
+    figures.left_over(axes, figures.autoencoders(loops, count), "reconstruction")
     drawn = lines(axes)
     assert list(drawn) == ["not pruned", "contribution"]
     np.testing.assert_allclose(drawn["not pruned"], [[2, 3, 4], [110, 120, 200]])
     np.testing.assert_allclose(drawn["contribution"], [[1, 2, 3], [110, 120, 200]])
     assert [[1, 2, 3], [100, 110, 190]] in thin(axes)
     markers = dict.fromkeys(line.get_marker() for line in axes.get_lines())
-    assert list(markers) == [figures.look(kind)[2] for kind in ("none", "contribution")]
+    assert list(markers) == [drawing.look(kind)[2] for kind in ("none", "contribution")]
 
 
 def test_a_picture_has_a_title_and_no_ticks(axes):
     image = np.arange(24.0).reshape(2, 4, 3) / 24
-    importance_figures.picture(axes, image, "contribution, seed 1")
+    figures.picture(axes, image, "contribution, seed 1")
     np.testing.assert_array_equal(axes.images[0].get_array(), image)
     assert axes.get_title("left") == "contribution, seed 1"
     assert len(axes.get_xticks()) == len(axes.get_yticks()) == 0

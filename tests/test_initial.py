@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from lib import anneal, data, initial, masks, nets, outcome, phew, scores
-from lib.evaluate import evaluate
-from lib.trainer import Trainer
+from lib import anneal, masks, nets, phew, scores, sets
+from lib.studies.phew import initial, outcome
+from lib.training.evaluate import evaluate
+from lib.training.trainer import Trainer
 
-DIGITS = data.load("digits32", train_examples=60, statistics="phew")
+DIGITS = sets.load("digits32", train_examples=60, statistics="phew")
 RULE = {"lr": 0.05, "batch": 20, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4, "bar": False}
 SEEDS, DENSITIES = [1, 2], [0.3, 0.1]
 UNTRAINED = [kind for kind in initial.ARMS | initial.ABLATIONS if kind not in ("dense", "magnitude_trained")]
@@ -212,7 +213,7 @@ def test_types_without_scores_have_no_sums():
 
 def test_linear_layers_behind_pools_are_summed_by_channel():
     """The VGG for 64×64 flattens 2×2 pixels of each channel: four inputs in a row are one unit."""
-    net = initial.Lab(data.load("digits64", train_examples=10), [1], net="vgg11", width=2).network()
+    net = initial.Lab(sets.load("digits64", train_examples=10), [1], net="vgg11", width=2).network()
     found = {name: torch.rand(w.shape, dtype=torch.float64) for name, w in nets.weights(net).items()}
     into, out_of = outcome.balance(nets.graph(net), found)
     units = [layer.weight.shape[1] for layer in nets.layers(net).values()][:-1]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lib import convnets, inits, nets
-from lib.layers import BatchNorm
+from lib.networks.layers import BatchNorm
 
 SEED = 4711
 

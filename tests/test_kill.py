@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import lib.disk as disk
-import lib.records as records
-from lib.records import RecordError
+import lib.records.disk as disk
+import lib.records.store as records
+from lib.records.store import RecordError
 
-HOME = Path(records.__file__).resolve().parent.parent
+HOME = Path(records.__file__).resolve().parents[2]
 REST = {"experiment": "toy", "type": "EWN", "seed": 1, "parameters": {}, "cost": {}, "provenance": {}}
 
 
@@ -159,8 +159,8 @@ def test_a_stack_killed_at_any_step_left_all_its_records_or_none(tmp_path, monke
 FORKING = """import os, pathlib, random, signal, sys, time
 sys.path.insert(0, {home!r})
 import numpy as np
-import lib.disk as disk
-import lib.records as records
+import lib.records.disk as disk
+import lib.records.store as records
 path = pathlib.Path({path!r})
 random.seed(0)
 

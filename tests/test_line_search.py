@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib import kernels, line_search, nets, toys
+from lib import line_search, nets, twins
+from lib.studies.ewn import toys
 
 XOR = {"EWN": (5, 0.1), "SWN": (15, 1.0), "no-WN": (15, 0.1)}  # type -> exponent, cap
 STARTS = ((1, 1), (3, 1), (1, 3), (5, 1), (1, 5))
@@ -30,7 +31,7 @@ def random_net(activation, kinds=("EWN", "SWN", "no-WN"), inputs=3, units=5, out
     with torch.no_grad():
         for layer in net.layers:  # v of any length, s of both signs
             layer.weight.mul_(1 + torch.rand_like(layer.weight))
-            layer.scale.add_(torch.randn_like(layer.scale)).mul_(layer.norm[:, None] != kernels.NO_WN)
+            layer.scale.add_(torch.randn_like(layer.scale)).mul_(layer.norm[:, None] != twins.NO_WN)
     return net
 
 
@@ -99,7 +100,7 @@ def test_lin_sep_ends_as_published(separated):
     assert separated.end == ["limit", "limit"]
     assert separated.steps.tolist() == [pytest.approx(653, rel=0.03), pytest.approx(12_284, rel=0.03)]
     weights = [layer.weight.detach() for layer in nets.fold(separated.net).layers]
-    inner, outer = (kernels.lengths(w) for w in weights)
+    inner, outer = (twins.lengths(w) for w in weights)
     assert [row.topk(2).indices.sort().values.tolist() for row in inner] == [[5, 7], [5, 6]]
     np.testing.assert_allclose(inner[0, [5, 7]], [5.213, 5.982], rtol=0.01)
     np.testing.assert_allclose(inner[1, [5, 6]], [5.945, 6.693], rtol=0.01)

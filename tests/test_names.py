@@ -4,7 +4,8 @@ import inspect
 
 import pytest
 
-from lib import initial, inits, names, phew, scores
+from lib import inits, phew, scores
+from lib.studies.phew import initial, names
 
 WALKS = set(inspect.signature(phew.Walks).parameters)
 NOTEBOOKS = {

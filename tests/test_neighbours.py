@@ -7,28 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from lib import (
-    anneal,
-    challenge,
-    committee,
-    committee_study,
-    contribution,
-    data,
-    dpp_study,
-    importance,
-    likelihood,
-    nets,
-    path_kernel,
-    reweight,
-    scores,
-    vae,
-    vae_study,
-)  # fmt: skip
-from lib.evaluate import evaluate_alone
-from lib.masks import top, top_units
+from lib import anneal, contribution, likelihood, nets, path_kernel, reweight, scores, sets
+from lib.pruning.masks import top, top_units
+from lib.studies.challenge import modes
+from lib.studies.dpp import committee, committee_study
+from lib.studies.dpp import study as dpp_study
+from lib.studies.importance import study as importance
+from lib.studies.importance import vae, vae_study
+from lib.training.evaluate import evaluate_alone
 
 SEEDS = [1, 2, 3]
-DIGITS = data.load("digits")
+DIGITS = sets.load("digits")
 IMAGES, Y = (part[:257] for part in DIGITS.split("train"))
 X = IMAGES.view(-1, 28, 28)[:, ::2, ::2].flatten(1).contiguous()  # every second pixel of every second line
 OWN = torch.stack([X[k : k + 101] for k in range(3)])
@@ -144,9 +133,9 @@ def order_of_units(net, seeds):
 
 def challenged(kind, scope):
     def make(net, seeds):
-        lab = challenge.Lab((X, Y), (X, Y), seeds, {"name": "x"}, (50, 29), scope=scope)
-        kept, units = challenge.chosen(lab, net, kind, 0.6)
-        found = challenge._pruned_at_once(lab, net, kept, units)
+        lab = modes.Lab((X, Y), (X, Y), seeds, {"name": "x"}, (50, 29), scope=scope)
+        kept, units = modes.chosen(lab, net, kind, 0.6)
+        found = modes._pruned_at_once(lab, net, kept, units)
         return kept | {"accuracy": torch.from_numpy(found.test_accuracy)}
 
     return make
@@ -189,7 +178,7 @@ MADE = {
     "order of students' units": (students, order_of_units),
     "refit": (sigmoid, refitted),
     **{f"challenge, {kind} {scope}": (relu, challenged(kind, scope))
-       for kind in challenge.KINDS for scope in ("layer", "global")},
+       for kind in modes.KINDS for scope in ("layer", "global")},
     **{f"while training, {kind}": (relu, ranked(kind)) for kind in ("contribution", "worst", "magnitude")},
     "norms": (relu, by_norm),
     "norms of filters": (convolutions, by_norm),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import kernels, nets
+from lib import nets, twins
 
 TYPES = ["EWN", "SWN", "no-WN"]
 
@@ -113,9 +113,9 @@ def test_steps_in_the_backward_pass_are_torchs_sgd(kind):
     for _ in range(20):
         x, y = torch.randn(2, 13, 7, generator=g, dtype=torch.float64), torch.randint(4, (2, 13), generator=g)
         with nets.sgd_in_backward(fused, torch.full((2,), 0.05, dtype=torch.float64)):
-            kernels.log_loss(fused(x), y).sum().backward()
+            twins.log_loss(fused(x), y).sum().backward()
         optimizer.zero_grad()
-        kernels.log_loss(reference(x), y).sum().backward()
+        twins.log_loss(reference(x), y).sum().backward()
         optimizer.step()
     for name, p in reference.named_parameters():
         torch.testing.assert_close(dict(fused.named_parameters())[name], p, rtol=1e-9, atol=1e-11)

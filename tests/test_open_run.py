@@ -13,10 +13,10 @@ import pytest
 from filelock import FileLock, Timeout
 
 import lib.draws  # noqa: F401  (a module that can change a number)
-import lib.runs as runs
-from lib.runs import ParameterError, RecordError
+import lib.records.runs as runs
+from lib.records.runs import ParameterError, RecordError
 
-HOME = Path(runs.__file__).resolve().parent.parent
+HOME = Path(runs.__file__).resolve().parents[2]
 PARAMETERS = 'seed: int = 1\ntype: str = "EWN"\ndataset: str = "mnist"\nlevels: list = [-10]\nlr: float = 0.1\n'
 PARAMETERS += "epochs: int = 5\nbias: bool = True\nforce: bool = False\n"
 DEFAULTS = {
@@ -156,7 +156,7 @@ def test_a_notebook_shows_the_message_and_no_stack_of_calls():
 SAVING = """import sys, pathlib
 sys.path.insert(0, {home!r})
 import lib.draws  # noqa: F401  (a module that can change a number)
-import lib.runs as runs
+import lib.records.runs as runs
 runs.ROOT = pathlib.Path({root!r})
 run = runs.open_run("toy", globals(), type=["EWN", "SWN"])
 for s, t in run.todo:
@@ -297,7 +297,7 @@ def test_a_lock_is_re_entrant(tmp_path):
 OTHER = """import sys, pathlib
 sys.path.insert(0, {home!r})
 import lib.draws  # noqa: F401  (a module that can change a number)
-import lib.runs as runs
+import lib.records.runs as runs
 runs.ROOT = pathlib.Path({root!r})
 run = runs.open_run("toy", {defaults!r})
 print("todo", run.todo, flush=True)
@@ -348,7 +348,7 @@ def test_a_lock_dies_with_its_owner(other):
 
 
 def test_the_library_of_records_starts_without_torch_and_pandas():
-    script = "import sys, lib.runs; print([m for m in ('torch', 'pandas', 'matplotlib') if m in sys.modules])"
+    script = "import sys, lib.records.runs; print([m for m in ('torch', 'pandas', 'matplotlib') if m in sys.modules])"
     start = time.perf_counter()
     answer = subprocess.run([sys.executable, "-c", script], cwd=HOME, capture_output=True, text=True, check=True)
     assert answer.stdout == "[]\n", time.perf_counter() - start

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib import nets, paths
-from lib.nets import Hop
+from lib.networks.nets import Hop
 
 RESIDUAL = [Hop("stem", 0, 1), Hop("a", 1, 2), Hop("b", 2, 3), Hop(None, 1, 3), Hop("out", 3, 4)]
 

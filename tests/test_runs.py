@@ -11,10 +11,10 @@ import scipy
 from hypothesis import given
 from hypothesis import strategies as st
 
-import lib.runs as runs
+import lib.records.runs as runs
 from lib import disk, draws, tables
-from lib import records as storage
-from lib.runs import ParameterError, RecordError
+from lib import store as storage
+from lib.records.runs import ParameterError, RecordError
 
 DEFAULTS = {
     "seed": 9192, "type": "EWN", "dataset": "mnist", "levels": [-10, -100], "cutoffs": [0.1, 0.5], "lr": 0.1,
@@ -274,7 +274,7 @@ def test_provenance_says_where_a_result_comes_from(root, monkeypatch):
     assert provenance["seconds"] == 2.5 and provenance["data"] == "sha" and provenance["device"] == "auto"
     assert provenance["commit"] is None  # this root is no git repository
     assert {"lib/draws.py", "code cell 2"} <= set(provenance["code"])
-    assert not {"lib/runs.py", "lib/records.py"} & set(provenance["code"]), "they change no number"
+    assert not {"lib/records/runs.py", "lib/records/store.py"} & set(provenance["code"]), "they change no number"
     assert "code cell 1" not in provenance["code"]  # the parameters are compared by value
     assert provenance["started"] <= provenance["finished"]
 
@@ -444,7 +444,7 @@ def test_records_of_earlier_versions_are_read_and_get_a_digest(path, capsys, mon
     whole, new, npz = full(path), path.read_bytes(), path.with_name("EWN-3.npz")
     old, arrays = without_digest(path), npz.read_bytes()
     assert full(path) == whole and b"digest" not in old
-    monkeypatch.setattr("sys.argv", ["lib.runs", "--digest"])
+    monkeypatch.setattr("sys.argv", ["lib.records.runs", "--digest"])
     for count in (1, 0):
         runs.main()
         assert f"1 records below {path.parents[1]} are whole; {count} of them had no digest" in capsys.readouterr().out

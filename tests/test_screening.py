@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from lib import data, evaluate, kernels, nets, passes, screening, train
+from lib import evaluate, nets, passes, screening, train, twins
+from lib import sets as data
 
 TYPES = ["EWN", "SWN", "no-WN"]
 
@@ -96,7 +97,7 @@ def test_one_far_below_is_found_before_a_level_is_kept(digits):
     state.losses[0, hardest] = -1000.0
     while int(state.epoch[0]) == int(state.history[0][0][0]) or state.losses[0, hardest] == -1000.0:
         train.attempt(state, sets, ["order"], 16, goals=state.log_loss + 1)
-    losses = kernels.log_losses(state.net(sets[0][0]), sets[0][1]).double()
+    losses = twins.log_losses(state.net(sets[0][0]), sets[0][1]).double()
     torch.testing.assert_close(state.losses, losses, rtol=0, atol=1e-9)
 
 
@@ -105,7 +106,7 @@ def test_a_pass_is_broken_off_only_when_all_runs_are_lost(digits, shift):
     (x, y), _ = sets_of(digits, torch.float64)
     net = nets.init_(nets.MLP([784, 1024, 10], ["EWN", "SWN", "no-WN"]), [1, 2, 3]).double()
     whole, steps = evaluate.evaluate(net, x, y), passes.make(net)
-    losses, nothing = kernels.log_losses(net(x), y).detach(), torch.zeros(3, dtype=torch.float64)
+    losses, nothing = twins.log_losses(net(x), y).detach(), torch.zeros(3, dtype=torch.float64)
     trained = torch.ones_like(losses, dtype=torch.bool)
 
     def measured(level):

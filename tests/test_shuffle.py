@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib import anneal, convnets, nets, paths, scores, shuffle
-from lib.masks import active_units, layer_density
+from lib.pruning.masks import active_units, layer_density
 
 
 @functools.cache

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib import convnets, masks, nets, sparse
+from lib import convnets, masks, nets
+from lib.studies.challenge import sparse
 
 SIZES = (20, 18, 13, 9, 4)
 F64 = torch.float64

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from lib import data, nets, stacking, train
+from lib import nets, sets, stacking, train
 
 
 class Memory:
@@ -76,7 +76,7 @@ def test_a_larger_batch_and_wider_images_need_more():
 
 
 def test_a_descent_split_for_want_of_memory_is_the_descent_of_its_parts(monkeypatch):
-    whole = data.load("digits")
+    whole = sets.load("digits")
     few = dataclasses.replace(whole, train_x=whole.train_x[:100], train_y=whole.train_y[:100])
     kinds, seeds = ["EWN", "SWN", "no-WN"], [1, 2, 3]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from lib import figures, runs
+from lib import drawing, runs
 from lib.errors import RecordError
 from tests.test_door import opened
 
@@ -77,7 +77,7 @@ def test_a_blank_figure_is_not_saved(elsewhere, capsys):
     right.vlines([1, 2], 0, 1)
     right.plot([], [])
     right.plot([1, 2], [np.nan, np.nan])
-    assert figures.save(figure, "blank") is None and not (elsewhere / "figures").exists()
+    assert drawing.save(figure, "blank") is None and not (elsewhere / "figures").exists()
     assert "blank: not drawn" in capsys.readouterr().out
 
 
@@ -85,4 +85,4 @@ def test_a_blank_figure_is_not_saved(elsewhere, capsys):
 def test_a_figure_of_one_point_is_saved(elsewhere, draw):
     figure, axes = plt.subplots()
     getattr(axes, draw)([1], [2])
-    assert figures.save(figure, "one").exists() and (elsewhere / "figures/one.pdf").exists()
+    assert drawing.save(figure, "one").exists() and (elsewhere / "figures/one.pdf").exists()

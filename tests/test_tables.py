@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import records, runs, tables
+from lib import runs, store, tables
 
 
 def record(type, seed, **parameters):
@@ -18,7 +18,7 @@ def record(type, seed, **parameters):
         "path": None,
         "name": "",
     }
-    return records.Record(experiment="x", type=type, seed=seed, parameters=parameters, **fields)
+    return store.Record(experiment="x", type=type, seed=seed, parameters=parameters, **fields)
 
 
 def test_the_largest_group_is_of_runs_that_differ_in_seed_and_type_alone(monkeypatch):

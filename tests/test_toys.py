@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib import kernels, nets, toys
+from lib import nets, twins
+from lib.studies.ewn import toys
 
 TYPES = ["EWN", "SWN", "no-WN"]
 
@@ -83,7 +84,7 @@ def test_all_depths_start_at_one_linear_map(depth, raw_length):
     net = nets.MLP(sizes, TYPES, "none", bias=False, normalise_output=True).double()
     toys.start_at_(nets.init_(net, [6782] * 3, "torch_default"), targets, raw_length)
     torch.testing.assert_close(net(torch.eye(2, dtype=torch.float64))[..., 0].detach(), targets)
-    length = kernels.lengths(net.layers[-1].weight)[:2, 0].detach()
+    length = twins.lengths(net.layers[-1].weight)[:2, 0].detach()
     size = nets.unit_norms(net)[f"layers.{depth - 1}"][:2, 0]
     torch.testing.assert_close(length, size if raw_length else torch.ones(2, dtype=torch.float64))
 

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from lib import data, descent, draws, kernels, nets, scores, train
+from lib import descent, draws, nets, scores, train, twins
+from lib import sets as data
 from lib.errors import RecordError
 
 TYPES = ["EWN", "SWN", "no-WN"]
@@ -107,7 +108,7 @@ def test_what_is_cut_from_gradients_does_not_change_the_path(digits, monkeypatch
         return [end.history[0] for end in ends]
 
     with_cut = [[row[:-1] for row in history] for history in path()]
-    monkeypatch.setattr(kernels, "NEGLIGIBLE", 0.0)
+    monkeypatch.setattr(twins, "NEGLIGIBLE", 0.0)
     assert with_cut == [[row[:-1] for row in history] for history in path()]
 
 

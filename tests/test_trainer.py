@@ -9,7 +9,7 @@ from torch import nn
 
 from lib import checkpoint, draws, nets, runs, stacking, trained
 from lib.errors import RecordError
-from lib.trainer import HISTORY, Trainer
+from lib.training.trainer import HISTORY, Trainer
 
 SIZES, BATCH = (12, 9, 7, 4), 16
 RULES = {

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lib import contribution, kernels, nets, shrink, vae
+from lib import contribution, nets, shrink, twins
+from lib.studies.importance import vae
 
 IMAGE, HIDDEN, LATENT = (1, 8, 8), (12, 9), 5
 WIDTHS = {  # rounds of pruning a tenth: (hidden units, millions of fully connected weights as the study draws them)
@@ -80,7 +81,7 @@ def test_a_transposed_convolution_can_be_normalised():
     layer = vae.Deconv2d(2, 3, 4).double()
     nn.init.normal_(layer.weight)
     nn.init.normal_(layer.scale)
-    x, norm = torch.randn(2, 2, 3, 5, 5, dtype=torch.float64), torch.tensor([kernels.EWN, kernels.NO_WN])
+    x, norm = torch.randn(2, 2, 3, 5, 5, dtype=torch.float64), torch.tensor([twins.EWN, twins.NO_WN])
     w = layer.weight.clone()
     w[0] *= (layer.scale[0].exp() / layer.weight[0].flatten(1).norm(dim=1))[:, None, None, None]
     expected = F.conv_transpose2d(x[0], w[0].transpose(0, 1), layer.bias[0], 2, 1)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from lib import draws, nets, records, shrink, vae, vae_study
+from lib import draws, nets, shrink, store
 from lib.errors import ParameterError
-from lib.importance import Schedule
-from lib.vae_study import Lab, Training
+from lib.studies.importance import vae, vae_study
+from lib.studies.importance.study import Schedule
+from lib.studies.importance.vae_study import Lab, Training
 
 IMAGE, SEEDS, BATCH, LR = (1, 8, 8), [1, 2], 8, 0.005
 STREAM = torch.Generator().manual_seed(0)
@@ -277,7 +278,7 @@ def test_pictures_are_what_they_are_called(outcome):
 
 def test_a_record_takes_it(outcome):
     found = vae_study.content(outcome, 1)
-    npz, axes = records.pack(found["arrays"], records.coordinates(found["axes"]))
+    npz, axes = store.pack(found["arrays"], store.coordinates(found["axes"]))
     assert len(npz) < 60_000
     assert axes["test_kl"] == ["epoch"] and axes["round_widths"] == ["round", "layer"]
     assert found["scores"]["loss"] == found["scores"]["reconstruction"] + found["scores"]["kl"]
@@ -294,9 +295,9 @@ def test_tiles_put_images_side_by_side():
 
 
 def test_a_notebooks_parameters_make_a_lab():
-    from lib import data
+    from lib import sets
 
-    real = data.load("digits", train_examples=50)
+    real = sets.load("digits", train_examples=50)
     p = {"dataset": "digits", "hidden": [9, 7], "latent": 3, "epochs": 3, "initial": 1, "increment": 1, "fraction": 0.5}
     p |= {"lr": 0.01, "batch_size": 25, "score_examples": 10, "reset_optimizer": False, "as_published": True}
     p |= {"train_examples": 50, "bf16": False, "watch": 40}

@@ -21,7 +21,7 @@ from nbclient.exceptions import DeadKernelError
 ROOT = Path(__file__).resolve().parents[1]
 TOY = [
     'seed: int = 1  # any\ntype: str = "good"  # good or bad\nforce: bool = False  # operational',
-    'import sys; sys.path[:0] = [".", ".."]\nimport os, time\nfrom lib.runs import open_run\n'
+    'import sys; sys.path[:0] = [".", ".."]\nimport os, time\nfrom lib.records.runs import open_run\n'
     'run = open_run("NAME", globals())',
     "for seed, type in run.todo:\n"
     '    time.sleep(float(os.environ.get("TOY_SECONDS", 0)) if seed == 2 else 0)\n'
@@ -30,7 +30,7 @@ TOY = [
 ]
 SUMMARY = [
     "width: float = 3.3  # inches",
-    'import sys; sys.path[:0] = [".", ".."]\nimport os\nfrom lib.runs import ROOT, records\n'
+    'import sys; sys.path[:0] = [".", ".."]\nimport os\nfrom lib.records.runs import ROOT, records\n'
     'folder = ROOT / os.environ["PRUNING_FIGURES"]\nfolder.mkdir(parents=True, exist_ok=True)',
     'for end in ("png", "pdf"):\n    (folder / f"toy.{end}").write_text(f"{len(records(\'toy\'))} runs")',
 ]
@@ -111,7 +111,7 @@ class Repository:
     def save(self, experiment, seed, score=1):
         """Make a record without a kernel."""
         code = f"namespace = dict(seed={seed}, type='good', force=True)"
-        code += f"; from lib.runs import open_run; run = open_run({experiment!r}, namespace)"
+        code += f"; from lib.records.runs import open_run; run = open_run({experiment!r}, namespace)"
         self.python(f"{code}; run.save(type='good', seed={seed}, scores=dict(threads={score}))")
 
     def records(self, folder="runs"):

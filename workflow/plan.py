@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from lib import records, runs
+from lib import runs, store
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDINGS = "png", "pdf"  # every figure is drawn as both
@@ -130,7 +130,7 @@ class Plan:
         return [Path(os.environ["PRUNING_FIGURES"]) / f"{figure}.{ending}" for ending in ENDINGS]
 
     def _records(self, experiments):
-        return [path for name in sorted(experiments) for path in records.files(runs.folder() / name)]
+        return [path for name in sorted(experiments) for path in store.files(runs.folder() / name)]
 
     def feeding(self, summary):
         """Return the due executions whose records `summary` reads."""

@@ -1,0 +1,193 @@
+"""Figures: one style, one colour and a second cue for every type, bands that say what they are, saving.
+
+The interval is computed apart from the drawing and is named in the caption: with up to five seeds every
+seed is a thin line, the mean a thick one; with more, the mean and a 95 % band, Student's t below ten seeds,
+bootstrap from there on. Published values are faint markers.
+"""
+
+import os
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.lines import AxLine
+
+ROOT = Path(__file__).resolve().parents[2]
+NARROW, WIDE = 3.3, 6.8  # inches: one column of a page, two columns
+FEW = 5  # up to so many seeds are drawn one by one
+BOOTSTRAP_FROM, RESAMPLES = 10, 2000
+
+# Paul Tol's bright scheme, which readers with colour-blindness can tell apart; the grey is for the rest.
+BLUE, RED, GREEN, YELLOW, CYAN, PURPLE, GREY = COLOURS = (
+    "#4477AA #EE6677 #228833 #CCBB44 #66CCEE #AA3377 #BBBBBB".split()
+)
+BLACK = "#000000"  # of what methods are measured against
+LOOKS = {  # type -> (label, colour, marker, dashes)
+    "EWN": ("EWN", BLUE, "o", "-"),
+    "SWN": ("SWN", RED, "s", "--"),
+    "no-WN": ("no-WN", GREEN, "^", ":"),
+    "weight": ("weights", BLUE, "o", "-"),
+    "neuron": ("neurons", RED, "s", "--"),
+    "small": ("trained small", PURPLE, "D", ":"),
+    "dpp_edge": ("DPP edge", BLUE, "o", "-"),
+    "dpp_node": ("DPP node", CYAN, "D", "--"),
+    "random_edge": ("random edge", BLACK, "s", "-"),
+    "random_node": ("random node", GREY, "P", "--"),
+    "magnitude_edge": ("magnitude edge", RED, "^", "-"),
+    "outgoing_l1_node": ("outgoing L1 node", PURPLE, "v", "--"),
+    "dense": ("dense", BLACK, "h", "--"),
+    "phew": ("PHEW", BLUE, "o", "-"),
+    "phew_res": ("PHEW, nested", BLUE, "s", "--"),
+    "synflow": ("SynFlow", RED, "^", "-"),
+    "synflow_l2": ("SynFlow-L2", PURPLE, "v", "--"),
+    "snip": ("SNIP", GREEN, "D", ":"),
+    "grasp": ("GraSP", YELLOW, "P", "-."),
+    "magnitude_init": ("magnitude", CYAN, "X", "--"),
+    "magnitude_trained": ("magnitude, trained", BLACK, "*", ":"),
+    "random": ("random", GREY, "d", "-."),
+    "none": ("not pruned", BLACK, "h", "-"),
+    "contribution": ("contribution", BLUE, "o", "-"),
+    "worst": ("worst first", RED, "v", "--"),
+    "magnitude": ("magnitude", CYAN, "X", "--"),
+    # Ablations of PHEW: another walk, other kernels, another start, other weights under the mask.
+    "inverse": ("inverse", RED, "v", ":"),
+    "uniform": ("uniform", GREEN, "^", "--"),
+    "squared": ("squared", PURPLE, "s", "-."),
+    "kernels": ("whole kernels", YELLOW, "P", ":"),
+    "kernel_walk": ("kernel walk", CYAN, "X", "--"),
+    "normal_init": ("normal start", RED, "D", ":"),
+    "xavier_init": ("Xavier start", GREEN, "d", "-."),
+    "reinit": ("drawn anew", CYAN, "<", "--"),
+    "evci": ("Evci start", PURPLE, ">", ":"),
+    "liu": ("Liu start", YELLOW, "P", "-."),
+    "evci_random": ("Evci, random", PURPLE, "x", "--"),
+    "liu_random": ("Liu, random", YELLOW, "+", ":"),
+    "synflow_shuffled": ("SynFlow, shuffled", RED, "^", ":"),
+    "synflow_l2_shuffled": ("SynFlow-L2, shuffled", PURPLE, "v", "-."),
+}
+
+
+def style():
+    """Set the repository's look for all figures of this kernel: 7 pt, thin frames, no top and right spines."""
+    mpl.rcParams.update(
+        {
+            "font.size": 7, "axes.titlesize": 7, "axes.labelsize": 7, "legend.fontsize": 6.5,
+            "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "axes.spines.top": False, "axes.spines.right": False,
+            "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "lines.linewidth": 1.4,
+            "lines.markersize": 3, "axes.titlelocation": "left", "legend.frameon": False, "figure.dpi": 110,
+            "savefig.dpi": 300, "figure.constrained_layout.use": True, "pdf.fonttype": 42,
+        }
+    )  # fmt: skip
+
+
+def folder():
+    """Return where figures are saved: `$PRUNING_FIGURES`, below the repository if relative, or `figures/`."""
+    return Path(ROOT, os.environ.get("PRUNING_FIGURES") or "figures")
+
+
+def save(figure, name):
+    """Return the path of `name.png`, saved beside `name.pdf` in the figures folder, without dates inside.
+
+    A figure without any data is not written, which is said, and one that is there stays: then None.
+    """
+    if not any(_has_data(axes) for axes in figure.axes):
+        print(f"{name}: not drawn, no run has a record of it yet")
+        plt.close(figure)
+        return None
+    folder().mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder() / f"{name}.pdf", metadata={"CreationDate": None})
+    figure.savefig(folder() / f"{name}.png")
+    return folder() / f"{name}.png"
+
+
+def _has_data(axes):
+    """Return whether axes show anything but what needs no data: lines and bands across them, as `axhline` draws."""
+    own = [
+        artist
+        for artist in (*axes.lines, *axes.patches)
+        if all(artist.get_transform().contains_branch_seperately(axes.transData)) and not isinstance(artist, AxLine)
+    ]
+    areas = [area for area in axes.collections if not isinstance(area, LineCollection)]
+    return bool(axes.images or areas or any(np.isfinite(artist.get_path().vertices).all(1).any() for artist in own))
+
+
+def look(kind):
+    """Return (label, colour, marker, dashes) of a type; the same in every figure of the repository."""
+    if kind not in LOOKS:
+        raise KeyError(f"no look is set for the type {kind!r}; LOOKS in lib/figures/drawing.py has {list(LOOKS)}")
+    return LOOKS[kind]
+
+
+def interval(values, seed=0):
+    """Return (low, high) of the 95 % interval of the mean over axis 0 of `values (n, ...)`, n >= 2."""
+    n, mean = len(values), np.mean(values, axis=0)
+    if n < BOOTSTRAP_FROM:
+        from scipy.stats import t
+
+        half = t.ppf(0.975, n - 1) * np.std(values, axis=0, ddof=1) / np.sqrt(n)
+        return mean - half, mean + half
+    draws = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+    return tuple(np.quantile(np.asarray(values)[draws].mean(axis=1), (0.025, 0.975), axis=0))
+
+
+def spread(axes, table, x, y, kind, label=True, unit="seed", **line):
+    """Draw `y` against `x` of one type on `axes` from a tidy table with a row per (x, unit); return the mean line.
+
+    Up to five units (seeds): each thin, the mean thick. More: the mean and its 95 % band.
+    """
+    name, colour, _, dashes = look(kind)
+    wide = table.pivot(index=unit, columns=x, values=y)
+    at, values = wide.columns.to_numpy(float), wide.to_numpy(float)
+    line = {"color": colour, "linestyle": dashes} | line
+    if 1 < len(values) <= FEW:
+        axes.plot(at, values.T, linewidth=0.5, alpha=0.5, **line)
+    elif len(values) > FEW:
+        axes.fill_between(at, *interval(values), color=colour, alpha=0.2, linewidth=0)
+    (drawn,) = axes.plot(at, values.mean(axis=0), label=name if label else None, **line)
+    return drawn
+
+
+def fan(axes, table, x, y, by):
+    """Draw the mean of `y` against `x` for every value of `by`, a share, as one line each, from dark to light."""
+    lines = table.groupby([by, x])[y].mean().unstack(by)
+    for shade, (share, line) in zip(np.linspace(0, 0.92, lines.shape[1]), lines.items(), strict=True):
+        axes.plot(line.index, line, color=mpl.colormaps["viridis"](shade), label=f"{share:.0%}")
+
+
+def published(axes, x, y, kind, error=None, label=None):
+    """Draw published values as faint markers of the type's shape, with their spread where it is known."""
+    _, colour, marker, _ = look(kind)
+    axes.errorbar(x, y, yerr=error, fmt=marker, color=colour, alpha=0.45, markerfacecolor="none",
+                  markeredgewidth=0.7, elinewidth=0.6, capsize=1.5, label=label, zorder=1)  # fmt: skip
+
+
+def compare(axes, ours, facts, x, y, kinds):
+    """Draw `y` against `x` for every type in `kinds`: our seeds and mean, and the published mean ± sd behind them.
+
+    Both tables have the columns type, seed, `x` and `y`; `facts` may be empty.
+    """
+    for kind in kinds:
+        spread(axes, ours[ours["type"] == kind], x, y, kind)
+        told = facts[facts["type"] == kind].groupby(x)[y]
+        published(axes, told.mean().index, told.mean(), kind, error=told.std(ddof=0))
+
+
+def strip(axes, row, values, kind):
+    """Draw one value per seed, sorted, as the markers of a type in row `row` of `axes`, and a bar at the median."""
+    _, colour, marker, _ = look(kind)
+    heights = row + np.linspace(-0.3, 0.3, len(values))
+    axes.plot(np.sort(values), heights, marker, color=colour, alpha=0.5, markeredgewidth=0)
+    axes.plot([np.median(values)] * 2, [row - 0.4, row + 0.4], "-", color="black", linewidth=1)
+
+
+def end_labels(axes, lines, gap=0.045):
+    """Write every line's label at its right end, pushed apart where they would touch; `gap` is of the height."""
+    to_axes = (axes.transData + axes.transAxes.inverted()).transform
+    ends = [(*to_axes((line.get_xdata()[-1], line.get_ydata()[-1])), line) for line in lines]
+    at = -np.inf
+    for x, wanted, line in sorted(ends, key=lambda end: end[1]):
+        at = max(wanted, at + gap)
+        axes.annotate(line.get_label(), (x, at), xycoords="axes fraction", xytext=(3, 0), textcoords="offset points",
+                      color=line.get_color(), va="center", annotation_clip=False)  # fmt: skip

@@ -1,0 +1,120 @@
+"""What summaries compute between reading records and drawing: groups, means beside published means, resampling."""
+
+import numpy as np
+import pandas as pd
+
+from lib.errors import RecordError
+from lib.figures import drawing
+from lib.records import runs
+
+
+def largest_group(experiment, free=(), **where):
+    """Return the parameters shared by the largest set of comparable records, as a filter for `runs.curves`.
+
+    Comparable are records that differ in nothing but seed, type, how they were computed, and the parameters in
+    `free`. `where` narrows the choice. RecordError if there is no record at all.
+    """
+    return _commonest(_found(experiment, where), free)
+
+
+def deepest_group(experiment, **where):
+    """Return what `largest_group` does, of the records that reached the deepest of all their `levels`."""
+    found = _found(experiment, where)
+    lowest = min(min(record.parameters["levels"]) for record in found)
+    return _commonest([record for record in found if min(record.parameters["levels"]) == lowest], ["levels"])
+
+
+def _found(experiment, where):
+    found = runs.filtered(experiment, where)
+    if not found:
+        raise RecordError(f"no run of {experiment} {where or ''} has a record yet: ./run_all.sh makes them.")
+    return found
+
+
+def _commonest(found, free):
+    """Return the parameters that most of the records `found` share, but for those that vary in a group."""
+    ignored = {*runs.OPERATIONAL, *free}
+    settings = [{k: v for k, v in record.parameters.items() if k not in ignored} for record in found]
+    return max(settings, key=settings.count)
+
+
+def deepest(frame):
+    """Return the rows that belong to the record with the most `levels` of every type and seed.
+
+    A run that went to -300 has passed -10 on the way, so its record repeats that of the shorter run.
+    """
+    if "levels" not in frame:
+        return frame
+    depth = frame["levels"].astype(str).str.count(",")
+    return frame[depth == depth.groupby([frame["type"], frame["seed"]]).transform("max")].drop(columns="levels")
+
+
+def ends(experiment, name, **where):
+    """Return the rows of the array `name`, an accuracy by epoch, at its last epoch, with a column accuracy in %."""
+    rows = runs.curves(experiment, name, **where)
+    rows = rows[rows["epoch"] == rows.groupby("type")["epoch"].transform("max")]
+    return rows.assign(accuracy=100 * rows[name]).drop(columns=[name, "epoch"])
+
+
+def beside(ours, facts, by, value):
+    """Return our mean and spread of `value` beside the published, one row per group of the columns `by`.
+
+    Both frames have one row per seed and group. sd is the population standard deviation over seeds, as the
+    studies report it; the last column is the difference of the means in published standard deviations.
+    """
+    parts = {}
+    for name, frame in (("ours", ours), ("published", facts)):
+        groups = frame.groupby(by, observed=True)[value]
+        parts |= {name: groups.mean(), f"{name} sd": groups.std(ddof=0), f"{name} n": groups.count()}
+    table = pd.DataFrame(parts)
+    table = table[table["ours n"] > 0].astype({"ours n": int})
+    return table.assign(**{"difference / sd": (table["ours"] - table["published"]) / table["published sd"]})
+
+
+def joined(experiment, names, columns=(), /, **where):
+    """Return the arrays `names` of all records as columns of one tidy table, one row per element they share.
+
+    The parameters in `columns` are such even if they have one value everywhere. `where`: see `runs.records`.
+    """
+    frame = runs.curves(experiment, names[0], **where)
+    for name in names[1:]:
+        frame = frame.merge(runs.curves(experiment, name, **where))
+    found = runs.records(experiment, **where)
+    constant = {key: found[0].parameters[key] for key in columns if found and key not in frame}
+    return frame.assign(**constant)
+
+
+def paired(frame, pairs, by, value):
+    """Return how much more `value` the first type of every pair has than the second, one row per pair and group `by`.
+
+    Paired by seed: mean, low and high, the 95 % interval over seeds (`drawing.interval`; missing below two seeds), and
+    n. pairs: of types, [(first, second), ...], which must both have a group for it to be there.
+    """
+    parts = []
+    for first, second in pairs:
+        one, other = (frame[frame["type"] == kind].set_index([*by, "seed"])[value] for kind in (first, second))
+        for key, gain in (one - other).dropna().groupby(list(by)):
+            low, high = drawing.interval(gain.to_numpy()) if len(gain) > 1 else (np.nan, np.nan)
+            row = {"first": first, "second": second, **dict(zip(by, key, strict=True))}
+            parts.append(row | {"mean": gain.mean(), "low": low, "high": high, "n": len(gain)})
+    return pd.DataFrame(parts, columns=["first", "second", *by, "mean", "low", "high", "n"])
+
+
+def resample(frame, x, y, at, by=("type", "seed")):
+    """Return `y` at the values `at` of `x`, interpolated within each group of `by` and missing beyond its ends."""
+    at, parts = np.asarray(at, float), []
+    for key, group in frame.groupby(list(by), observed=True):
+        group = group.sort_values(x)
+        values = np.interp(at, group[x], group[y], left=np.nan, right=np.nan)
+        parts.append(pd.DataFrame({**dict(zip(by, key, strict=True)), x: at, y: values}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def sweeps(experiment, **where):
+    """Return the record with the most seeds of every type, {type: record}, in the order of the types' looks."""
+    found = {}
+    for record in runs.records(experiment, **where):
+        best = found.get(record.type)
+        if best is None or len(record.axes.get("seed", ())) > len(best.axes.get("seed", ())):
+            found[record.type] = record
+    return {kind: found[kind] for kind in drawing.LOOKS if kind in found}

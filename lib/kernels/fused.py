@@ -1,0 +1,139 @@
+"""Which implementation of a hot function runs: its twin in plain torch, or a Triton kernel that does it in one launch.
+
+A function marked `@twin("name")` is the twin. Its kernel takes over on CUDA where `MEASURED` has a text: the number by
+which it beats the twin, eager and compiled. Where it has None the kernel is unmeasured and must be asked for, by
+`with use("triton")` or PRUNING_KERNELS=triton; "twin" turns all kernels off. Tensors on a CPU, and types other than
+float32 and float64, are always the twin's, except that Triton's interpreter (TRITON_INTERPRET=1, for tests) runs
+kernels on a CPU when they are asked for. Triton need not be installed. `python benchmarks/kernels.py` measures.
+"""
+
+import functools
+import importlib.util
+import os
+from contextlib import contextmanager
+
+import torch
+
+MEASURED = {  # name -> by what it beats its twin and on which GPU; None: unmeasured, so the twin is the default
+    "log_loss": None,  # for training: the margin log-loss with its gradient
+    "masked_sgd": None,  # for training: SGD with momentum, decay and mask in one pass over memory
+    "accept": None,  # for pruning: which candidates of a block join the sets of a k-DPP
+}
+CHOICES = ("measured", "triton", "twin")
+VARIABLE = "PRUNING_KERNELS"
+EXAMPLES = 128  # of a tile of the log-loss: a usual batch
+ENTRIES = 1024  # of a tile of the update
+LAUNCH = {"enable_fp_fusion": False}  # every operation is rounded as torch rounds it, whatever Triton's own default
+_asked = []
+
+
+@contextmanager
+def use(choice):
+    """Within the block all marked functions follow `choice`: "measured" (the default), "triton" or "twin"."""
+    _check(choice)
+    _asked.append(choice)
+    try:
+        yield
+    finally:
+        _asked.pop()
+
+
+def _check(choice):
+    if choice not in CHOICES:
+        raise ValueError(f"kernels are chosen by {choice!r}; allowed are {CHOICES} (by use() or ${VARIABLE})")
+
+
+def picks(name, tensor):
+    """Return whether the Triton kernel `name` is to work on `tensor`. ImportError if it must and Triton is missing."""
+    choice = _asked[-1] if _asked else os.environ.get(VARIABLE, "measured")
+    _check(choice)
+    here = tensor.is_cuda or choice == "triton" and interpreted()
+    wanted = choice == "triton" or choice == "measured" and MEASURED[name] is not None
+    if not (here and wanted and tensor.dtype in (torch.float32, torch.float64)):
+        return False
+    if not installed():
+        if choice == "triton":
+            raise ImportError(f"the kernel {name} is asked for (by use() or ${VARIABLE}), but Triton is not installed")
+        return False
+    return True
+
+
+def installed():
+    """Return whether Triton can be imported."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreted():
+    """Return whether kernels run in Triton's interpreter, which must be so before Triton is imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def twin(name, **constants):
+    """Return a decorator: the function that is its argument serves, unless `picks` takes the kernel of this name.
+
+    Both have the same arguments, the first a tensor, and the same result; `constants` go to the kernel beside them.
+    The twin alone is the `__wrapped__` of what is returned.
+    """
+
+    def mark(function):
+        @functools.wraps(function)
+        def chosen(*arguments, **options):
+            if picks(name, arguments[0]):
+                with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device
+                    return LAUNCHERS[name](*arguments, **options, **constants)
+            return function(*arguments, **options)
+
+        return chosen
+
+    return mark
+
+
+def _kernels():
+    from lib.kernels import triton_kernels
+
+    return triton_kernels
+
+
+def _tile(number, least=16):
+    """Return the power of two that holds `number` entries, as the sides of tiles must be."""
+    return max(least, 1 << (number - 1).bit_length())
+
+
+def _log_loss(logits, y, far, negligible):
+    """Return (log-losses (R,), gradient (R, N, C)) of logits (R, N, C) and labels (R, N) or (N,); grid (R,)."""
+    runs, examples, classes = logits.shape
+    y = y.expand(runs, examples)
+    loss, gradient = logits.new_empty(runs), torch.empty_like(logits, memory_format=torch.contiguous_format)
+    _kernels().log_loss[(runs,)](
+        logits, y, loss, gradient, *logits.stride(), *y.stride(), examples, classes, FAR=far, NEGLIGIBLE=negligible,
+        N=min(EXAMPLES, _tile(examples)), C=_tile(classes, 2), **LAUNCH,
+    )  # fmt: skip
+    return loss, gradient
+
+
+def _masked_sgd(weight, gradient, velocity, kept, lr, momentum=0.0, nesterov=False, weight_decay=0.0):
+    """Step `weight (R, ...)` in place, `ENTRIES` entries a program; a gradient or mask of other strides is copied."""
+    for what, tensor in (("weight", weight), ("velocity", velocity)):
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(f"the {what} of shape {tuple(tensor.shape)} is changed in place and must be contiguous")
+    mask = None if kept is None else kept.contiguous().view(torch.uint8)
+    grid = (-(-weight.numel() // ENTRIES),)
+    _kernels().masked_sgd[grid](
+        weight, gradient.contiguous(), velocity, mask, lr, lr.stride(0), weight.numel(), weight[0].numel(),
+        MOMENTUM=momentum, NESTEROV=nesterov, DECAY=weight_decay, MASKED=mask is not None, N=ENTRIES, **LAUNCH,
+    )  # fmt: skip
+
+
+def _accept(products, coins, left):
+    """Return (taken (M, b), root (M, b, b)) of products (M, b, b), coins (M, b), left (M,); grid (M,)."""
+    rows, count = coins.shape
+    products, taken = products.contiguous(), torch.empty(coins.shape, dtype=torch.bool, device=coins.device)
+    root = torch.empty_like(products)
+    _kernels().accept[(rows,)](
+        products, coins.contiguous(), left.long().contiguous(), taken.view(torch.uint8), root, count,
+        B=_tile(count), num_warps=8, **LAUNCH,
+    )  # fmt: skip
+    return taken, root
+
+
+LAUNCHERS = {"log_loss": _log_loss, "masked_sgd": _masked_sgd, "accept": _accept}

@@ -1,0 +1,356 @@
+"""The hot loops: weight normalisation, linear and convolutional layers with their update, the loss at e^-300.
+
+Every tensor of a network has a leading run axis R; N is examples, I inputs, O units of a layer.
+Weight normalisation (Salimans & Kingma 2016; exponential form arXiv 2010.12909) is a code per run:
+
+    NO_WN  w_u = v_u            SWN  w_u = s_u v_u / |v_u|            EWN  w_u = exp(s_u) v_u / |v_u|
+
+The normalised matrix of a linear layer is never built while training: the product with `v` is scaled afterwards,
+and <v, gradient> comes from the activations, so a step costs what it costs without normalisation. A filter of a
+convolution is small beside its activations, so there it is the filter that is scaled.
+"""
+
+import math
+
+import torch
+
+from lib.kernels import fused
+
+NO_WN, SWN, EWN = 0, 1, 2
+NORMS = {"no-WN": NO_WN, "SWN": SWN, "EWN": EWN}
+
+# Below this a gradient entry is set to zero. It is far under the rounding of any weight that it would be
+# added to, and the products built from it would be denormal numbers, which CPUs multiply many times slower.
+NEGLIGIBLE = 1e-28
+# From here on softplus(a) = exp(a) to the last bit of float64, so its logarithm is `a` itself.
+FAR = -40.0
+# Of a strided 1×1 filter on fewer channels than these, last in memory, oneDNN's gradient (jit_1x1:avx2, its issue 6035)
+# overruns its memory on a CPU without AVX-512: it is wrong, never comes, or the process dies. So the pixels that such
+# a filter reads are taken first, and convolved with stride 1. A step of ResNet20 with 2 to 6 filters takes 0.9 to 1.04
+# of the time so; with this layer's images contiguous 1.05 to 1.07, with all few channels so 1.3 to 1.5. For 16 channels
+# or more, where nothing is wrong, the strided layer alone is twice as fast.
+FEW = 8
+
+
+def lengths(v):
+    """Return the Euclidean length of every unit's weights, `(R, O, *F) -> (R, O)`."""
+    return torch.linalg.vector_norm(v.flatten(2), dim=-1)
+
+
+def unit_norms(v, s, norm):
+    """Return the norm of every unit's effective weights, `(R, O)`: exp(s), |s| or |v| by the run's code."""
+    code = norm[:, None]
+    return torch.where(code == EWN, s.exp(), torch.where(code == SWN, s.abs(), lengths(v)))
+
+
+def gain(v, s, norm):
+    """Return the `(R, O)` factor g of every unit with w = g v; exactly 1 where a run is not normalised."""
+    code = norm[:, None]
+    size = torch.where(code == EWN, s.exp(), s)
+    return torch.where(code == NO_WN, torch.ones_like(size), size / lengths(v))
+
+
+def weight_norm(v, s, norm):
+    """Return the effective weights w of `v (R, O, *F)`, `s (R, O)` and the codes `norm (R,)`."""
+    return v * _per_unit(gain(v, s, norm), v)
+
+
+def _per_unit(g, v):
+    """Return `g (R, O)` with as many trailing axes as `v (R, O, *F)` has."""
+    return g.reshape(g.shape + (1,) * (v.dim() - 2))
+
+
+def product(x, v):
+    """Return x vᵀ of every run, `(R, N, O)`; `x` is `(R, N, I)`, or `(N, I)` when all runs share it.
+
+    A shared input makes ONE wide matrix product: for small networks that is hundreds of times
+    cheaper than a batch of tiny ones.
+    """
+    if x.dim() == 2:
+        runs, units, _ = v.shape
+        return (x @ v.flatten(0, 1).t()).unflatten(1, (runs, units)).transpose(0, 1)
+    return torch.bmm(x, v.transpose(1, 2))
+
+
+def linear(x, v, s, bias, norm, normalised=True):
+    """Return `(R, N, O)`, the layer's output x wᵀ + bias, differentiable as often as wanted.
+
+    `normalised=False` promises that no run of the stack is normalised and saves the scaling.
+    """
+    out = product(x, v)
+    if normalised:
+        out = out * gain(v, s, norm)[:, None]
+    return out if bias is None else out + bias[:, None]
+
+
+class _LinearSGD(torch.autograd.Function):
+    """The linear layer whose backward pass takes the SGD step, so that no weight gradient is ever stored."""
+
+    @staticmethod
+    def forward(ctx, x, v, s, bias, norm, lr, normalised):
+        a = product(x, v)
+        if normalised:
+            g = gain(v, s, norm)
+            out = a * g[:, None] if bias is None else torch.addcmul(bias[:, None], a, g[:, None])
+        else:
+            a, g, out = None, None, a if bias is None else a.add_(bias[:, None])
+        # Never the output itself: that ring would keep every step's activations until the collector comes.
+        ctx.layer = (x, v, s, bias, norm, lr, a, g)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, delta):
+        x, v, s, bias, norm, lr, a, g = ctx.layer
+        factor = torch.ones_like(s) if g is None else g
+        # The input's gradient needs the weights as they were, so it comes before the step.
+        grad_x = torch.bmm(delta * factor[:, None], v) if ctx.needs_input_grad[0] else None
+        if bias is not None:
+            bias.sub_(lr[:, None] * delta.sum(1))
+        if g is not None:
+            _normalised_step(v, s, norm, lr, g, (delta * a).sum(1))
+        _subtract_product(v, delta * (factor * lr[:, None])[:, None], x)
+        return grad_x, None, None, None, None, None, None
+
+
+def _normalised_step(v, s, norm, lr, g, along):
+    """Step `s`, and apply to `v` the part of its step that lies along `v` itself.
+
+    `along` is <v, G> with G the gradient of the effective weights. The gradient of v is
+    g (G - v <v, G> / |v|²); this adds the second term, a scaling of the row.
+    """
+    code, rate, square = norm[:, None], lr[:, None], lengths(v).square()
+    slope = torch.where(code == EWN, g * along, along / square.sqrt())
+    on = (code != NO_WN).to(v.dtype)
+    s.sub_(rate * slope * on)
+    v.mul_(_per_unit(1 + on * rate * g * along / square, v))
+
+
+def _subtract_product(v, delta, x):
+    """Subtract deltaᵀ x from `v` in place; one wide product where the runs share `x (N, I)`."""
+    if x.dim() == 2:
+        v.flatten(0, 1).addmm_(delta.transpose(1, 2).flatten(0, 1), x, alpha=-1)
+    else:
+        v.baddbmm_(delta.transpose(1, 2), x, alpha=-1)
+
+
+def linear_sgd(x, v, s, bias, norm, lr, normalised=True):
+    """Return what `linear` returns; going backward takes the SGD step at once, with rate `lr (R,)`.
+
+    The weights change in place and no parameter gets a gradient. Every output must take part in the loss.
+    """
+    return _LinearSGD.apply(x, v, s, bias, norm, lr, normalised)
+
+
+def overruns(channels, sides, stride, padding):
+    """Return whether a CPU's gradient by filters of these sides, on so many channels, would not be safe: see `FEW`."""
+    return channels < FEW and max(sides) == 1 < stride and not padding
+
+
+def _spaced(x, w, stride, padding):
+    """Return (x, stride) of an equal convolution whose gradient is safe."""
+    if x.device.type == "cpu" and overruns(w.shape[2], w.shape[3:], stride, padding):
+        return x[..., ::stride, ::stride], 1
+    return x, stride
+
+
+def convolve(x, w, bias, stride=1, padding=None):
+    """Return `(R, N, O, H', W')`, the convolution of every run with its filters `w (R, O, I, kh, kw)`.
+
+    `x` is `(R, N, I, H, W)`, or `(N, I, H, W)` when all runs share it: then it is ONE convolution with R·O filters.
+    Otherwise runs are folded into the channels, with one group of them per run. `padding` by zeros on all sides; None
+    is half a filter, which keeps height and width at stride 1.
+    """
+    (x, stride), bias = _spaced(x, w, stride, padding), None if bias is None else bias.flatten()
+    out = torch.conv2d(_fold_runs(x), w.flatten(0, 1), bias, stride, _padding(w, padding), groups=_groups(x, w))
+    return _unfold_runs(out, len(w))
+
+
+def _padding(w, padding):
+    return [side // 2 if padding is None else padding for side in w.shape[3:]]
+
+
+def _fold_runs(x):
+    """Return `(N, R·C, H, W)`; a copy of nothing between layers, since a convolution's output lies that way."""
+    if x.dim() == 4:
+        return x
+    return x.squeeze(0) if len(x) == 1 else x.transpose(0, 1).flatten(1, 2)  # half the views for a single run
+
+
+def _unfold_runs(x, runs):
+    """Return `(R, N, C, H, W)` of `x (N, R·C, H, W)`."""
+    return x.unsqueeze(0) if runs == 1 else x.unflatten(1, (runs, -1)).transpose(0, 1)
+
+
+def _groups(x, w):
+    return 1 if x.dim() == 4 else w.shape[0]
+
+
+def conv2d(x, v, s, bias, norm, normalised=True, stride=1, padding=None):
+    """Return `(R, N, O, H', W')`, the layer's output x * w + bias, differentiable as often as wanted; see `convolve`.
+
+    The normalised filter is built, which for a matrix it is not: a filter is used at every position of an image, so
+    it is smaller than the activations that would be scaled instead, and those need not be kept twice.
+    """
+    return convolve(x, weight_norm(v, s, norm) if normalised else v, bias, stride, padding)
+
+
+class _Conv2dSGD(torch.autograd.Function):
+    """The convolution whose backward pass takes the SGD step."""
+
+    @staticmethod
+    def forward(ctx, x, v, s, bias, norm, lr, normalised, stride, padding):
+        g = gain(v, s, norm) if normalised else None
+        ctx.layer, ctx.steps = (x, v, s, bias, norm, lr, g), (stride, padding)
+        return convolve(x, v if g is None else v * _per_unit(g, v), bias, stride, padding)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, delta):
+        x, v, s, bias, norm, lr, g = ctx.layer
+        w = v if g is None else v * _per_unit(g, v)
+        grad_x, slope = _convolution_gradients(delta, x, w, ctx.needs_input_grad[0], *ctx.steps)
+        rate = lr[:, None]
+        if bias is not None:
+            bias.sub_(rate * delta.sum((1, 3, 4)))
+        if g is not None:
+            _normalised_step(v, s, norm, lr, g, (v * slope).flatten(2).sum(2))
+            rate = rate * g
+        v.sub_(slope * _per_unit(rate, v))
+        return grad_x, *[None] * 8
+
+
+def _convolution_gradients(delta, x, w, of_x, stride, padding):
+    """Return the gradients of `convolve` by x (None unless `of_x`) and by w: what autograd itself computes."""
+    folded, filters = _fold_runs(x), w.flatten(0, 1)
+    grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
+        _fold_runs(delta), folded, filters, None, (stride, stride), _padding(w, padding), (1, 1), False, (0, 0),
+        _groups(x, w), (of_x, True, False),
+    )  # fmt: skip
+    if of_x and x.dim() == 5:
+        grad_x = _unfold_runs(grad_x, len(x))
+    return grad_x, grad_w.unflatten(0, w.shape[:2])
+
+
+def max_pool(x, side):
+    """Return `(R, N, C, H // side, W // side)`, the largest value of every square of `x (R, N, C, H, W)`."""
+    return _unfold_runs(torch.max_pool2d(_fold_runs(x), side), len(x))
+
+
+def average_pool(x, side):
+    """Return `(R, N, C, H // side, W // side)`, the mean of every square of `x (R, N, C, H, W)`."""
+    return _unfold_runs(torch.nn.functional.avg_pool2d(_fold_runs(x), side), len(x))
+
+
+def conv2d_sgd(x, v, s, bias, norm, lr, normalised=True, stride=1, padding=None):
+    """Return what `conv2d` returns; going backward takes the SGD step at once, as `linear_sgd` does."""
+    x, stride = _spaced(x, v, stride, padding)
+    return _Conv2dSGD.apply(x, v, s, bias, norm, lr, normalised, stride, padding)
+
+
+def batch_norm(x, weight, bias, mean, variance, training, momentum=0.1, eps=1e-5):
+    """Return x `(R, N, C, H, W)` normalised per run and channel, then times `weight (R, C)` plus `bias (R, C)`.
+
+    Batch normalisation (Ioffe & Szegedy, arXiv 1502.03167), runs folded into the channels. While `training` by the
+    statistics of the batch, which move `mean` and `variance` (R, C), in place, by `momentum`; else by those two.
+    """
+    flat, folded = [t.view(-1) for t in (mean, variance, weight, bias)], _fold_runs(x)
+    if len(folded) == 1:  # the strides of one image can be such that torch (2.15, CPU) computes a wrong gradient
+        folded = folded.contiguous()
+    out = torch.nn.functional.batch_norm(folded, *flat, training, momentum, eps)
+    return _unfold_runs(out, len(weight))
+
+
+def coins(keys, step, count, chance):
+    """Return `(R, count)` bools, each True with `chance` in (0, 1), the same on every device; keys, step: int64 `(R,)`.
+
+    Entry i of a run is draw 2³²·step + i of the generator splitmix64 (Steele, Lea & Flood 2014) that starts at the
+    run's key: there is no generator to keep, and a GPU is not waited for to seed one.
+    """
+    position = (step[:, None] << 32) + torch.arange(1, count + 1, device=keys.device)
+    z = keys[:, None] + position * _signed(0x9E3779B97F4A7C15)
+    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
+    return z ^ _shifted(z, 31) < int((chance - 0.5) * 2**64)
+
+
+def _signed(number):
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _shifted(z, bits):
+    """Return int64 `z` moved right by `bits`, filled with zeros, which `>>` fills with the sign."""
+    return (z >> bits) & (2 ** (64 - bits) - 1)
+
+
+def log_losses(logits, y):
+    """Return every example's log of its cross-entropy, `(R, N, C), (R, N) or (N,) -> (R, N)`.
+
+    With a = log Σ_{j≠y} exp(z_j - z_y) the cross-entropy is softplus(a); its logarithm is a itself when
+    the margin is large, so nothing underflows however small the loss (arXiv 2010.12909, appendix).
+    """
+    return log_softplus(_log_odds(logits, y)[0])
+
+
+def _log_odds(logits, y):
+    """Return a `(R, N)` and the margins z_j - z_y `(R, N, C)`, -inf at the true class."""
+    index = y.expand(logits.shape[:2]).unsqueeze(-1)
+    margins = (logits - logits.gather(2, index)).scatter(2, index, -math.inf)
+    return margins.logsumexp(2), margins
+
+
+def log_softplus(a):
+    """Return log softplus(a) of any shape: the log of a logistic loss whose margin is -a."""
+    return torch.where(a < FAR, a, torch.nn.functional.softplus(a.clamp_min(FAR)).log())
+
+
+@fused.twin("log_loss", far=FAR, negligible=NEGLIGIBLE)
+def log_loss_and_gradient(logits, y):
+    """Return (log of the mean cross-entropy (R,), its gradient (R, N, C)) of `logits (R, N, C)`, y (R, N) or (N,)."""
+    a, margins = _log_odds(logits, y)
+    total = log_softplus(a).logsumexp(1)
+    # softplus'(a) = sigmoid(a), over the sum of all softplus: every example's pull, in log space
+    share = (torch.nn.functional.logsigmoid(a) - total[:, None]).exp()[:, :, None]
+    gradient = share * (margins - a[:, :, None]).exp()
+    gradient = gradient.scatter(2, y.expand(a.shape).unsqueeze(-1), -share)
+    return total - math.log(logits.shape[1]), torch.nn.functional.hardshrink(gradient, NEGLIGIBLE)
+
+
+class _LogLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, y):
+        loss, gradient = log_loss_and_gradient(logits, y)
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        (gradient,) = ctx.saved_tensors
+        return upstream.to(gradient.dtype)[:, None, None] * gradient, None
+
+
+def log_loss(logits, y):
+    """Return the log of the mean cross-entropy of every run, `(R,)`, with its gradient.
+
+    The gradient of the loss rescaled by e^-ℓ is exp(log_loss - ℓ) times this one: all of it stays of
+    order one while the loss itself goes to e^-300.
+    """
+    return _LogLoss.apply(logits, y)
+
+
+@fused.twin("masked_sgd")
+def masked_sgd_(weight, gradient, velocity, kept, lr, momentum=0.0, nesterov=False, weight_decay=0.0):
+    """Take a step of `torch.optim.SGD` in place, after which what is pruned is zero, and its momentum too.
+
+    weight, gradient (R, ...); velocity, the momentum, and kept, a mask, likewise or None (no momentum, none pruned);
+    lr (R,), the rate of every run.
+    """
+    step = gradient + weight_decay * weight if weight_decay else gradient
+    if momentum:
+        velocity.mul_(momentum).add_(step)
+        step = step + momentum * velocity if nesterov else velocity
+    weight.sub_(lr.reshape(-1, *[1] * (weight.dim() - 1)) * step)
+    if kept is not None:
+        for tensor in (weight, velocity) if momentum else (weight,):
+            tensor.masked_fill_(~kept, 0)

@@ -1,0 +1,104 @@
+"""The layers of stacked networks: modules whose every tensor has a leading run axis R."""
+
+import torch
+from torch import nn
+
+from lib import draws
+from lib.kernels import twins
+
+
+class Layer(nn.Module):
+    """R layers of one shape, the tensors that linear layers and convolutions have in common.
+
+    weight (R, O, *F) is v where a run is normalised, the weights themselves elsewhere; scale (R, O) is s;
+    norm (R,) holds the codes of `twins.NORMS`; bias (R, O) or None. `positions`: how often a unit is
+    evaluated on one example.
+    """
+
+    positions = 1
+    options = {}  # of the kernel
+
+    def __init__(self, runs, units, fan_in, bias=True, norm=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(runs, units, *fan_in))
+        self.scale = nn.Parameter(torch.zeros(runs, units))
+        self.bias = nn.Parameter(torch.zeros(runs, units)) if bias else None
+        codes = torch.tensor([twins.NORMS[n] for n in norm or ["no-WN"] * runs], dtype=torch.int8)
+        self.register_buffer("norm", codes)
+        self.normalised = bool(codes.any())
+        self.lr = None  # set by `sgd_in_backward`
+
+    def forward(self, x):
+        tensors = (x, self.weight, self.scale, self.bias, self.norm)
+        if self.lr is None or not torch.is_grad_enabled():
+            return self.plain(*tensors, normalised=self.normalised, **self.options)
+        return self.stepping(*tensors, self.lr, self.normalised, *self.options.values())
+
+
+class Linear(Layer):
+    """R linear layers: `(R, N, I)` or, shared by all runs, `(N, I)` to `(R, N, O)`; weight (R, O, I)."""
+
+    plain, stepping = staticmethod(twins.linear), staticmethod(twins.linear_sgd)
+
+    def __init__(self, runs, inputs, units, bias=True, norm=None):
+        super().__init__(runs, units, (inputs,), bias, norm)
+
+
+class Conv2d(Layer):
+    """R convolutions: `(R, N, C, H, W)`, or shared `(N, C, H, W)`, to `(R, N, O, H', W')`.
+
+    weight (R, O, C, side, side); `padding` by zeros all around, None for half a filter, with which stride 1 and an
+    odd side keep height and width.
+    """
+
+    plain, stepping = staticmethod(twins.conv2d), staticmethod(twins.conv2d_sgd)
+
+    def __init__(self, runs, inputs, units, side=3, bias=True, norm=None, positions=1, stride=1, padding=None):
+        super().__init__(runs, units, (inputs, side, side), bias, norm)
+        self.positions, self.options = positions, {"stride": stride, "padding": padding}
+
+
+class BatchNorm(nn.Module):
+    """R batch normalisations of the channels of `(R, N, C, H, W)`; every tensor is (R, C). See `twins.batch_norm`.
+
+    Statistics of the batch in `train()` mode, which move the running ones; those in `eval()` mode.
+    """
+
+    def __init__(self, runs, channels):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(runs, channels)), nn.Parameter(torch.zeros(runs, channels))
+        self.register_buffer("running_mean", torch.zeros(runs, channels))
+        self.register_buffer("running_var", torch.ones(runs, channels))
+
+    def forward(self, x):
+        statistics = self.running_mean, self.running_var
+        return twins.batch_norm(x, self.weight, self.bias, *statistics, self.training)
+
+    def start_(self, seeds, position):
+        for tensor, value in ((self.weight, 1), (self.bias, 0), (self.running_mean, 0), (self.running_var, 1)):
+            tensor.fill_(value)
+
+
+class Dropout(nn.Module):
+    """R dropouts (Srivastava et al. 2014): in `train()` mode an activation becomes 0 with `chance`, or grows in turn.
+
+    key, step: int64 (R,), which decide what is drawn, whatever else is in the stack; each pass is one step.
+    """
+
+    def __init__(self, runs, chance=0.5):
+        super().__init__()
+        self.chance = chance
+        self.register_buffer("key", torch.zeros(runs, dtype=torch.int64))
+        self.register_buffer("step", torch.zeros(runs, dtype=torch.int64))
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        kept = twins.coins(self.key, self.step, x[0].numel(), 1 - self.chance).view_as(x)
+        self.step += 1
+        return x * kept / (1 - self.chance)
+
+    def start_(self, seeds, position):
+        keys = [draws.generator(seed, "dropout", position).integers(2**63) for seed in seeds]
+        self.key.copy_(torch.tensor(keys))
+        self.step.zero_()

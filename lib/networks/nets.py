@@ -1,0 +1,367 @@
+"""R networks as one: stacks of `layers`, whose every tensor has a leading run axis, and what is done to them.
+
+A stack is an ordinary `torch.nn.Module`. Weight normalisation is a code of each run, so EWN, SWN and
+no-WN networks train in one stack, by one function; `fold` gives the plain network that masks act on.
+"""
+
+import copy
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from lib.kernels import twins
+from lib.networks import inits
+from lib.networks.layers import BatchNorm, Conv2d, Dropout, Layer, Linear
+
+
+def relu(z):
+    """Return max(0, z); without gradients in place, which spares an evaluation a pass over its activations."""
+    return torch.relu(z) if torch.is_grad_enabled() else z.relu_()
+
+
+class Hop(NamedTuple):
+    """One way from a node of a network to another; a node is a group of units, or of channels.
+
+    layer: the name of the weight layer on the way, None for an identity shortcut, which joins unit i to unit i;
+    norm: the name of the batch normalisation behind the layer, if there is one.
+    """
+
+    layer: str | None
+    source: int
+    target: int
+    norm: str | None = None
+
+
+def chain(names, norms=None):
+    """Return the hops of layers one behind the other, the batch normalisations `norms` (or None) behind them."""
+    norms = norms or [None] * len(names)
+    return [Hop(name, k, k + 1, norm) for k, (name, norm) in enumerate(zip(names, norms, strict=True))]
+
+
+def graph(net):
+    """Return the hops of `net` in the order of the forward pass, each node's last incoming one before it is left.
+
+    Node 0 is the input, the last node the output. A node's value is the activation of the sum of what its incoming
+    hops bring; the output has no activation. Pools and flattening are inside a hop: a linear layer of I inputs behind
+    a node of C channels has I/C inputs for every channel, channel after channel.
+    """
+    return net.graph()
+
+
+ACTIVATIONS = {
+    "relu": relu,
+    "relu2": lambda z: relu(z).square(),
+    "sigmoid": torch.sigmoid,
+    "erf": lambda z: torch.erf(z * 0.5**0.5),  # of committee machines
+    "none": lambda z: z,
+}
+
+
+class MLP(nn.Module):
+    """R fully connected networks: `(R, N, sizes[0])` or shared `(N, sizes[0])` to logits `(R, N, sizes[-1])`.
+
+    `norm` names every run's type (EWN, SWN, no-WN), one text that of one run; hidden layers follow it, the output layer
+    only with `normalise_output`. `bias` is of the hidden layers, `output_bias` of the last. `dropout` is the chance at
+    which, while training, a hidden unit is dropped.
+    """
+
+    def __init__(
+        self, sizes, norm, activation="relu", bias=True, output_bias=False, normalise_output=False, dropout=0.0
+    ):
+        super().__init__()
+        norm = _types(norm)
+        runs, last = len(norm), len(sizes) - 2
+        last_norm = norm if normalise_output else ["no-WN"] * runs
+        self.layers = nn.ModuleList(
+            Linear(runs, i, o, *((output_bias, last_norm) if k == last else (bias, norm)))
+            for k, (i, o) in enumerate(zip(sizes, sizes[1:], strict=False))
+        )
+        self.drops = nn.ModuleList(Dropout(runs, dropout) for _ in self.layers[:-1] if dropout)
+        self.activation = activation
+
+    def forward(self, x):
+        act = ACTIVATIONS[self.activation]
+        for k, layer in enumerate(self.layers[:-1]):
+            x = act(layer(x))
+            x = self.drops[k](x) if self.drops else x
+        return self.layers[-1](x)
+
+    def graph(self):
+        return chain(list(layers(self)))
+
+
+def _types(norm):
+    """Return a type for every run as a list; ValueError for an unknown one."""
+    norm = [norm] if isinstance(norm, str) else list(norm)
+    unknown = set(norm) - set(twins.NORMS)
+    if unknown:
+        raise ValueError(f"norm has {sorted(unknown)}; allowed are {list(twins.NORMS)}")
+    return norm
+
+
+class VGG(nn.Module):
+    """R networks of 3×3 convolutions in blocks that end with a 2×2 max-pool, and a linear layer (arXiv 1409.1556).
+
+    Pixels in a row, `(R, N, C·H·W)` or shared `(N, C·H·W)` as `Data.split` gives them, to logits `(R, N, classes)`.
+    The defaults are the network of the EWN study (arXiv 2010.12909): 13 convolutions (VGG-16), of which only the first
+    has a bias, and an output without. `norm` is the type of all convolutions, not of linear layers. `image` is
+    (C, H, W); `width` the filters of the first block, 64 in the study.
+
+    blocks: the filters of each convolution, in widths; biases: of all layers; batch_norm: behind every convolution;
+    average: the last pool takes means; head: hidden linear layers, in widths, each with a dropout of one half.
+    """
+
+    BLOCKS = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
+
+    def __init__(
+        self, image, classes, norm, width=64, blocks=BLOCKS, biases=False, batch_norm=False, average=False, head=()
+    ):
+        super().__init__()
+        norm = _types(norm)
+        (channels, height, side), smallest = image, 2 ** len(blocks)
+        if height != side or side < smallest:
+            raise ValueError(f"images are {height}×{side}; VGG takes squares of {smallest}×{smallest} and more")
+        runs, self.image, self.average, self.ends = len(norm), tuple(image), average, []
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        for block in blocks:
+            for units in (width * share for share in block):
+                biased = biases or not self.convs
+                self.convs.append(Conv2d(runs, channels, units, bias=biased, norm=norm, positions=side**2))
+                channels = units
+            self.ends.append(len(self.convs) - 1)
+            side //= 2
+        if batch_norm:
+            self.norms.extend(BatchNorm(runs, conv.weight.shape[1]) for conv in self.convs)
+        sizes = [channels * side**2, *(width * share for share in head)]
+        self.hidden = nn.ModuleList(Linear(runs, i, o) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.drops = nn.ModuleList(Dropout(runs) for _ in self.hidden)
+        self.output = Linear(runs, sizes[-1], classes, bias=biases)
+
+    def forward(self, x):
+        x = pixels(x, self.image)
+        for k, conv in enumerate(self.convs):
+            x = conv(x)
+            x = self.norms[k](x) if self.norms else x
+            if self.average and k == self.ends[-1]:
+                x = twins.average_pool(torch.relu(x), 2)
+            else:  # The study pools after the ReLU, which is the same function, and four times the work.
+                x = torch.relu(twins.max_pool(x, 2) if k in self.ends else x)
+        x = x.flatten(2)
+        for layer, drop in zip(self.hidden, self.drops, strict=True):
+            x = drop(torch.relu(layer(x)))
+        return self.output(x)
+
+    def graph(self):
+        norms = [f"norms.{k}" for k in range(len(self.norms))] or [None] * len(self.convs)
+        return chain(list(layers(self)), norms + [None] * (len(self.hidden) + 1))
+
+
+def pixels(x, image):
+    """Return `x (..., C·H·W)` as images `(..., C, H, W)`, laid out for the fastest convolution."""
+    x = x.unflatten(-1, image)
+    if x.device.type == "cpu" and x.dim() == 4:  # a CPU convolves 1.1 to 1.3 times faster, narrow layers 1.7
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+def layers(net):
+    """Return the weight layers by name, in the order of the forward pass."""
+    return {name: module for name, module in net.named_modules() if isinstance(module, Layer)}
+
+
+def weights(net):
+    """Return the weight tensors by name, `{name: (R, O, *F)}`: the things that masks act on."""
+    return {f"{name}.weight": layer.weight for name, layer in layers(net).items()}
+
+
+def runs(net):
+    """Return R, the number of networks in the stack."""
+    return next(net.parameters()).shape[0]
+
+
+def macs_per_run(net):
+    """Return the multiplications of one example's pass through one network, biases and scales apart."""
+    return sum(layer.weight[0].numel() * layer.positions for layer in layers(net).values())
+
+
+def widest(net):
+    """Return the most activations that one example has in a layer of one network."""
+    return max(layer.scale.shape[1] * layer.positions for layer in layers(net).values())
+
+
+def parameters_per_run(net):
+    """Return how many numbers one network of the stack trains; a scale counts only where it is used."""
+    unused = sum(layer.scale[0].numel() for layer in layers(net).values() if not layer.normalised)
+    return sum(p[0].numel() for p in net.parameters()) - unused
+
+
+def take(net, chosen):
+    """Return the stack of the chosen runs; a slice shares memory with `net`, a list of indices copies."""
+    tensors = [*net.parameters(), *net.buffers()]
+    memo = {id(t): _like(t, t.detach()[chosen]) for t in tensors}
+    other = copy.deepcopy(net, memo)
+    for layer in layers(other).values():
+        layer.normalised = bool(layer.norm.any())
+    return other
+
+
+def apart(net):
+    """Return an iterator over the runs of a stack as stacks of one, the only run of a stack as it is.
+
+    A product of a stack may round otherwise than the same product of one run, by the number of its neighbours. What is
+    drawn, ranked or measured of trained networks is therefore made of one run after the other.
+    """
+    return iter([net]) if runs(net) == 1 else (take(net, [run]) for run in range(runs(net)))
+
+
+def of_runs(net, examples, axes):
+    """Return what each run of `net` reads of `examples`, or of a list of batches: its own where they have `axes` axes.
+
+    The first of these is that of runs, and stays, of length one; None, and what has other axes, all runs share.
+    ValueError for the examples of another number of runs.
+    """
+    count = runs(net)
+    if isinstance(examples, list | tuple):
+        batches = [of_runs(net, batch, axes) for batch in examples]
+        return [[batch[run] for batch in batches] for run in range(count)]
+    if examples is None or examples.dim() != axes:
+        return [examples] * count
+    if len(examples) != count:
+        raise ValueError(f"{len(examples)} sets of examples for a stack of {count} runs; needed is one each, or one")
+    return [examples] if count == 1 else [examples[[run]] for run in range(count)]
+
+
+def gathered(parts):
+    """Return `{name: (R, ...)}` from what was made of each run, `[{name: (1, ...)}, ...]`."""
+    parts = list(parts)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _like(old, new):
+    return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+
+
+def join(stacks):
+    """Return one stack of all the runs of several stacks of the same layers, in order."""
+    sizes = [runs(net) for net in stacks]
+    joined = take(stacks[0], [0] * sum(sizes))
+    states = [net.state_dict() for net in stacks]
+    return load_(joined, {name: torch.cat([state[name] for state in states]) for name in states[0]})
+
+
+def load_(net, tensors):
+    """Set every tensor of the stack, weights and normalisation codes, from `{name: (R, ...)}`; return it."""
+    net.load_state_dict(tensors)
+    for layer in layers(net).values():
+        layer.normalised = bool(layer.norm.any())
+    return net
+
+
+def unit_norms(net):
+    """Return the norm of every unit's effective weights, `{layer: (R, O)}`; biases do not count."""
+    with torch.no_grad():
+        return {k: twins.unit_norms(m.weight, m.scale, m.norm) for k, m in layers(net).items()}
+
+
+def fold(net):
+    """Return the plain-weight twin: the same function, every layer without normalisation."""
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        for layer in layers(twin).values():
+            layer.weight.copy_(twins.weight_norm(layer.weight, layer.scale, layer.norm))
+            layer.scale.zero_()
+            layer.norm.zero_()
+            layer.normalised = False
+    return twin
+
+
+@contextmanager
+def sgd_in_backward(net, lr):
+    """Within the block, going backward takes the SGD step of rate `lr (R,)` in every layer, in place.
+
+    No parameter gets a gradient and none is stored: for a wide layer that halves the memory traffic of a step.
+    Raises ValueError for a network with batch normalisation, whose parameters it could not train.
+    """
+    if any(isinstance(module, BatchNorm) for module in net.modules()):
+        raise ValueError("a network with batch normalisation takes no step in its backward pass: use an optimizer")
+    found = list(layers(net).values())
+    try:
+        for layer in found:
+            layer.lr = lr
+        yield
+    finally:
+        for layer in found:
+            layer.lr = None
+
+
+@torch.no_grad()
+def init_(net, seeds, scheme="torch_kaiming"):
+    """Draw every run's weights from its seed; runs of one seed start at the same function, whatever their type.
+
+    scheme: "torch_kaiming", Kaiming-normal by fan-in (He et al. 2015), drawn from torch's own stream just
+    as a plain `torch.nn` script with `manual_seed(seed)` draws it, defaults first: published seeds
+    start at their published function. "torch_kaiming_output_first", the same with the output layer's turn before the
+    others', as in the EWN study's CIFAR networks. "torch_default", those defaults themselves, uniform within
+    1/sqrt(fan-in) on both sides. "kaiming_fan_out", "xavier_uniform", "xavier_normal"; and, for `convnets.build`,
+    "phew", "phew_normal" and "phew_xavier", the PHEW study's start of each family and two ablations (`inits.FAMILIES`).
+    Biases start at zero (but for the linear layer of its wider ResNets), batch normalisations as the identity.
+    """
+    complaint = inits.complaint(scheme, getattr(net, "family", None))
+    if complaint:
+        raise ValueError(complaint)
+    _one_each(net, seeds)
+    drawn = {}
+    for run, seed in enumerate(seeds):
+        if seed not in drawn:
+            drawn[seed] = inits.starts(list(layers(net).values()), seed, scheme, getattr(net, "family", None))
+        for layer, (weight, bias) in zip(layers(net).values(), drawn[seed], strict=True):
+            set_function_(layer, run, weight.to(layer.weight), bias)
+    _start_others(net, seeds)
+    return net
+
+
+def _one_each(net, seeds):
+    if len(seeds) != runs(net):
+        raise ValueError(f"{len(seeds)} seeds for a stack of {runs(net)} runs; one per run is needed")
+
+
+def _start_others(net, seeds):
+    for position, module in enumerate(m for m in net.modules() if isinstance(m, BatchNorm | Dropout)):
+        module.start_(seeds, position)
+
+
+@torch.no_grad()
+def reinit_(net, masks, seeds, scheme="evci"):
+    """Draw the weights that `masks` keep anew, from a stream of each run's seed that `init_` does not use.
+
+    Normal, of variance 2 / fan-in, where only weights that are kept count: of a unit ("evci", arXiv 2010.03533) or of
+    a layer's average unit ("liu", arXiv 1810.05270); "evci_fan_out" and "liu_fan_out", see `inits.SPARSE`. Pruned
+    weights are zero, biases too; batch normalisations are the identity. Raises ValueError for normalised weights.
+    """
+    _one_each(net, seeds)
+    if any(layer.normalised for layer in layers(net).values()):
+        raise ValueError("the weights are normalised; masks act on plain weights: take nets.fold(net), a plain copy")
+    for run, seed in enumerate(seeds):
+        kept = [masks[name][run].cpu() for name in weights(net)]
+        for layer, start in zip(layers(net).values(), inits.sparse_starts(kept, seed, scheme), strict=True):
+            set_function_(layer, run, start.to(layer.weight))
+    _start_others(net, seeds)
+    return net
+
+
+def set_function_(layer, run, start, bias=None):
+    """Give one run of a layer the effective weights `start (O, *F)`: v of unit length, s its norm or log norm.
+
+    `bias (O,)`, or None for zeros.
+    """
+    code = int(layer.norm[run])
+    size = twins.lengths(start[None])[0]
+    if layer.bias is not None:
+        layer.bias[run] = 0 if bias is None else bias.to(layer.bias)
+    layer.scale[run].zero_()
+    layer.weight[run].copy_(start)
+    if code != twins.NO_WN:
+        layer.weight[run].div_(size.reshape(-1, *[1] * (start.dim() - 1)))
+        layer.scale[run].copy_(size.log() if code == twins.EWN else size)

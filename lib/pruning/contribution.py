@@ -1,0 +1,182 @@
+"""Contributions: how much of what the next layer sums up comes from a unit, on average over examples.
+
+The score of the study of neural importance-based train-time pruning (a public course report). With |a| what a unit
+sends and |w| the weights that read it, its share of the sum that unit t of the next layer makes of example s is
+
+    c[s, t, k] = 100 |w[t, k]| |a[s, k]| / D[s, t],   D[s, t] = sum over k of |w[t, k]| |a[s, k]|
+
+and its score is average · mean over s and t + maximum · largest over s and t. The mean needs no c at all: with P = 1/D
+it is 100 / (S m) · sum over t of |w[t, k]| (Pᵀ |A|)[t, k], two matrix products.
+"""
+
+import math
+from contextlib import contextmanager
+
+import torch
+from torch.nn.functional import unfold
+
+from lib.networks import nets
+from lib.networks.layers import Conv2d
+
+ON = ("activation", "preactivation")
+CHUNK = 1000  # examples of one run at once: the products stay in the cache of a CPU
+ACTIVATIONS = 2**23  # no more of them in a layer at once: 32 MiB
+
+
+class Sums:
+    """What the score of one layer's units adds up over examples, a chunk after the other: see `contribution`.
+
+    `chunk` bounds the memory: no more than chunk · (m + n) numbers are held at once, whatever is added.
+    """
+
+    def __init__(self, weight, each=1, maximum=False, chunk=CHUNK):
+        if weight.dim() != 3 or each < 1 or weight.shape[2] % each or chunk < 1:
+            shape = tuple(weight.shape)
+            raise ValueError(f"weight is {shape}, each {each}, chunk {chunk}; needed: (R, m, n), a divisor of n, 1")
+        # A row's scale cancels in every share. Without it, products of small numbers do not leave float32.
+        self.weight, self.each, self.chunk = _scaled(weight.detach().abs()), each, chunk
+        self.shares = torch.zeros_like(self.weight, dtype=torch.float64)
+        units = weight.shape[2] // each
+        self.largest = weight.new_zeros(len(weight), units, dtype=torch.float64) if maximum else None
+        self.examples = 0
+
+    def add(self, activations):
+        """Add examples, `(R, S, n)`; return this."""
+        shape, size = tuple(activations.shape), self.weight.shape
+        if len(shape) != 3 or shape[0] != size[0] or shape[2] != size[2]:
+            raise ValueError(f"activations are {shape}, the weight {tuple(size)}; needed are (R, S, n) and (R, m, n)")
+        for part in activations.detach().split(self.chunk, 1):
+            self._add(_scaled(part.abs()))
+        return self
+
+    def _add(self, size):
+        sums = size @ self.weight.mT
+        inverse = torch.where(sums < torch.finfo(sums.dtype).tiny, 0, 1 / sums)
+        self.shares += inverse.mT @ size
+        self.examples += size.shape[1]
+        if self.largest is not None:
+            units = zip(size.split(self.each, 2), self.weight.split(self.each, 2), strict=True)
+            tops = [((a @ w.mT).mul_(inverse)).amax((1, 2)) for a, w in units]
+            self.largest = torch.maximum(self.largest, torch.stack(tops, 1).double())
+
+    def score(self, average=1.0, maximum=0.0):
+        """Return the scores of what was added, `(R, n / each)` float64."""
+        if not self.examples:
+            raise ValueError("there is no example; a contribution is a mean over examples")
+        read = (self.weight > 0).any(2).sum(1).clamp_min(1)[:, None]
+        mean = (self.shares * self.weight).sum(1).unflatten(1, (-1, self.each)).sum(2) / (self.examples * read)
+        return 100 * (average * mean + (maximum * self.largest if maximum else 0))
+
+
+def contribution(weight, activations, average=1.0, maximum=0.0, each=1, chunk=CHUNK):
+    """Return the contribution score of every unit of a layer, `(R, n / each)` float64, between 0 and 100.
+
+    weight: (R, m, n) of the layer that reads the units; activations: (R, S, n), or an iterable of such chunks;
+    average, maximum: factors of the mean and of the largest share; each: consecutive inputs that are one unit, of which
+    |w| |a| is summed. An example of which a next unit reads nothing (D = 0) gives shares of 0 where the study's code
+    divides by zero; it counts in the mean. Next units without weights, which pruned ones are, do not: so the score is
+    that of the physically smaller network. ValueError for other shapes, and without examples.
+    """
+    sums = Sums(weight, each, bool(maximum), chunk)
+    for part in [activations] if isinstance(activations, torch.Tensor) else activations:
+        sums.add(part)
+    return sums.score(average, maximum)
+
+
+def _scaled(size):
+    """Return non-negative numbers divided by the largest of their row, rows of zeros as they are."""
+    largest = size.amax(-1, keepdim=True)
+    return size / torch.where(largest > 0, largest, 1)
+
+
+# ---- all units of a network
+
+
+def prunable(net, channels=False):
+    """Return the names of the layers whose units have a score: all but the output, convolutions only with `channels`.
+
+    ValueError for a network that is not a chain of layers.
+    """
+    hops = nets.graph(net)
+    if any(hop.layer is None or (hop.source, hop.target) != (k, k + 1) for k, hop in enumerate(hops)):
+        raise ValueError(f"{type(net).__name__} has shortcuts; contributions are of chains of layers, MLP and VGG")
+    return [hop.layer for hop in hops[:-1] if channels or not isinstance(net.get_submodule(hop.layer), Conv2d)]
+
+
+def of_units(net, x, average=1.0, maximum=0.0, on="activation", channels=False):
+    """Return the scores of a stack's hidden units for the examples `x`, `{layer: (R, units)}` float64.
+
+    x: `(N, I)`, or `(R, N, I)` of each run's own. on: "activation", what the next layer reads, or "preactivation",
+    the value before the activation function, as the study's code has it: a unit that is silent then counts by how far
+    below zero it is. channels: score those of convolutions too. A channel's contribution to a next unit sums |w| |a|
+    over the filter's positions; every place where a next convolution puts its filter is an example more, and a linear
+    layer behind a convolution reads all positions of a channel. Channels have no preactivation score (ValueError).
+    Each run is scored alone, so that no rank depends on a neighbour's rounding.
+    """
+    if on not in ON:
+        raise ValueError(f"on is {on!r}; allowed are {ON}")
+    if channels and on != "activation":
+        raise ValueError(f"on is {on!r} with channels=True; channels have a score by {ON[0]!r} alone")
+    each = zip(nets.apart(net), nets.of_runs(net, x, 3), strict=True)
+    return nets.gathered(_of_run(*mine, average, maximum, on, channels) for mine in each)
+
+
+@torch.no_grad()
+def _of_run(net, x, average, maximum, on, channels):
+    sums = {name: _sums(net, name, bool(maximum)) for name in prunable(net, channels)}
+    training, size = net.training, max(1, min(CHUNK, ACTIVATIONS // nets.widest(net)))
+    net.eval()
+    with _adding(net, sums, on):
+        for part in x.split(size, -2):
+            net(part)
+    net.train(training)
+    return {name: found.score(average, maximum) for name, found in sums.items()}
+
+
+def _following(net, name):
+    """Return the weight layer that reads the layer called `name`."""
+    names = list(nets.layers(net))
+    return net.get_submodule(names[names.index(name) + 1])
+
+
+def _sums(net, name, maximum):
+    weight = _following(net, name).weight.flatten(2)
+    return Sums(weight, weight.shape[2] // net.get_submodule(name).weight.shape[1], maximum)
+
+
+@contextmanager
+def _adding(net, sums, on):
+    """Within the block every forward pass adds its examples to `sums`."""
+    after = {hop.layer: hop.norm or hop.layer for hop in nets.graph(net)}
+    handles = []
+    for name, found in sums.items():
+        if on == "activation":
+            hook = _reads(found)
+            handles.append(_following(net, name).register_forward_pre_hook(hook))
+        else:
+            # A ReLU may work in place: what is added is made of the values before it runs.
+            hook = _sends(found)
+            handles.append(net.get_submodule(after[name]).register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _reads(found):
+    return lambda layer, inputs: found.add(_rows(layer, inputs[0])) and None
+
+
+def _sends(found):
+    return lambda layer, inputs, output: found.add(output) and None
+
+
+def _rows(layer, x):
+    """Return what a layer multiplies its weights by, `(R, examples, inputs of a unit)`."""
+    if not isinstance(layer, Conv2d):
+        return x
+    side = layer.weight.shape[-1]
+    options = {name: side // 2 if value is None else value for name, value in layer.options.items()}
+    patches = unfold(x.flatten(0, 1), side, **options)
+    return patches.mT.reshape(len(x), -1, math.prod(layer.weight.shape[2:]))

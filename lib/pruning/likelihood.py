@@ -1,0 +1,173 @@
+"""Likelihood matrices of edges and nodes, all from one Gram matrix of the inputs in float64.
+
+A determinantal point process over items with vectors a_i (one entry per example) draws diverse sets by
+L_ij = exp(-beta |a_i - a_j|²) + ridge [i = j]. The items are the nodes of a layer (DIVNET, Mariet & Sra,
+arXiv 1511.05077), or the edges into one unit h, a_i = w_hi x_i (Acharyya, Zhang et al.). Distances need inner products
+alone, so G = Σ x xᵀ over the examples serves every unit: <a_i, a_j> = w_hi w_hj G_ij, and W G Wᵀ for the nodes.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from lib.kernels import twins
+
+RIDGE = 0.01  # what the study adds to the diagonal
+EXAMPLES_AT_ONCE = 4096
+ITEMS = ("preactivation", "activation")
+FORMS = ("rbf", "linear")
+
+
+class Moments(NamedTuple):
+    """What least squares and distances need to know of some variables: gram (..., I, I), mean (..., I), examples."""
+
+    gram: torch.Tensor
+    mean: torch.Tensor
+    examples: int
+
+    def of_runs(self):
+        """Return those of each run, `[(I, I), ...]`, where every run has its own."""
+        return [Moments(gram, mean, self.examples) for gram, mean in zip(self.gram, self.mean, strict=True)]
+
+
+@torch.no_grad()
+def moments(x, transform=None):
+    """Return the float64 `Moments` of `x (N, I)` or `(R, N, I)`, or of what `transform` makes of its parts.
+
+    Here as in the next two functions each run is summed alone: stacked products round otherwise, by some 1e-6, and a
+    draw from matrices that differ so goes another way.
+    """
+    if x.dim() == 3 and len(x) > 1:
+        return _joined(moments(x[[run]], transform) for run in range(len(x)))
+    gram = total = 0.0
+    for part in x.split(EXAMPLES_AT_ONCE, dim=-2):
+        part = (part if transform is None else transform(part)).double()
+        gram, total = gram + part.mT @ part, total + part.sum(-2)
+    return Moments(gram, total / x.shape[-2], x.shape[-2])
+
+
+@torch.no_grad()
+def unit_moments(x, weight, bias=None, activation=None, items="activation"):
+    """Return the `Moments` (R, O, O) of the units of a linear layer `weight (R, O, I)` on the examples `x`.
+
+    items: "activation", activation(x wᵀ + bias), as in DIVNET and as the network computes it. "preactivation", x wᵀ
+    without the bias, as Acharyya, Zhang et al. published it. `x` is (N, I), shared, or (R, N, I).
+    """
+    if items not in ITEMS:
+        raise ValueError(f"items is {items!r}; allowed are {ITEMS}")
+    if items == "preactivation":
+        return projected(moments(x), weight)
+    if activation is None:
+        raise ValueError('items="activation" needs the activation, for example torch.sigmoid; none was given')
+    if len(weight) > 1:
+        each = zip(range(len(weight)), [None] * len(weight) if bias is None else bias[:, None], strict=True)
+        return _joined(
+            unit_moments(x[[run]] if x.dim() == 3 else x, weight[[run]], own, activation) for run, own in each
+        )
+    shift = 0 if bias is None else bias[:, None]
+    return moments(x, lambda part: activation(twins.product(part, weight) + shift))
+
+
+@torch.no_grad()
+def projected(found, weight):
+    """Return the `Moments` of x wᵀ from those of x: for `weight (..., O, I)`, no example is looked at again."""
+    if weight.dim() == 3 and len(weight) > 1:
+        each = found.of_runs() if found.gram.dim() == 3 else [found] * len(weight)
+        return _joined(projected(own, weight[[run]]) for run, own in enumerate(each))
+    w = weight.double()
+    return Moments(w @ found.gram @ w.mT, (w @ found.mean[..., None])[..., 0], found.examples)
+
+
+def _joined(parts):
+    """Return the `Moments` of all runs from those of each, which have a leading axis of one."""
+    grams, means, counts = zip(*parts, strict=True)
+    return Moments(torch.cat(grams), torch.cat(means), counts[0])
+
+
+def likelihood(gram, examples, beta="10/N", ridge=RIDGE, form="rbf"):
+    """Return the likelihood matrices `(..., M, M)` of items whose inner products are `gram (..., M, M)`.
+
+    form: "rbf", exp(-beta |a_i - a_j|²) + ridge I; "linear", <a_i, a_j> / examples with neither beta nor ridge, the
+    matrices of the teacher–student study. beta: a number; a text such as "10/N", N the examples; or "median", one
+    over the median squared distance of each matrix, so that its exponents are of order one.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}; allowed are {FORMS}")
+    if form == "linear":
+        return gram / examples
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    # Rounding can leave a distance slightly below zero; two equal items are at distance 0.
+    distances = (squares[..., :, None] + squares[..., None, :]).sub_(gram, alpha=2).clamp_(min=0)
+    matrices = distances.mul_(_bandwidth(beta, examples, distances)).neg_().exp_()
+    matrices.diagonal(dim1=-2, dim2=-1).add_(ridge)
+    return matrices
+
+
+def _bandwidth(beta, examples, distances):
+    """Return beta as a number, or as one number per matrix `(..., 1, 1)`."""
+    if beta == "median":
+        middle = _pairs(distances).median(-1).values
+        if not (middle > 0).all():
+            raise ValueError('beta is "median", but half of the items of a matrix are equal; give beta as a number')
+        return (1 / middle)[..., None, None]
+    try:
+        value = float(beta.removesuffix("/N")) / examples if str(beta).endswith("/N") else float(beta)
+    except ValueError:
+        value = -1.0
+    if not value > 0:
+        raise ValueError(f'beta is {beta!r}; allowed are a number above 0, a text such as "10/N", and "median"')
+    return value
+
+
+def _pairs(matrices):
+    """Return the entries above the diagonal, `(..., M, M) -> (..., M (M - 1) / 2)`."""
+    above = torch.ones(matrices.shape[-2:], dtype=torch.bool, device=matrices.device).triu_(1)
+    return matrices[..., above]
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The likelihood matrices of the edges into every unit of `weight (O, I)`, `(O, I, I)`, built when sliced.
+
+    All at once would be 2.4 GB for a layer of 784 to 500. `found` are the `Moments` of the layer's inputs; the other
+    fields are those of `likelihood`. One matrix per unit: `Edges(...)[3:5]` are those of units 3 and 4.
+    """
+
+    found: Moments
+    weight: torch.Tensor
+    beta: float | str = "10/N"
+    ridge: float = RIDGE
+    form: str = "rbf"
+
+    def __post_init__(self):
+        inputs = self.weight.shape[-1]
+        if self.weight.dim() != 2 or self.found.gram.shape != (inputs, inputs):
+            raise ValueError(
+                f"weight is {tuple(self.weight.shape)}, gram {tuple(self.found.gram.shape)}; allowed are (O, I) and"
+                " (I, I): one run at a time, with the moments of the inputs of this layer"
+            )
+
+    @property
+    def shape(self):
+        return torch.Size([*self.weight.shape, self.weight.shape[1]])
+
+    @property
+    def device(self):
+        return self.found.gram.device
+
+    @torch.no_grad()
+    def __getitem__(self, units):
+        w = self.weight[units].double()
+        gram = (w[:, :, None] * w[:, None, :]).mul_(self.found.gram)
+        return likelihood(gram, self.found.examples, self.beta, self.ridge, self.form)
+
+
+def quantiles(matrices, at=(0.0, 0.01, 0.5, 0.99, 1.0)):
+    """Return the quantiles of the off-diagonal entries of every matrix, `(M, N, N) -> (M, len(at))`.
+
+    The first thing to look at: all near 0, and the draws are uniform; all near 1, and the items are the same.
+    """
+    entries = (_pairs(matrices[unit : unit + 1])[0] for unit in range(matrices.shape[0]))
+    levels = torch.tensor(at, dtype=torch.float64, device=matrices.device)
+    return torch.stack([torch.quantile(row.double(), levels) for row in entries])

@@ -1,0 +1,391 @@
+"""Shrinking: a masked network made physically smaller, as a plain torch module or as a narrower stack.
+
+`shrink` is for using a network: it takes any masks and returns torch modules with the same logits, without the units
+that lie on no path. `narrow` is for training it: whole units leave a stack, which stays a stack; `widen` undoes it.
+"""
+
+import copy
+from collections import Counter
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from lib.kernels import twins
+from lib.networks import nets, plain
+from lib.pruning import paths
+
+# Two numbers computed in float64 by differently ordered sums: apart by less than this share, they are one number.
+ROUNDING = 1e-13
+
+
+class Part(NamedTuple):
+    """One hop of one network: weight (O, I, *F) and bias (O,), both None for an identity; float64, masked, BN folded.
+
+    inside: the modules between the source and the layer; options: stride and padding of a convolution.
+    """
+
+    hop: nets.Hop
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    inside: list
+    options: dict
+
+
+@torch.no_grad()
+def shrink(net, masks=None, run=0):
+    """Return one run of `net` under `masks` as a smaller `nn.Module`, with the same logits, to use and not to train.
+
+    `(N, pixels)` to `(N, classes)`. Units without a path of non-zero weights from the input and to the output go; the
+    weights masked inside the others stay, as zeros. What the first kind still says, a constant, is folded into the
+    biases of its readers, behind a padded convolution into a `plain.Offset`. Batch normalisation, which is taken in
+    `eval()` mode, and dropout disappear. Layers that `masks` does not name are whole; zeros in the weights count as
+    masked. ValueError for a normalised layer (`nets.fold` first), and for a class of network that is not known here.
+    """
+    parts = _parts(net, masks or {}, run)
+    hops = [part.hop for part in parts]
+    live = paths.live(hops, {f"{part.hop.layer}.weight": (part.weight != 0)[None] for part in parts if part.hop.layer})
+    reached, last = {node: units[0] for node, units in live.forward.items()}, hops[-1].target
+    constants = _constants(net, parts, reached)
+    if not reached[last].any():
+        return _filled(plain.Constant(len(reached[last])), values=constants[last]).to(next(net.parameters()))
+    rows = {node: live.units(node)[0] for node in reached}
+    rows |= {node: torch.ones_like(rows[node]) for node in (0, last)}
+    return _assembled(net, _ways(net, parts, rows, constants))
+
+
+@torch.no_grad()
+def unshrunk(net, masks=None, run=0):
+    """Return one run of `net` under `masks` as an `nn.Module` of full size: what `shrink` returns, and nothing gone."""
+    parts = _parts(net, masks or {}, run)
+    sizes = paths.widths([part.hop for part in parts], nets.weights(net))
+    rows = {node: parts[0].weight.new_ones(size, dtype=torch.bool) for node, size in sizes.items()}
+    return _assembled(net, _ways(net, parts, rows, _constants(net, parts, rows), whole=True))
+
+
+# ---- one network of the stack as parts
+
+
+def _parts(net, masks, run):
+    """Return the `Part`s of one run, in the order of the forward pass."""
+    count = nets.runs(net)
+    if not 0 <= run < count:
+        raise ValueError(f"run is {run}; the stack has runs 0 to {count - 1}")
+    kept, inside = paths.complete(masks, nets.weights(net)), _inside(net)
+    return [_part(net, hop, {**masks, **kept}, run, inside.get(hop.layer, [])) for hop in nets.graph(net)]
+
+
+def _part(net, hop, masks, run, inside):
+    if hop.layer is None:
+        return Part(hop, None, None, inside, {})
+    layer = net.get_submodule(hop.layer)
+    if layer.normalised:
+        raise ValueError(f"{hop.layer} is normalised; masks act on plain weights: take nets.fold(net), a plain copy")
+    weight = layer.weight[run].masked_fill(~masks[f"{hop.layer}.weight"][run], 0).double()
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias[run].double()
+    if f"{hop.layer}.bias" in masks:
+        bias = bias.masked_fill(~_bias_mask(masks, hop.layer, layer)[run], 0)
+    if hop.norm is not None:
+        weight, bias = _without_norm(net.get_submodule(hop.norm), run, weight, bias)
+    options = dict(layer.options)
+    if options.get("padding", 0) is None:
+        options["padding"] = tuple(side // 2 for side in weight.shape[2:])
+    return Part(hop, weight, bias, inside, options)
+
+
+def _bias_mask(masks, name, layer):
+    """Return the mask of a layer's bias; ValueError if it has none, or one of another shape."""
+    mask, wanted = masks[f"{name}.bias"], None if layer.bias is None else layer.bias.shape
+    if mask.dtype != torch.bool or mask.shape != wanted:
+        told = "the layer has no bias" if wanted is None else f"it must be bool {tuple(wanted)}"
+        raise ValueError(f"the mask of {name}.bias is {mask.dtype} {tuple(mask.shape)}; {told}")
+    return mask
+
+
+def _without_norm(norm, run, weight, bias):
+    """Return weight and bias that do what they did with the batch normalisation `norm`, in eval() mode, behind them."""
+    tensors = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    scale, shift, mean, variance = (tensor[run].double() for tensor in tensors)
+    none, one = torch.zeros_like(mean)[None], torch.ones_like(mean)
+    # What it makes of ones, without its mean and shift, is its factor.
+    factor = twins.batch_norm(one[None, None, :, None, None], scale[None], none, none, variance[None], training=False)
+    factor = factor.flatten()
+    return weight * _trailing(factor, weight), (bias - mean) * factor + shift
+
+
+def _trailing(vector, weight):
+    return vector.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def _inside(net):
+    """Return the modules between a node and the layer that reads it, `{layer: [modules]}`, where there are any."""
+    kind = type(net).__name__
+    if kind not in INSIDE:
+        raise ValueError(f"{kind} is not known to lib/pruning/shrink.py; known are {list(INSIDE)}")
+    return INSIDE[kind](net)
+
+
+def _inside_vgg(net):
+    names = list(nets.layers(net))
+    found = {names[end + 1]: [nn.MaxPool2d(2)] for end in net.ends}
+    found[names[net.ends[-1] + 1]] = [nn.AvgPool2d(2) if net.average else nn.MaxPool2d(2), nn.Flatten()]
+    return found
+
+
+def _inside_resnet(net):
+    return {"output": [nn.AdaptiveAvgPool2d(1), nn.Flatten()]}
+
+
+INSIDE = {"MLP": lambda net: {}, "VGG": _inside_vgg, "ResNet": _inside_resnet}
+
+
+ACTIVATIONS = {  # the modules that do what those of `nets` do
+    "relu": [nn.ReLU],
+    "relu2": [nn.ReLU, plain.Square],
+    "sigmoid": [nn.Sigmoid],
+    "erf": [plain.Erf],
+    "none": [],
+}
+
+
+def _activation(net):
+    """Return the modules of the activation, which has no parameters."""
+    return [kind() for kind in ACTIVATIONS[getattr(net, "activation", "relu")]]
+
+
+# ---- what does not depend on the input
+
+
+def _constants(net, parts, reached):
+    """Return what every node sums up from biases and from units that the input does not reach, `{node: (C, ...)}`.
+
+    Those units are computed as the network would, those that it reaches are held at zero: so a node's sum is the
+    constant that its reached units have to get, and makes the value of the others.
+    """
+    act, first = nn.Sequential(*_activation(net)), parts[0].weight
+    start = first.new_zeros(1, *net.image) if hasattr(net, "image") else first.new_zeros(1, first.shape[1])
+    sums, silent = {}, {0: start}
+    for part in parts:
+        source, target = part.hop.source, part.hop.target
+        if source not in silent:
+            value = act(sums[source])
+            silent[source] = value * ~_trailing(reached[source], value[0])
+        sums[target] = sums.get(target, 0) + _through(part, silent[source])
+    return {node: value[0] for node, value in sums.items()}
+
+
+def _through(part, x):
+    """Return what a hop makes of `x`."""
+    for module in part.inside:
+        x = module(x)
+    if part.weight is None:
+        return x
+    if part.weight.dim() == 2:
+        return nn.functional.linear(x, part.weight, part.bias)
+    return nn.functional.conv2d(x, part.weight, part.bias, **part.options)
+
+
+# ---- the smaller modules
+
+
+def _ways(net, parts, rows, constants, whole=False):
+    """Return [(source, target, modules)] of the hops that are left, in order; `whole` leaves all of them untrimmed.
+
+    rows: the units left of every node, `bool (C,)`. A node's constant goes into the first layer on a way to it; an
+    identity takes it only where no layer is left.
+    """
+    leading = Counter(part.hop.target for part in parts)
+    constants = {node: constant[rows[node]] for node, constant in constants.items()}
+    like, ways = next(net.parameters()), {}
+    for k in sorted(range(len(parts)), key=lambda k: parts[k].weight is None):
+        part, source, target = parts[k], parts[k].hop.source, parts[k].hop.target
+        if part.weight is None:
+            modules = _identity(rows[source], rows[target], constants.get(target))
+        else:
+            modules = _layer(part, rows[source], rows[target], constants.get(target), leading[target] > 1, whole)
+        if modules is not None:
+            constants.pop(target, None)
+            ways[k] = source, target, [module.to(like) for module in modules]
+    return [ways[k] for k in sorted(ways)]
+
+
+def _layer(part, sources, targets, constant, joint, whole):
+    """Return the modules of a hop's layer without the units that it does not join, or None if it joins none.
+
+    joint: other hops lead to the same node, so that units of the node may be left to them.
+    """
+    weight = part.weight[targets][:, paths.per_input(sources[None], part.weight[None])[0]]
+    if not whole and not weight.any():
+        return None
+    constant = weight.new_zeros(len(weight)) if constant is None else constant
+    pairs = (weight != 0).flatten(1).unflatten(1, (int(sources.sum()), -1)).any(2)
+    takes, puts = pairs.any(0), pairs.any(1) | constant.reshape(len(constant), -1).any(1)
+    # Of the input nothing is taken out: copying the rest of it costs about as much as is saved.
+    takes |= whole or part.hop.source == 0
+    puts |= whole or not joint
+    bias, border = _added(constant[puts])
+    weight = weight[puts][:, paths.per_input(takes[None], weight[None])[0]]
+    return [*_taken(takes), *part.inside, _torch_layer(weight, bias, part.options), *border, *_put(puts)]
+
+
+def _identity(sources, targets, constant):
+    """Return the modules of an identity between the units left of two nodes, or None if they have none in common."""
+    both = sources & targets
+    if not both.any():
+        return None
+    _, border = _added(constant, bias=False)
+    return [*_taken(both[sources]), *_put(both[targets]), *border]
+
+
+def _taken(units):
+    """Return the module that takes these channels, `bool (C,)`, of its input: none where it would take all."""
+    taken = units.nonzero().flatten().tolist()
+    return [] if units.all() else [plain.Route(taken, range(len(taken)), len(taken))]
+
+
+def _put(units):
+    """Return the module that makes its input these channels, `bool (C,)`, of more: none where they are all."""
+    put = units.nonzero().flatten().tolist()
+    return [] if units.all() else [plain.Route(range(len(put)), put, len(units))]
+
+
+def _added(constant, bias=True):
+    """Return the bias `(C,)`, or None, and the modules that together add a constant `(C,)` or `(C, H, W)`."""
+    if constant is None or not constant.any():
+        return None, []
+    slack = ROUNDING * constant.abs().max()
+    flat = constant.reshape(len(constant), -1)
+    if bias and (flat - flat[:, :1]).abs().max() <= slack:
+        return flat[:, 0], []
+    rows, columns = _numbered(constant.transpose(0, 1), slack), _numbered(constant.permute(2, 0, 1), slack)
+    down, along = ([codes.index(code) for code in range(max(codes) + 1)] for codes in (rows, columns))
+    values = constant[:, down][:, :, along]
+    return None, [_filled(plain.Offset(len(constant), rows, columns), values=values)]
+
+
+def _numbered(lines, slack):
+    """Return for every line which of the different ones it is, numbered as they come."""
+    different, numbers = [], []
+    for line in lines:
+        equal = (k for k, other in enumerate(different) if (line - other).abs().max() <= slack)
+        numbers.append(next(equal, len(different)))
+        if numbers[-1] == len(different):
+            different.append(line)
+    return numbers
+
+
+def _torch_layer(weight, bias, options):
+    if weight.dim() == 2:
+        empty = plain.layer(nn.Linear, weight.shape[1], weight.shape[0], bias is not None)
+    else:
+        filters = tuple(weight.shape[2:])
+        empty = plain.layer(nn.Conv2d, *weight.shape[1::-1], bias is not None, kernel_size=filters, **options)
+    return _filled(empty, weight=weight, bias=bias)
+
+
+def _filled(module, **tensors):
+    """Return the module with these tensors as its parameters."""
+    for name, tensor in tensors.items():
+        setattr(module, name, None if tensor is None else nn.Parameter(tensor.clone()))
+    return module
+
+
+def _assembled(net, ways):
+    """Return one module of the ways: a sequence, where each begins at the end of the one before, or else a graph."""
+    enter = [nn.Unflatten(1, net.image)] if hasattr(net, "image") else []
+    ends = [0, *(target for _, target, _ in ways)]
+    if any(source != end for (source, _, _), end in zip(ways, ends, strict=False)):
+        hops, inner = [way[:2] for way in ways], [nn.Sequential(*modules) for _, _, modules in ways]
+        activation = nn.Sequential(*_activation(net))
+        return plain.laid_out(plain.Graph(hops, nn.Sequential(*enter), activation, *inner))
+    steps = [*enter, *ways[0][2]]
+    for _, _, modules in ways[1:]:
+        steps += [*_activation(net), *modules]
+    return plain.laid_out(nn.Sequential(*steps))
+
+
+# ---- narrower stacks
+
+
+def narrow(net, units):
+    """Return the stack without the units that `units` drop: of the same class, to train, smaller and so faster.
+
+    units: `{layer: bool (R, O)}` as of `masks.top_units`, the same count in every run of a layer; other layers keep
+    all their units. The function is that of `net` under `masks.expand(units, ...)`: a dropped unit takes its row, its
+    bias, its normalisation and its column along. ValueError for unequal counts, for a layer without a unit, for output
+    units, for layers that lead to one node, or are joined by a shortcut, and keep different units, and for a layer with
+    weight normalisation (`nets.fold` first).
+    """
+    small = copy.deepcopy(net)
+    with torch.no_grad():
+        for module, name, _, index in _indexed(small, _kept(net, units)):
+            tensor = getattr(module, name)
+            part = tensor[index].contiguous()
+            setattr(module, name, nn.Parameter(part, tensor.requires_grad) if name in module._parameters else part)
+    return small
+
+
+def widen(small, net, units):
+    """Return the stack of the size of `net` with the weights of `small`, which was `narrow(net, units)`, and zeros.
+
+    Nothing is read from `net` but its shape. A dropped unit gets no weights, bias, factor or shift: it stays silent.
+    """
+    full, tensors = copy.deepcopy(net), small.state_dict()
+    indices = {key: index for _, _, key, index in _indexed(full, _kept(net, units))}
+    with torch.no_grad():
+        for key, tensor in full.state_dict().items():
+            # A dropped unit's variance becomes one: nothing is divided by zero.
+            tensor.fill_(key.endswith(".running_var"))
+            tensor[indices.get(key, ...)] = tensors[key]
+    return full
+
+
+def _kept(net, units):
+    """Return which units every node keeps, `{node: bool (R, C)}`; ValueError where a stack cannot go without others."""
+    hops, layers = nets.graph(net), nets.layers(net)
+    unknown = [layer for layer in units if layer not in layers]
+    if unknown:
+        raise ValueError(f"no layer is called {unknown}; the network has {list(layers)}")
+    sizes = paths.widths(hops, nets.weights(net))
+    count, device = nets.runs(net), next(net.parameters()).device
+    every = {node: torch.ones(count, size, dtype=torch.bool, device=device) for node, size in sizes.items()}
+    kept = {0: every[0]}
+    for hop in hops:
+        here = kept[hop.source] if hop.layer is None else units.get(hop.layer, every[hop.target])
+        if not torch.equal(kept.setdefault(hop.target, here), here):
+            raise ValueError(f"{hop} brings other units to node {hop.target} than the hops before; keep the same ones")
+        counts = here.sum(1).tolist()
+        if min(counts) == 0 or min(counts) < max(counts):
+            raise ValueError(
+                f"{hop.layer} keeps {counts} units in the runs; a stack needs equal counts above 0: "
+                f"narrow the runs one by one (nets.take), or shrink them"
+            )
+    if not here.all():
+        raise ValueError(f"{hop.layer} makes the output, whose units all stay; drop units of hidden layers")
+    return kept
+
+
+def _indexed(net, kept):
+    """Return [(module, name, key, index)] of the tensors that have units: `tensor[index]` is what is kept of them."""
+    found = []
+    for hop in (hop for hop in nets.graph(net) if hop.layer):
+        units, layer = _numbers(kept[hop.target]), net.get_submodule(hop.layer)
+        if layer.normalised:
+            raise ValueError(
+                f"{hop.layer} is normalised: without inputs its norms change. Take nets.fold(net), a plain copy"
+            )
+        run = torch.arange(len(units), device=units.device)[:, None]
+        for path in filter(None, (hop.layer, hop.norm)):
+            module = net.get_submodule(path)
+            tensors = {**module._parameters, **module._buffers}
+            index = {name: (run, units) for name, tensor in tensors.items() if tensor is not None and tensor.dim() > 1}
+            if module is layer:
+                inputs = _numbers(paths.per_input(kept[hop.source], layer.weight))
+                index["weight"] = run[:, :, None], units[:, :, None], inputs[:, None]
+            found += [(module, name, f"{path}.{name}", where) for name, where in index.items()]
+    return found
+
+
+def _numbers(kept):
+    """Return the numbers of what every run keeps equally many of, `bool (R, C) -> int64 (R, keep)`."""
+    return kept.nonzero()[:, 1].unflatten(0, (len(kept), -1))

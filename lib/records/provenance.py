@@ -1,0 +1,190 @@
+"""Where a result comes from: the commit, the versions, the machine, and the code that ran, by checksums."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import tokenize
+from importlib import metadata
+from pathlib import Path
+
+from lib.records.parameters import code_cells, is_parameters, source
+
+COMPUTING = "numpy", "torch", "torchvision", "triton", "scipy", "pandas", "scikit-learn", "pillow", "dppy"
+
+# Files have moved since some records were made: {"files": {old name: new name}, "same": {checksum of a text: its
+# checksum before the move}}, for texts in which nothing else was changed than what they import from where.
+MOVED = json.loads(Path(__file__).with_name("moved.json").read_text("utf-8"))
+
+
+def origin(root: Path) -> dict:
+    """Return where a result comes from: commit, versions of what computes, machine. None where unknown."""
+    torch = sys.modules.get("torch")  # never imported for this: the workflow must start at once
+    status = _git(root, "status", "--porcelain", "--", "lib", "notebooks")
+    return {
+        "commit": _git(root, "rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "versions": _versions(torch),
+        "tested": _tested(root),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "instructions": _instructions(torch),
+        "gpu": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
+    }
+
+
+def _versions(torch) -> dict[str, str | None]:
+    """Return the version of Python and of every package that computes; None for one that is not installed.
+
+    Read from what is installed, because importing takes seconds; torch, once imported, says its build too.
+    """
+    found = {"python": platform.python_version()}
+    for name in COMPUTING:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found | ({"torch": str(torch.__version__)} if torch else {})
+
+
+def _tested(root: Path) -> str | None:
+    """Return the checksum of the file of tested versions, whether or not they are what is installed."""
+    file = root / "workflow" / "tested.txt"
+    return _sha256(file.read_text("utf-8")) if file.exists() else None
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """Return what git answers, or None if there is no git, no repository or no commit yet."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _cpu() -> str:
+    """Return the name of the processor; Linux tells it only in a file."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+# What finds, keeps, names and shows results, and cannot change a number of one.
+APART = """
+    errors figures/drawing figures/tables records/disk records/parameters records/provenance records/ranges
+    records/runs records/store studies/dpp/figures studies/importance/figures studies/phew/names
+""".split()
+APART = {f"lib/{name}.py" for name in APART}
+MARKS = {tokenize.NEWLINE: "\n", tokenize.INDENT: " ", tokenize.DEDENT: "\b", tokenize.COMMENT: "", tokenize.NL: ""}
+
+
+def _instructions(torch) -> dict[str, str | None]:
+    """Return the processor's instruction set that torch uses, and the one that oneDNN is limited to, None for no limit.
+
+    Processors of one name differ in it, and so do the last bits of what they compute.
+    """
+    return {
+        "torch": torch.backends.cpu.get_cpu_capability() if torch else None,
+        "onednn": os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA"),
+    }
+
+
+def code(notebook: Path) -> dict[str, str]:
+    """Return a checksum of each imported module of lib that can change a number, and of each code cell likewise."""
+    return {key: _checksum(text) for key, text in texts(notebook).items()}
+
+
+def texts(notebook: Path) -> dict[str, str]:
+    """Return the sources of the imported modules of lib that can change a number, and of the notebook's code cells."""
+    modules = sorted(name for name, m in sys.modules.items() if name.startswith("lib.") and not hasattr(m, "__path__"))
+    found = {key: _module(key) for key in (f"{name.replace('.', '/')}.py" for name in modules) if key not in APART}
+    return {key: text for key, text in found.items() if text is not None} | _cells(code_cells(notebook))
+
+
+def _cells(cells: list[dict]) -> dict[str, str]:
+    """Return the sources of code cells by their number, without the parameters, which a record keeps as values."""
+    return {f"code cell {n}": source(cell) for n, cell in enumerate(cells, start=1) if not is_parameters(cell)}
+
+
+def _module(key: str) -> str | None:
+    """Return the source of a module such as "lib/training/train.py", imported or not; None if there is none."""
+    module = sys.modules.get(key.removesuffix(".py").replace("/", "."))
+    file = Path(getattr(module, "__file__", None) or Path(__file__).parents[2] / key)
+    return file.read_text("utf-8") if file.exists() else None
+
+
+@functools.lru_cache(maxsize=256)
+def _checksum(text: str) -> str:
+    """Return a checksum of what a source does: comments, docstrings and layout change nothing."""
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+    except (tokenize.TokenError, SyntaxError):  # a cell that does not run either
+        tokens = [tokenize.TokenInfo(tokenize.NAME, text, (1, 0), (1, 0), "")] * 2
+    found, start, told = [], True, False
+    for token, after in zip(tokens, tokens[1:], strict=False):
+        docstring = token.type == tokenize.STRING and start and after.type in MARKS
+        if not docstring and not (told and token.type == tokenize.NEWLINE):
+            found.append(MARKS.get(token.type, token.string))
+        start, told = token.type in MARKS and (start or token.type == tokenize.NEWLINE), docstring
+    # From Python 3.12 on an f-string is several tokens, of which doubled braces are single.
+    return "~" + _sha256("".join(found).replace("{{", "{").replace("}}", "}"))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def edited(stored: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Return which files and cells do something else than when `code` returned `stored`; now: `texts`.
+
+    The checksums of older records are of whole texts, without "~".
+    """
+    stored = {MOVED["files"].get(key, key): checksum for key, checksum in stored.items()}
+    added = [key for key in now if key not in stored and not key.startswith("lib/")]
+    # A module that only this process imported is no edit; one that was imported late may not be there yet.
+    current = {key: now.get(key) or _module(key) for key in [*stored, *added] if key not in APART}
+    return [key for key, text in current.items() if text is None or not _same(stored.get(key), text)]
+
+
+def _same(checksum: str | None, text: str) -> bool:
+    now = _checksum(text) if checksum and checksum.startswith("~") else _sha256(text)
+    return checksum in (now, MOVED["same"].get(now, now))
+
+
+# ---- what git says
+
+
+def kept(root: Path, folder: Path) -> set[Path]:
+    """Return the files of a folder that git keeps and nobody changed since; none without git."""
+    asked = ("ls-files",), ("diff", "--relative", "--name-only", "HEAD")
+    tracked, changed = (_git(root, *command, "-z", "--", str(folder)) for command in asked)
+    names = set((tracked or "").split("\0")) - set((changed or "").split("\0"))
+    return {root / name for name in names if name} if changed is not None else set()
+
+
+def edited_since_commit(root: Path, notebook: Path, now: dict[str, str]) -> list[str]:
+    """Return which files and cells do something else than in the last commit: nothing in a fresh clone.
+
+    For records that git keeps. That they belong to the code beside them is the repository's word; the code that made
+    them may since have been moved, renamed or rearranged. now: `texts`.
+    """
+    changed = (_git(root, "diff", "--relative", "--name-only", "HEAD", "--", "lib", "notebooks") or "").splitlines()
+    stored = {key: _checksum(text) for key, text in now.items()}
+    for key in set(changed) & set(stored):
+        stored[key] = _checksum(_git(root, "show", f"HEAD:./{key}") or "")
+    name = f"notebooks/{notebook.name}"
+    if name in changed:
+        committed = json.loads(_git(root, "show", f"HEAD:./{name}") or '{"cells": []}')["cells"]
+        cells = _cells([cell for cell in committed if cell["cell_type"] == "code"])
+        stored = {key: text for key, text in stored.items() if key.startswith("lib/")}
+        stored |= {key: _checksum(text) for key, text in cells.items()}
+    return edited(stored, now)

@@ -1,0 +1,78 @@
+"""Which values a notebook's parameters may take, as intervals: one table for all notebooks, and where one differs.
+
+Checked by `open_run` before any data or training. What depends on several parameters at once, a study checks itself.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from lib.errors import ParameterError, listed
+from lib.records.parameters import many
+
+# "[a, b)": a is allowed, b is not; of a list, every entry. Counts are bounded where nothing could be computed beyond,
+# rates of toys where float64 or a record in float32 would overflow.
+COUNT, SOME, SIZE, SHARE, SEED = "[1, 2^31)", "[0, 2^31)", "[1, 65536]", "[0, 1)", "[0, 2^64)"
+RANGES = {
+    "seed": SEED, "published_seed": SEED, "stack": SOME,
+    "width": SIZE, "hidden": SIZE, "latent": SIZE, "inputs": SIZE, "students": "[1, 1000]", "teachers": "[1, 1000]",
+    "depths": "[1, 100]", "dropout": SHARE,
+    "train_examples": SOME, "batch_size": COUNT, "watch": SOME, "examples_per_class": COUNT, "tests": "[500, 2^31)",
+    "samples": "[500, 2^31)", "examples": "[500, 2^31)", "batches": COUNT, "noise": "[0, 1000]",
+    "epochs": "[1, 1000000]", "retrain_epochs": "[0, 1000000]", "prune_epochs": "[0, 1000000]", "drops": SOME,
+    "steps": "[1, 1000000000]", "repeats": "[1, 1000000]", "threads": "[1, 1024]",
+    "lr": "(0, inf)", "rate": "(0, inf)", "momentum": SHARE, "weight_decay": "[0, inf)",
+    "limit": "(0, 700]", "exponent": "[0, 1000]", "exponents": "[0, 1000]", "cap": "(0, 1000]", "caps": "(0, 1000]",
+    "point": "(0, 1000]", "farthest": "[1, 1000]", "v_star": "(0, 1000]", "active": "[0, 1]", "fit_from": SHARE,
+    "sparsities": SHARE, "densities": "(0, 1]", "density": "(0, 1]", "shares": "[0, 1]", "levels": "[-100000, 0)",
+    "keep": SOME, "sets": "[1, 1000]", "beta": "[0, inf)", "rounds": "[1, 10000]",
+    "initial": "[0, 1000000]", "increment": "[1, 1000000]", "fraction": SHARE, "minimum": SIZE,
+    "average": "[-1000, 1000]", "maximum": "[-1000, 1000]",
+}  # fmt: skip
+# Where 0 stands for something else: the published number, all, nothing trained.
+_AT_INITIALISATION = {"width": "[0, 65536]", "epochs": "[0, 1000000]"}
+OWN = {
+    "phew_density": _AT_INITIALISATION, "phew_ablation": _AT_INITIALISATION, "phew_width": _AT_INITIALISATION,
+    "train_time_prune": {"hidden": "[0, 65536]", "batch_size": SOME},
+    "vae_prune": {"score_examples": SOME},
+}  # fmt: skip
+# Lists whose entries are the coordinates of an axis.
+DIFFERENT = {"sparsities", "densities", "shares", "levels", "depths", "batches", "noise", "keep"}
+DEVICES = ("auto", "cpu", "cuda", *(f"cuda:{number}" for number in range(16)))
+
+
+def reject_outside(experiment: str, parameters: dict) -> None:
+    """Return nothing; ParameterError for the first number of an experiment's parameters that is outside of its range.
+
+    A notebook of one's own may have numbers that the table does not know: anything goes there.
+    """
+    ranges = RANGES | OWN.get(experiment, {})
+    for name, value in parameters.items():
+        values = many(value)
+        if name in ranges and not isinstance(value, str) and not isinstance(values[0], str):
+            for number in values:
+                if not within(number, ranges[name]):
+                    raise ParameterError(f"{name} = {value!r}: {number!r} is not in {ranges[name]}, which is allowed.")
+        if name in DIFFERENT and len(set(values)) < len(values):
+            raise ParameterError(f"{name} = {value!r}: a value stands there twice; every value goes once.")
+    if parameters.get("device", "auto") not in DEVICES:
+        raise ParameterError(f"device = {parameters['device']!r}; allowed are {listed(DEVICES[:4])} and so on.")
+
+
+def within(number: float, interval: str) -> bool:
+    """Return whether a number lies in an interval such as "[0, 1)" or "[1, 2^31)"."""
+    low, high = ends(interval)
+    above = number >= low if interval[0] == "[" else number > low
+    return above and (number <= high if interval[-1] == "]" else number < high)
+
+
+def ends(interval: str) -> tuple[float, float]:
+    """Return the two ends of an interval, exactly: integers stay integers, which are compared without rounding."""
+    low, high = (_number(end) for end in re.fullmatch(r"[\[(](.+), (.+)[\])]", interval).groups())
+    return low, high
+
+
+def _number(text: str) -> float:
+    base, _, exponent = text.partition("^")
+    return math.inf if text == "inf" else int(base) ** int(exponent or 1)

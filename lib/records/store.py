@@ -1,0 +1,400 @@
+"""What a record is: its two files, what may stand in them, and many of them as one table.
+
+A record is two files: `<name>.json` (parameters, scores, provenance) and `<name>.npz` (arrays). The json is
+moved into place last and carries the checksum of the npz and a digest of its own text, so **a record exists if and
+only if its json does**, and what disagrees is never believed. Replacing a record goes: write `.npz.new` and
+`.json.new`, then move the npz, then the json. Killed before the first move, the old pair stands; killed between,
+the next reader finds that `.json.new` describes the npz, and moves it. A stack's go together (`disk.commit`).
+
+Nothing here knows of notebooks: see `lib/records/runs.py`. pandas is imported where it is needed: slowly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import numpy as np
+
+from lib.errors import ParameterError, RecordError, hint, listed
+from lib.records.disk import commit, lock, move, put, render, sync, writing
+from lib.records.parameters import many, name_of, scientific, text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+FIELDS = (
+    "name", "experiment", "type", "seed", "parameters", "scores", "cost", "axes", "arrays", "npz",
+    "provenance",
+)  # fmt: skip
+
+
+DIGEST = b',\n "digest": '  # what the last line of a json begins with, and the end of the one before
+
+
+# ---- reading and writing
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run as it was saved; `parameters` are those beside type and seed, `arrays` are name -> axes."""
+
+    path: Path
+    name: str
+    experiment: str
+    type: str
+    seed: int | str
+    parameters: dict
+    scores: dict
+    cost: dict
+    axes: dict[str, list]
+    arrays: dict[str, list[str]]
+    provenance: dict = field(repr=False)
+    _npz: bytes = field(repr=False)
+
+    def array(self, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Return an array and the names of its axes, whose coordinates are in `axes`."""
+        if name not in self.arrays:
+            raise RecordError(f"{self.path} has no array {name!r}; it has {listed(self.arrays)}.")
+        with np.load(io.BytesIO(self._npz), allow_pickle=False) as stored:
+            return stored[name], tuple(self.arrays[name])
+
+
+def read(path: Path) -> Record:
+    """Return the record at `<name>.json`, its two files checked against each other.
+
+    A replacement that a killed process left half done is finished on the way. RecordError if there is no
+    record, or if either file was truncated, altered or renamed.
+    """
+    path = Path(path)
+    record = _load(path)
+    if record is None:  # caught between the two moves of a save, or of a save that was killed there
+        with lock(path):
+            _roll_forward(path)
+            record = _load(path)
+    if record is None:
+        raise _broken(path, f"{_beside(path, '.npz').name} is missing, truncated or altered")
+    return record
+
+
+def _load(path: Path) -> Record | None:
+    """Return the record, or None if the npz is not the one that the json describes."""
+    document = _document(path)
+    npz = _beside(path, ".npz")
+    data = npz.read_bytes() if npz.exists() else b""
+    if _sha256(data) != document.pop("npz"):
+        return None
+    return Record(path=path, _npz=data, **document)
+
+
+def _document(path: Path) -> dict:
+    """Return the fields of a record's json; RecordError unless it is whole and lies under its own name."""
+    try:
+        data = path.read_bytes()
+        document = json.loads(data)
+    except FileNotFoundError:
+        raise RecordError(f"there is no record {path}.") from None
+    except ValueError as error:
+        raise _broken(path, f"the file is truncated or altered ({error})") from error
+    fields = set(document) - {"digest"} if isinstance(document, dict) else set()
+    if fields != set(FIELDS):
+        lacks, extra = sorted(set(FIELDS) - fields), sorted(fields - set(FIELDS))
+        raise _broken(path, f"missing fields: {listed(lacks)}; unknown fields: {listed(extra)}")
+    data = data.replace(b"\r\n", b"\n")  # as git may have it on Windows
+    if "digest" in document and data != _sealed(data.rpartition(DIGEST)[0] + b"\n}\n"):
+        raise _broken(path, "the file is altered: its content is not what its digest says")
+    document.pop("digest", None)  # records of earlier versions have none
+    name = path.name.removesuffix(".json").removesuffix(".json.new")
+    if (document["name"], document["experiment"]) != (name, path.parent.name):
+        raise _broken(path, f"it is a renamed or duplicate copy of {document['name']!r} of {document['experiment']!r}")
+    if not _named_by(document):
+        raise _broken(path, "its name is not that of its type, seed and parameters")
+    return document
+
+
+def _sealed(json_text: bytes) -> bytes:
+    """Return the json of a record, as `render` made it, with a digest of all its other lines as its last."""
+    lines = json_text.removesuffix(b"\n}\n")
+    return lines + DIGEST + f'"{_sha256(lines)}"\n}}\n'.encode()
+
+
+def _named_by(document: dict) -> bool:
+    """Return whether a record's name says its type, its seed, and the values of the parameters that it lists."""
+    name, cut, _ = document["name"].partition("#")  # of a long name only the beginning is there to be compared
+    listed_ones = [unquote(part.partition("=")[0]) for part in name.split(";")[1:] if "=" in part]
+    try:
+        values = {key: document["parameters"][key] for key in listed_ones}
+        expected = name_of(document["type"], document["seed"], values).partition("#")[0]
+    except (KeyError, TypeError, ParameterError):
+        return False
+    return name.startswith(expected) or expected.startswith(name) if cut else name == expected
+
+
+def _broken(path: Path, reason: str) -> RecordError:
+    return RecordError(
+        f"the record {path} cannot be read: {reason}. Restore the .json and the .npz together (git restore, "
+        f"where git keeps them), or delete both and run it again."
+    )
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """Return the file next to `<name>.json` with another ending; names hold dots, so no `with_suffix`."""
+    return path.with_name(path.name.removesuffix(".json") + ending)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _matches(path: Path) -> bool:
+    """Return whether the json at `path` is whole and describes the npz that lies beside it."""
+    try:
+        document = _document(path)
+        final = path.with_name(document["name"] + ".npz")
+        return _sha256(final.read_bytes()) == document["npz"]
+    except (RecordError, OSError):
+        return False
+
+
+def _roll_forward(path: Path) -> None:
+    """Return nothing; make the second move of a killed save, if only that is missing. Call it under the lock.
+
+    Without a json nothing is done: a first save that was killed left no record, and none is made up.
+    """
+    new = _beside(path, ".json.new")
+    if path.exists() and not _matches(path) and _matches(new):
+        move(new, path)
+
+
+def write_all(records: list[tuple[Path, dict, bytes]]) -> None:
+    """Return nothing, after all records `(path, document, npz)` of one folder are on disk: killed, all or none."""
+    records = sorted(records, key=lambda record: record[0])  # everybody locks in one order
+    files = [_beside(path, ending) for path, _, _ in records for ending in (".npz", ".json")]
+    with ExitStack() as held:
+        for path, _, _ in records:
+            held.enter_context(lock(path))
+            _roll_forward(path)
+        with writing(files[0], *(file.with_name(f"{file.name}.new") for file in files)):
+            for path, *content in records:
+                put(_beside(path, ".npz.new"), content[1]), put(_beside(path, ".json.new"), _text(path, *content))
+        commit(files, files[0].parent)
+
+
+def _text(path: Path, document: dict, npz: bytes) -> bytes:
+    document = {**document, "name": path.name.removesuffix(".json"), "npz": _sha256(npz)}
+    return _sealed(render({field: document[field] for field in FIELDS}))
+
+
+def write(path: Path, document: dict, npz: bytes) -> Path:
+    """Return `path`, after the record is on disk; the record it replaces stands until the new one does."""
+    new_json, new_npz = _beside(path, ".json.new"), _beside(path, ".npz.new")
+    with lock(path):
+        _roll_forward(path)  # or the leftover that completes the old record would be overwritten here
+        with writing(path, new_npz, new_json):
+            put(new_npz, npz)
+            put(new_json, _text(path, document, npz))
+            sync(path.parent)
+            os.replace(new_npz, _beside(path, ".npz"))
+        with writing(path):  # the json stays where it is: the next reader makes the second move
+            sync(path.parent)
+            move(new_json, path)
+    return path
+
+
+def files(place: Path) -> list[Path]:
+    """Return the jsons of the records in a folder, sorted; hidden files, such as a Mac's `._x.json`, are none."""
+    return sorted(path for path in place.glob("*.json") if not path.name.startswith("."))
+
+
+def seal(path: Path) -> bool:
+    """Return whether the record at `path` was one without a digest, and has it now; nothing else is changed.
+
+    It is looked over first: RecordError if its files or its name disagree, or if it holds what is never written.
+    """
+    with lock(path):
+        record, data = read(path), path.read_bytes()
+        if "digest" in json.loads(data):
+            return False
+        try:
+            plain("score", record.scores), plain("cost", record.cost)
+            pack({name: record.array(name) for name in record.arrays}, coordinates(record.axes))
+        except (RecordError, KeyError) as error:
+            raise _broken(path, f"it holds what is never written ({error})") from error
+        new = _beside(path, ".json.new")
+        with writing(path, new):
+            put(new, _sealed(render(json.loads(data))))
+            move(new, path)
+    return True
+
+
+# ---- what may be put into a record
+
+
+def plain(what: str, entries: dict | None) -> dict:
+    """Return scores or costs as numbers, texts and None; `what` is how errors call them.
+
+    Numbers are finite: json has no nan, and None says "missing" without pretending to be a number. Of a score nan says
+    that the run diverged: it is missing, and a score `diverged`, True, says why.
+    """
+    result = {}
+    for name, value in (entries or {}).items():
+        value = value.item() if getattr(value, "ndim", None) == 0 else value
+        if not (value is None or isinstance(value, int | float | str)):
+            raise RecordError(f"{what} {name!r} is {value!r}: it takes one number, a text, or None for missing.")
+        if what == "score" and isinstance(value, float) and math.isnan(value):
+            value = None
+            result["diverged"] = True
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RecordError(f"{what} {name!r} is {value}: it takes a finite number, or None for missing.")
+        result[str(name)] = value
+    return result
+
+
+def coordinates(axes: dict | None) -> dict[str, list]:
+    """Return the axes with their coordinates as lists of finite numbers or of texts, each coordinate once."""
+    result = {}
+    for axis, values in (axes or {}).items():
+        values = np.asarray(values).tolist()
+        texts = [isinstance(value, str) for value in values]
+        if not (all(texts) or (not any(texts) and np.all(np.isfinite(np.asarray(values, dtype=float))))):
+            raise RecordError(f"axis {axis!r} is {values!r}: its coordinates are finite numbers, or all texts.")
+        if len(set(values)) != len(values):
+            raise RecordError(f"axis {axis!r} is {values!r}: every coordinate may stand there only once.")
+        result[str(axis)] = values
+    return result
+
+
+def pack(arrays: dict | None, axes: dict[str, list]) -> tuple[bytes, dict[str, list[str]]]:
+    """Return the npz and the axis names of each array; floats become float32, integers and bools stay.
+
+    arrays: name -> (array, ("axis", ...)). RecordError unless each shape is that of its axes' coordinates,
+    and every axis is used.
+    """
+    stored, names = {}, {}
+    for name, (value, array_axes) in (arrays or {}).items():
+        # np.savez takes its own arguments by name from the same call, so an array cannot be called that
+        if not str(name).isidentifier() or name in ("file", "allow_pickle"):
+            raise RecordError(f"an array cannot be called {name!r}: take a plain name such as 'accuracy'.")
+        stored[name], names[name] = _number_array(name, value), list(array_axes)
+        unknown = [axis for axis in array_axes if axis not in axes]
+        if unknown:
+            raise RecordError(f"array {name!r} has an axis {unknown[0]!r}; the axes are {listed(axes)}.")
+        shape = tuple(len(axes[axis]) for axis in array_axes)
+        if len(set(array_axes)) != len(names[name]) or stored[name].shape != shape:
+            raise RecordError(f"array {name!r} has shape {stored[name].shape}; axes {names[name]} make it {shape}.")
+    unused = sorted(set(axes) - {axis for array_axes in names.values() for axis in array_axes})
+    if unused:
+        raise RecordError(f"no array has the axes {listed(unused)}: misspelt, or not needed.")
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **stored)
+    return buffer.getvalue(), names
+
+
+def _number_array(name: str, value) -> np.ndarray:
+    """Return a numpy array as it will be stored; tensors are welcome, texts, objects and overflow are not."""
+    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    if array.dtype.kind in "iub":
+        return array
+    if array.dtype.kind != "f":
+        raise RecordError(f"array {name!r} is of kind {array.dtype}: floats, integers and bools can be stored.")
+    with np.errstate(over="ignore"):
+        short = array.astype(np.float32)
+    if np.any(np.isinf(short) & np.isfinite(array)):
+        raise RecordError(f"array {name!r} reaches {np.nanmax(np.abs(array))}, beyond float32: store its logarithm.")
+    return short
+
+
+# ---- many records as one table
+
+
+def select(records: list[Record], where: dict) -> list[Record]:
+    """Return the records whose type, seed or parameter has this value, or one of a list of values."""
+    known = dict.fromkeys(key for record in records for key in _identity(record))
+    for key in where:
+        if records and key not in known:
+            raise RecordError(f"no record has {key!r}.{hint(key, known)} They have: {listed(known)}.")
+    return [record for record in records if _satisfies(_identity(record), where)]
+
+
+def assert_values(records: list[Record], where: dict) -> None:
+    """Return nothing; RecordError for the first filter of `where` whose value, or list of them, no record has."""
+    for key, wanted in where.items():
+        there = [_identity(record).get(key) for record in records]
+        if there and not any(value in (wanted, *many(wanted)) for value in there):
+            known = sorted({repr(value) for value in there})
+            raise RecordError(
+                f"no record has {key} = {wanted!r}.{hint(wanted, [v for v in there if isinstance(v, str)])} "
+                f"There are: {listed(known)}."
+            )
+
+
+def _identity(record: Record) -> dict:
+    return {"type": record.type, "seed": record.seed, **record.parameters}
+
+
+def _satisfies(identity: dict, where: dict) -> bool:
+    return all(identity.get(key) in (wanted, *many(wanted)) for key, wanted in where.items())
+
+
+def _columns(record: Record) -> dict:
+    """Return what identifies a record, fit for a table: a list as in a name, "-10,-20", to be compared."""
+    identity = _identity(record)
+    return {key: text(key, value) if isinstance(value, list) else value for key, value in identity.items()}
+
+
+def table(records: list[Record]) -> pd.DataFrame:
+    """Return one row per record: type, seed, every parameter, every score, every cost entry."""
+    import pandas as pd
+
+    rows = [{**_columns(record), **record.scores, **record.cost} for record in records]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["type", "seed"])
+
+
+def curves(records: list[Record], name: str) -> pd.DataFrame:
+    """Return the array `name` of every record, one row per element; RecordError if one has no such array.
+
+    Columns: type, seed, the scientific parameters that vary, the axes' coordinates, `name`. An axis called
+    like one of the others takes its place (seed in a sweep).
+    """
+    import pandas as pd
+
+    lacking = [record.name for record in records if name not in record.arrays]
+    if lacking:
+        known = dict.fromkeys(key for record in records for key in record.arrays)
+        meant = "" if name in known else hint(name, known)
+        raise RecordError(
+            f"{len(lacking)} of {len(records)} records have no array {name!r}, such as {lacking[0]}."
+            f"{meant} There are: {listed(known)}. Leave runs out by a filter such as type='EWN'."
+        )
+    identities = [_columns(record) for record in records]
+    varying = _varying(identities)
+    frames = [
+        _tidy(record, name, {key: identity.get(key) for key in varying})
+        for record, identity in zip(records, identities, strict=True)
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["type", "seed", name])
+
+
+def _varying(identities: list[dict]) -> list[str]:
+    """Return type, seed, and the scientific parameters that do not have one and the same value everywhere."""
+    keys = dict.fromkeys(key for identity in identities for key in scientific(identity))
+    return ["type", "seed", *(key for key in keys if len({identity.get(key) for identity in identities}) > 1)]
+
+
+def _tidy(record: Record, name: str, columns: dict) -> pd.DataFrame:
+    """Return one array as rows: `columns` the same in each, then an element's coordinates, then itself."""
+    import pandas as pd
+
+    values, axes = record.array(name)
+    indices = np.indices(values.shape).reshape(values.ndim, values.size)
+    along = {axis: np.asarray(record.axes[axis])[index] for axis, index in zip(axes, indices, strict=True)}
+    return pd.DataFrame({**columns, **along, name: values.ravel()}, index=range(values.size))

@@ -1,0 +1,300 @@
+"""The modes of the pruning challenge: when weights or units are taken away, and what is trained before and after.
+
+Every mode returns a `Pruned` stack, one run per seed, for each sparsity, so that one notebook serves them all.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from lib.networks import nets
+from lib.pruning import masks, remask, shrink
+from lib.training import trained
+from lib.training.evaluate import evaluate_alone
+from lib.training.trainer import Trainer
+
+HIDDEN = (1000, 1000, 500, 200)
+KINDS = {"weight": remask.RemaskedWeights, "neuron": remask.RemaskedUnits}
+TYPES = (*KINDS, "small")
+
+
+@dataclass
+class Pruned:
+    """R pruned networks and how they came to be.
+
+    net: the stack at full width, zeros where it was pruned; masks: `{weight: bool (R, O, I)}`;
+    train_accuracy, test_accuracy (R, T): before and after every epoch of the training that the mode consists of;
+    while weights change the former is counted over the epoch, and it is nan where nothing was counted.
+    """
+
+    net: torch.nn.Module
+    masks: dict
+    train_accuracy: np.ndarray
+    test_accuracy: np.ndarray
+
+
+@dataclass
+class Lab:
+    """What all modes share: the data as `(x, y)`, one seed per run, and how networks are trained.
+
+    epochs: of a whole training; retrain_epochs: of the training after pruning; scope: see `masks.top`; rule: keywords
+    of `Trainer`; recipe: names the folders of trained networks (`runs.trained`), which are kept and taken again.
+    """
+
+    train: tuple
+    test: tuple
+    seeds: list
+    recipe: dict
+    hidden: tuple = HIDDEN
+    epochs: int = 5
+    retrain_epochs: int = 5
+    scope: str = "layer"
+    rule: dict = field(default_factory=dict)
+
+    def network(self, hidden=None, scheme="torch_kaiming"):
+        """Return ReLU networks without biases as they start, one per seed, of other `hidden` widths if given."""
+        sizes = [self.train[0].shape[-1], *(hidden or self.hidden), int(self.train[1].max()) + 1]
+        net = nets.MLP(sizes, ["no-WN"] * len(self.seeds), bias=False)
+        return nets.init_(net, self.seeds, scheme).to(self.train[0].device)
+
+    def trainer(self, net, epoch=0):
+        return Trainer(net, self.train, self.test, self.seeds, epoch=epoch, **self.rule)
+
+    def dense(self, epochs, hidden=None):
+        """Return (networks trained for `epochs`, their history), trained now or some time before."""
+        hidden = tuple(hidden or self.hidden)
+        recipe = self.recipe | {"type": "dense", "hidden": list(hidden), "epochs": epochs}
+
+        def train(net, missing, state):
+            return replace(self, seeds=[self.seeds[run] for run in missing]).trainer(net).fit(epochs, state)
+
+        return trained.obtain(self.network(hidden), [recipe | {"seed": seed} for seed in self.seeds], train)
+
+
+def complaint(p):
+    """Return which sparsity of a notebook's parameters `p` leaves `small` a layer without units, or None."""
+    for sparsity in p["sparsities"] if "small" in p["type"] else ():
+        if 0 in (left := [masks.count(width, 1 - sparsity) for width in p["hidden"]]):
+            return f"sparsities = {p['sparsities']}: {sparsity} leaves {left} of {p['hidden']} units; small needs one"
+    return None
+
+
+def recipe(dataset, train_examples, rule):
+    """Return what names the trained networks of one data set and training rule; the widths and epochs join it later."""
+    return {"name": f"{dataset}-challenge", "train_examples": train_examples, **rule}
+
+
+def widths(hidden, sparsity):
+    """Return the widths of the network that unit pruning at `sparsity` leaves, those of the control `small`.
+
+    Raises ValueError where a layer is left without units.
+    """
+    left = [masks.count(width, 1 - sparsity) for width in hidden]
+    if 0 in left:
+        raise ValueError(f"sparsity {sparsity} leaves {left} of {list(hidden)} units; every layer needs one")
+    return left
+
+
+def remasked(net, kind, sparsities, scope="layer"):
+    """Return `net` behind masks of its own largest weights ("weight") or units ("neuron"): see `remask.Remasked`.
+
+    sparsities: one per run. The layer that makes the logits stays whole, as the challenge has it.
+    """
+    return KINDS[kind](net, [1 - s for s in sparsities], list(nets.layers(net))[:-1], scope)
+
+
+def chosen(lab, net, kind, sparsity):
+    """Return (masks, units) of a stack at one sparsity: `{weight: bool (R, O, I)}`, and `{layer: bool (R, O)}` or None.
+
+    Units are what is kept where only whole units go, equally many in every run and one at least, so that the stack
+    can be narrowed.
+    """
+    behind = remasked(net, kind, [sparsity] * nets.runs(net), lab.scope)
+    units = behind.units() if kind == "neuron" else None
+    counts = [set(kept.sum(1).tolist()) for kept in (units or {}).values()]
+    return behind.masks(), units if all(len(found) == 1 and 0 not in found for found in counts) else None
+
+
+def copied(net):
+    """Return a stack of the same weights that shares no memory with `net`."""
+    return nets.take(net, list(range(nets.runs(net))))
+
+
+def part_of(pruned, chosen):
+    """Return the `Pruned` of the runs in the list `chosen`."""
+    kept = {name: mask[chosen] for name, mask in pruned.masks.items()}
+    return Pruned(nets.take(pruned.net, chosen), kept, pruned.train_accuracy[chosen], pruned.test_accuracy[chosen])
+
+
+# ---- the modes: (lab, kind, sparsities) -> [Pruned]
+
+
+def posthoc(lab, kind, sparsities):
+    """Return trained networks pruned at once, nothing trained afterwards."""
+    dense, _ = lab.dense(lab.epochs)
+    return [_pruned_at_once(lab, dense, *chosen(lab, dense, kind, s)) for s in sparsities]
+
+
+def _pruned_at_once(lab, dense, kept, units):
+    net = masks.apply_(copied(dense), kept)
+    tested = shrink.narrow(dense, units) if units else net  # the same logits, in a fraction of the time
+    accuracies = (evaluate_alone(tested, *split).accuracy.cpu().numpy()[:, None] for split in (lab.train, lab.test))
+    return Pruned(net, kept, *accuracies)
+
+
+def finetune(lab, kind, sparsities):
+    """Return trained networks pruned at once and trained on under their masks."""
+    dense, _ = lab.dense(lab.epochs)
+    return [_retrained(lab, dense, *chosen(lab, dense, kind, s), lab.retrain_epochs, lab.epochs) for s in sparsities]
+
+
+def rewind(lab, kind, sparsities):
+    """Return networks trained from their initial weights under the masks of the trained ones (arXiv 1803.03635)."""
+    dense, _ = lab.dense(lab.epochs)
+    return [_retrained(lab, lab.network(), *chosen(lab, dense, kind, s), lab.retrain_epochs) for s in sparsities]
+
+
+def hard(lab, kind, sparsities):
+    """Return networks pruned for good at the first step of training.
+
+    A weight that stays zero is the smallest there is: masks made anew at every step would stay those of the start.
+    """
+    start = lab.network()
+    return [_retrained(lab, start, *chosen(lab, start, kind, s), lab.epochs) for s in sparsities]
+
+
+def _retrained(lab, start, kept, units, epochs, epoch=0):
+    """Return `start` trained under masks that stay; unit masks as the physically smaller stack, the same function."""
+    if units:
+        trainer = lab.trainer(shrink.narrow(start, units), epoch).fit(epochs)
+        return _outcome(shrink.widen(trainer.net, start, units), kept, trainer)
+    net = copied(start)
+    trainer = lab.trainer(net, epoch)
+    trainer.prune(kept)
+    return _outcome(net, kept, trainer.fit(epochs))
+
+
+def _outcome(net, kept, trainer):
+    return Pruned(net, kept, trainer.curve("train_accuracy"), trainer.curve("test_accuracy"))
+
+
+def during(lab, kind, sparsities):
+    """Return networks trained while they are pruned: the masks are made anew at every step.
+
+    The gradient of the pruned network trains the dense weights behind it, so that what was pruned can come back.
+    """
+
+    def train(net, each, grid):
+        behind = remasked(net, kind, each, lab.scope)
+        trainer = grid.trainer(behind).fit(lab.epochs)
+        kept = behind.masks()
+        return masks.apply_(net, kept), kept, trainer
+
+    return _all_at_once(lab, sparsities, train)
+
+
+def gradual(lab, kind, sparsities):
+    """Return networks trained while ever more of them is pruned, for good.
+
+    Before epoch e of E the sparsity is raised to s (1 - (1 - e/E)³), with s the final one (Zhu & Gupta,
+    arXiv 1710.01878). What is pruned stays zero, and so stays pruned; the last epoch trains at the final sparsity.
+    """
+
+    def train(net, each, grid):
+        trainer = grid.trainer(net)
+        for epoch in range(1, lab.epochs + 1):
+            share = 1 - (1 - epoch / lab.epochs) ** 3
+            trainer.prune(remasked(net, kind, [s * share for s in each], lab.scope).masks())
+            trainer.fit(1)
+        return net, trainer.masks, trainer
+
+    return _all_at_once(lab, sparsities, train)
+
+
+def _all_at_once(lab, sparsities, train):
+    """Return one `Pruned` per sparsity of a stack in which every seed stands once for each of them."""
+    each = [s for s in sparsities for _ in lab.seeds]
+    net = nets.take(lab.network(), list(range(len(lab.seeds))) * len(sparsities))
+    grid = replace(lab, seeds=list(lab.seeds) * len(sparsities))
+    whole = _outcome(*train(net, each, grid))
+    parts = np.split(np.arange(len(each)), len(sparsities))
+    return [part_of(whole, part.tolist()) for part in parts]
+
+
+def small(lab, epochs, sparsities):
+    """Return the control: networks of the widths that unit pruning leaves, trained from scratch for `epochs`.
+
+    At full width, as if the first units of each layer had been kept, so that all counts compare.
+    """
+    outcomes = []
+    for sparsity in sparsities:
+        narrow, history = lab.dense(epochs, widths(lab.hidden, sparsity))
+        full = lab.network()
+        first = {
+            name: (torch.arange(layer.weight.shape[1]) < masks.count(layer.weight.shape[1], 1 - sparsity))
+            .expand(len(lab.seeds), -1).to(layer.weight.device)
+            for name, layer in list(nets.layers(full).items())[:-1]
+        }  # fmt: skip
+        kept = masks.expand(first, dict(full.named_parameters()))
+        net = shrink.widen(narrow, full, first)
+        outcomes.append(Pruned(net, kept, history["train_accuracy"], history["test_accuracy"]))
+    return outcomes
+
+
+def as_published(lab, kind, sparsities):
+    """Return what the published program trained and reported.
+
+    Its pruning replaced the variables of all layers but the last by constants, so that only the last was ever
+    trained, on the frozen features of a pruned network of standard normal weights; and its accuracies were never
+    reset, so that each is the mean over all epochs so far. Its pixels are in [0, 1], and those of `lab` must be too.
+    """
+    return [_only_the_last(lab, kind, sparsity) for sparsity in sparsities]
+
+
+def _only_the_last(lab, kind, sparsity):
+    net = lab.network(scheme="standard_normal")
+    kept, _ = chosen(lab, net, kind, sparsity)
+    masks.apply_(net, kept)
+    output = net.layers[-1].weight
+    last = nets.MLP([lab.hidden[-1], output.shape[1]], ["no-WN"] * len(lab.seeds), bias=False).to(output)
+    nets.load_(last, {f"layers.0.{k}": v for k, v in net.layers[-1].state_dict().items()})
+    sets = [(_features(net, x), y) for x, y in (lab.train, lab.test)]
+    trainer = Trainer(last, *sets, lab.seeds, **lab.rule).fit(lab.epochs)
+    net.layers[-1].load_state_dict(last.layers[0].state_dict())
+    return Pruned(net, kept, *(_so_far(trainer.curve(name)) for name in ("train_accuracy", "test_accuracy")))
+
+
+def _so_far(curve):
+    """Return the mean over all epochs up to each, `(R, T)`; there is none before the first."""
+    means = np.cumsum(curve[:, 1:], 1) / np.arange(1, curve.shape[1])
+    return np.pad(means, ((0, 0), (1, 0)), constant_values=np.nan)
+
+
+@torch.no_grad()
+def _features(net, x, chunk=5000):
+    """Return what the last layer of every run reads for `x (N, I)`, `(R, N, units)`."""
+    act, parts = nets.ACTIVATIONS[net.activation], []
+    for part in x.split(chunk):
+        for layer in net.layers[:-1]:
+            part = act(layer(part))
+        parts.append(part)
+    return torch.cat(parts, 1)
+
+
+MODES = {
+    "posthoc": posthoc, "finetune": finetune, "rewind": rewind, "during": during, "hard": hard, "gradual": gradual,
+    "as_published": as_published,
+}  # fmt: skip
+# How long the control `small` is trained to be fair to a mode, as a function of (epochs, retrain_epochs).
+FAIR = {"finetune": lambda epochs, more: epochs + more, "rewind": lambda epochs, more: more}
+
+
+def prune(lab, mode, kind, sparsities):
+    """Return one `Pruned` per sparsity, by any of `MODES`, or of the control if `kind` is "small"."""
+    for what, value, allowed in (("mode", mode, MODES), ("kind", kind, TYPES)):
+        if value not in allowed:
+            raise ValueError(f"{what} is {value!r}; allowed are {list(allowed)}")
+    if kind != "small":
+        return MODES[mode](lab, kind, sparsities)
+    return small(lab, FAIR.get(mode, lambda epochs, more: epochs)(lab.epochs, lab.retrain_epochs), sparsities)

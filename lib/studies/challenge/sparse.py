@@ -1,0 +1,274 @@
+"""One masked network computed in several ways, and how long each takes: what sparsity buys, and what it does not.
+
+dense            the masked weights as full matrices: the zeros are multiplied like everything else
+csr              compressed rows: only kept weights are stored and multiplied; fully connected networks
+block            compressed rows of square blocks: a block is stored whole if it keeps one weight. It pays only for
+                 masks that keep whole blocks, `block_masks`, which are other masks than those of single weights
+semi_structured  two of every four inputs, on the tensor cores of a GPU, in float16; for `two_of_four` masks only, and
+                 layers that masks leave whole
+shrunk           the units without a path are gone, the rest is full matrices; see `lib/pruning/shrink.py`
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from lib.networks import plain
+from lib.pruning import masks, shrink
+
+BLOCK = 8  # the fastest of 4, 8, 16, 32 and 64 for products of 1024×768 and 768×256, at 50 to 95 % sparsity on one core
+WARM_UP = 0.05  # seconds: caches, and the choice of a kernel at the first calls
+SEMI_ALIGNMENT = 64  # rows and columns that torch's 2:4 products take, in float16, are multiples of 32 and 64
+
+
+@dataclass(frozen=True)
+class Form:
+    """A network in one form: call it with `x (N, inputs)` for logits `(N, classes)`.
+
+    macs: multiplications of one example's pass; bytes: what the weights take in memory, with their indices.
+    """
+
+    compute: Callable
+    macs: int
+    bytes: int
+
+    def __call__(self, x):
+        return self.compute(x)
+
+
+def forms(net, kept=None, run=0, names=None, block=BLOCK):
+    """Return `{name: Form}` of one run of `net` under the masks `kept`, all with the same logits.
+
+    names: of `FORMS`, by default those that run anywhere; block: the side of a block. ValueError for an unknown name,
+    for a form that cannot hold this network or these masks, and for "semi_structured" without CUDA.
+    """
+    names = ANYWHERE if names is None else names
+    unknown = [name for name in names if name not in FORMS]
+    if unknown:
+        raise ValueError(f"there is no form {unknown}; allowed are {list(FORMS)}")
+    return {name: FORMS[name](net, kept or {}, run, block) for name in names}
+
+
+def _dense(net, kept, run, block):
+    return _module(net, shrink.unshrunk(net, kept, run))
+
+
+def _shrunk(net, kept, run, block):
+    return _module(net, shrink.shrink(net, kept, run))
+
+
+def _module(net, module):
+    inputs = math.prod(net.image) if hasattr(net, "image") else net.layers[0].weight.shape[2]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
+    return Form(module, plain.macs(module, inputs), size)
+
+
+# ---- forms whose weights stand on the left
+
+
+class Transposed:
+    """A fully connected network on activations `(units, N)` throughout: a sparse matrix multiplies from the left.
+
+    convert: makes a matrix sparse. Its sides, and so every layer's units, are filled up with zeros to `multiple`s.
+    """
+
+    def __init__(self, modules, convert, multiple=1, dtype=None):
+        self.layers, self.classes = [], [m for m in modules if isinstance(m, nn.Linear)][-1].out_features
+        for module in modules:
+            if not isinstance(module, nn.Linear):
+                self.layers[-1][2].append(module)
+                continue
+            rows, columns = -module.out_features % multiple, -module.in_features % multiple
+            weight = nn.functional.pad(module.weight.detach().to(dtype), (0, columns, 0, rows))
+            bias = None if module.bias is None else nn.functional.pad(module.bias.detach().to(weight), (0, rows))
+            self.layers.append((convert(weight), bias, []))
+        self.inputs, self.dtype = self.layers[0][0].shape[1], weight.dtype
+
+    def __call__(self, x):
+        values = nn.functional.pad(x.to(self.dtype), (0, self.inputs - x.shape[1])).t()
+        for weight, bias, activation in self.layers:
+            values = _product(weight, values)
+            values = values if bias is None else values + bias[:, None]
+            for module in activation:
+                values = module(values)
+        return values[: self.classes].t().to(x.dtype)
+
+
+def _product(weight, values):
+    """Return weight @ values; for one example by a vector, which compressed rows take twice as fast."""
+    if values.shape[1] == 1 and weight.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return (weight @ values[:, 0])[:, None]
+    return weight @ values
+
+
+def _matrices(net, kept, run, form):
+    """Return the modules of a masked, fully connected network at full size."""
+    modules = list(shrink.unshrunk(net, kept, run).children())
+    if not all(isinstance(module, nn.Linear | nn.ReLU | plain.Square) for module in modules):
+        raise ValueError(f"{form} takes fully connected networks, not a {type(net).__name__}; take dense or shrunk")
+    return modules
+
+
+def _csr(net, kept, run, block):
+    return _compressed_form(net, kept, run, "csr", None)
+
+
+def _block(net, kept, run, block):
+    return _compressed_form(net, kept, run, "block", block)
+
+
+def _compressed_form(net, kept, run, form, block):
+    network = Transposed(_matrices(net, kept, run, form), lambda weight: _compressed(weight, block), block or 1)
+    stored = [weight for weight, _, _ in network.layers]
+    parts = [part for weight in stored for part in (weight.values(), weight.col_indices(), weight.crow_indices())]
+    size = sum(part.numel() * part.element_size() for part in parts)
+    return Form(network, sum(weight.values().numel() for weight in stored), size)
+
+
+def _compressed(weight, block):
+    """Return the matrix as compressed rows, of square blocks where `block` is their side; indices are int32."""
+    with _no_notice("Sparse (CSR|BSR) tensor support is in beta state"):
+        found = weight.to_sparse_csr() if block is None else weight.to_sparse_bsr((block, block))
+        # MKL works with int32, to which torch would convert int64 at every product: a third of the time of one example.
+        indices = found.crow_indices().int(), found.col_indices().int()
+        options = {"layout": found.layout, "check_invariants": True}
+        return torch.sparse_compressed_tensor(*indices, found.values(), found.shape, **options)
+
+
+@contextmanager
+def _no_notice(start):
+    """Return a context without the one warning that begins so: torch says of its sparse tensors that they may change.
+
+    What is used of them here is compared with full matrices by tests, and a user could do nothing about it.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=start, category=UserWarning)
+        yield
+
+
+def _semi_structured(net, kept, run, block):
+    device = next(net.parameters()).device
+    if device.type != "cuda":
+        raise ValueError(f"semi_structured runs on CUDA, and the network is on {device}; take {', '.join(ANYWHERE)}")
+    modules = _matrices(net, kept, run, "semi_structured")
+    for weight in (module.weight for module in modules if isinstance(module, nn.Linear)):
+        if not (_has_two_of_four(weight) or weight.all()):
+            raise ValueError(
+                "semi_structured takes masks that keep two of every four inputs (sparse.two_of_four), or all"
+            )
+    network = Transposed(modules, _semi, SEMI_ALIGNMENT, torch.float16)
+    halved = [type(weight) is not torch.Tensor for weight, _, _ in network.layers]
+    sizes = [weight.shape.numel() for weight, _, _ in network.layers]
+    count = sum(size // 2 if half else size for size, half in zip(sizes, halved, strict=True))
+    # Two bytes a number in float16; two bits say which of the four inputs a kept one has.
+    return Form(network, count, 2 * count + sum(size // 8 for size, half in zip(sizes, halved, strict=True) if half))
+
+
+def _semi(weight):
+    """Return the matrix as torch's 2:4 tensor; as it is, if it is a whole one."""
+    if not _has_two_of_four(weight):
+        return weight
+    with _no_notice("The PyTorch API of SparseSemiStructuredTensor is in prototype stage"):
+        return torch.sparse.to_sparse_semi_structured(weight)
+
+
+def _has_two_of_four(weight):
+    return bool(((_fours(weight) != 0).sum(-1) <= 2).all())
+
+
+FORMS = {"dense": _dense, "csr": _csr, "block": _block, "semi_structured": _semi_structured, "shrunk": _shrunk}
+ANYWHERE = ("dense", "csr", "block", "shrunk")
+
+
+# ---- masks that some forms need
+
+
+def block_masks(weights, density, block=BLOCK):
+    """Return masks `{name: bool (R, O, I)}` that keep whole square blocks, in every matrix those of the largest norm.
+
+    weights: `{name: (R, O, I)}` of the layers to prune. Blocks at the lower and right edge may be cut off; they count
+    like the others, so that the density is that of blocks.
+    """
+    scores = {name: _blocks(weight.detach(), block).norm(dim=(2, 4)) for name, weight in weights.items()}
+    kept = masks.top(scores, density)
+    full = {name: mask.repeat_interleave(block, 1).repeat_interleave(block, 2) for name, mask in kept.items()}
+    return {name: mask[:, : weights[name].shape[1], : weights[name].shape[2]] for name, mask in full.items()}
+
+
+def _blocks(weight, block):
+    """Return `(R, rows of blocks, block, columns of blocks, block)`, filled up with zeros."""
+    rows, columns = (-size % block for size in weight.shape[1:])
+    return nn.functional.pad(weight, (0, columns, 0, rows)).unflatten(2, (-1, block)).unflatten(1, (-1, block))
+
+
+def two_of_four(weights):
+    """Return masks `{name: bool (R, O, I)}` that keep, of every four inputs in a row, the two largest weights."""
+    kept = masks.top(
+        {name: _fours(weight.detach().abs()).flatten(1, 2) for name, weight in weights.items()}, 0.5, "unit"
+    )
+    full = {name: mask.view(*weights[name].shape[:2], -1) for name, mask in kept.items()}
+    return {name: mask[..., : weights[name].shape[2]] for name, mask in full.items()}
+
+
+def _fours(weight):
+    """Return `(..., fours, 4)` of `(..., I)`, filled up with zeros."""
+    return nn.functional.pad(weight, (0, -weight.shape[-1] % 4)).unflatten(-1, (-1, 4))
+
+
+# ---- time
+
+
+class Latency(NamedTuple):
+    """Milliseconds of one call: the median and the quartiles of `count` calls."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+
+@torch.inference_mode()
+def latency(function, x, repeats=50, threads=1, clock=time.perf_counter):
+    """Return the `Latency` of `function(x)`, warm, on `threads` CPU threads (None: as they are set).
+
+    On CUDA every call is timed until the device is done. clock: `time.process_time` counts this process alone, which
+    on one thread is the time to go by while others compute.
+    """
+    with _threads(threads):
+        until = clock() + WARM_UP
+        while clock() < until:
+            _timed(function, x, clock)
+        times = torch.tensor([_timed(function, x, clock) for _ in range(repeats)], dtype=torch.float64)
+    low, median, high = (1000 * times.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))).tolist()
+    return Latency(median, low, high, repeats)
+
+
+def _timed(function, x, clock):
+    """Return the seconds of one call, on the device to its end."""
+    _finish(x)
+    start = clock()
+    function(x)
+    _finish(x)
+    return clock() - start
+
+
+def _finish(x):
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+
+
+@contextmanager
+def _threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

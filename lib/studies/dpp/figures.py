@@ -1,0 +1,145 @@
+"""The panels of the DPP study's summary: each function draws one kind of panel from tidy rows."""
+
+import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from lib.figures import drawing, tables
+
+# The first of each pair is asked to beat the second.
+PAIRS = (
+    ("dpp_edge", "random_edge"),
+    ("dpp_node", "random_node"),
+    ("dpp_edge", "magnitude_edge"),
+    ("dpp_node", "outgoing_l1_node"),
+)
+FAMILIES = {
+    "edges": ("dpp_edge", "random_edge", "magnitude_edge"),
+    "nodes": ("dpp_node", "random_node", "outgoing_l1_node"),
+}
+HALF = {"raw": (drawing.RED, -0.5), "reweighted": (drawing.BLUE, 0.5)}  # colour, and which side of a point is free
+
+
+def log_ticks(axes):
+    """Make the y axis logarithmic, its ticks plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def errors(axes, rows, facts):
+    """Draw the error of every type against the weights left, the published values of `facts` as faint markers.
+
+    rows: type, seed, kept, left, error; facts: type, kept, error, drawn where the rows have that type and number.
+    """
+    for kind in drawing.LOOKS:
+        mine = rows[rows["type"] == kind]
+        if len(mine):
+            drawing.spread(axes, mine, "left", "error", kind, marker=drawing.look(kind)[2], markersize=2)
+            places = mine.groupby("kept", as_index=False)["left"].first()
+            told = facts[facts["type"] == kind].merge(places, on="kept")
+            beside = np.ptp(rows["left"]) / 60  # a little to the right, or a value like ours would hide
+            drawing.published(axes, told["left"] + beside, told["error"], kind)
+    log_ticks(axes)
+
+
+def differences(panels, rows):
+    """Draw how much the first of each of `PAIRS` errs more than the second, paired by seed; return counts.
+
+    rows: type, seed, weighting, left, error. The table counts at how many budgets the 95 % interval is clear of 0.
+    """
+    said = []
+    for weighting, (colour, side) in HALF.items():
+        found = tables.paired(rows[rows["weighting"] == weighting], PAIRS, ["left"], "error")
+        for axes, (first, second) in zip(panels, PAIRS, strict=True):
+            mine = found[(found["first"] == first) & (found["second"] == second)]
+            bars = mine["mean"] - mine["low"], mine["high"] - mine["mean"]
+            places = mine["left"] + side * np.ptp(rows["left"]) / 50
+            axes.errorbar(
+                places, mine["mean"], bars, fmt="o", color=colour, label=weighting, markersize=2.5, linewidth=0.8
+            )
+            axes.axhline(0, color="black", linewidth=0.5)
+            axes.set_title(f"{drawing.look(first)[0]} −\n{drawing.look(second)[0]}")
+            axes.set_yscale("symlog", linthresh=0.1)
+            clear = {"first better": (mine["high"] < 0).sum(), "second better": (mine["low"] > 0).sum()}
+            said.append({"first": first, "second": second, "weighting": weighting, **clear, "budgets": len(mine),
+                         "n": mine["n"].max()})  # fmt: skip
+    return said
+
+
+def gains(axes, rows):
+    """Draw what reweighting changes in the error of every type, mean over seeds, against the weights left."""
+    wide = rows.pivot_table(index=["type", "left"], columns="weighting", values="error").dropna().reset_index()
+    for kind, mine in wide.groupby("type"):
+        label, colour, marker, dashes = drawing.look(kind)
+        axes.plot(mine["left"], mine["reweighted"] - mine["raw"], dashes, color=colour, marker=marker, label=label)
+
+
+def entries(axes, rows, beta):
+    """Draw the quantiles of the entries of L against beta, mean over seeds; `beta` is what the runs were drawn at.
+
+    rows: seed, bandwidth, quantile, entries.
+    """
+    lines = rows.groupby(["bandwidth", "quantile"])["entries"].mean().unstack("quantile")
+    for (quantile, line), colour, marker in zip(lines.items(), drawing.COLOURS, "v.^", strict=False):
+        axes.plot(line.index, line, color=colour, marker=marker, label=f"{quantile:.0%}")
+    axes.axvline(beta, color="black", linewidth=0.5)
+    axes.set(xscale="log", xlabel="β", ylim=(-0.05, 1.05), xlim=(5e-7, 2))
+
+
+def diversity(axes, rows, kinds, beta):
+    """Draw the error against log det per item, a point per budget, mean over seeds; hollow where β is not `beta`.
+
+    rows: type, beta (0 for the median rule), kept, log_det, error.
+    """
+    for kind in kinds:
+        label, colour, marker, _ = drawing.look(kind)
+        for width, mine in rows[rows["type"] == kind].groupby("beta"):
+            middle = mine.groupby("kept")[["log_det", "error"]].mean()
+            other = "" if width == beta else f", β {f'{width:g}' if width else 'by the median'}"
+            axes.plot(middle["log_det"], middle["error"], marker, linestyle=":", linewidth=0.6, color=colour,
+                      markerfacecolor="none" if other else colour, label=label + other)  # fmt: skip
+    axes.set_xlabel("log det of the kept set, per item")
+    log_ticks(axes)
+    axes.legend()
+
+
+def students(axes, rows, facts):
+    """Draw every type's closed-form error against the budget as lines, the simulation as dots, `facts` faint.
+
+    rows: type, seed, budget, error, simulated, by set; facts: type, budget, error.
+    """
+    for kind in drawing.LOOKS:
+        mine = rows[rows["type"] == kind].groupby(["seed", "budget"], as_index=False)[["error", "simulated"]].mean()
+        if len(mine):
+            drawing.spread(axes, mine, "budget", "error", kind)
+            seen = mine.groupby("budget")["simulated"].mean()
+            axes.plot(seen.index, seen, drawing.look(kind)[2], color=drawing.look(kind)[1], markersize=2)
+            told = facts[facts["type"] == kind]
+            drawing.published(axes, told["budget"] + 0.12, told["error"], kind)
+    axes.set_xticks(sorted(rows["budget"].unique()))
+    log_ticks(axes)
+
+
+def heat(axes, matrix, title):
+    """Draw |matrix| as a heat map from 0 to 1.5, rows and columns numbered from 1; return the image."""
+    image = axes.imshow(np.abs(matrix), vmin=0, vmax=1.5, cmap="viridis")
+    rows, columns = matrix.shape
+    axes.set(title=title, xticks=range(columns), yticks=range(rows), xticklabels=range(1, columns + 1),
+             yticklabels=range(1, rows + 1))  # fmt: skip
+    return image
+
+
+def agreement(rows):
+    """Return how far the simulation is from the closed form, in its standard errors, one row per type and weighting.
+
+    rows: type, weighting, seed, sigma, budget, error, simulated, deviation, one per set. All sets of a student are
+    tested on the same samples, so their mean has about the error of one: it is that mean which is compared. Columns:
+    the largest distance, how many means there are, and the share of them within one, two and three standard errors.
+    """
+    by = ["type", "weighting", "seed", "sigma", "budget"]
+    means = rows.groupby(by)[["error", "simulated", "deviation"]].mean()
+    far = ((means["simulated"] - means["error"]) / means["deviation"]).abs()
+    groups = far.groupby(level=["type", "weighting"])
+    within = {f"within {most}": (far <= most).groupby(level=["type", "weighting"]).mean() for most in (1, 2, 3)}
+    return groups.agg(largest="max", means="size").assign(**within)

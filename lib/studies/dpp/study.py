@@ -1,0 +1,265 @@
+"""What the DPP study asks of a trained network: six arms at equal budgets, raw and reweighted (Acharyya, Zhang et al.).
+
+Only the first layer is pruned: its edges, or its units. A set of pruned networks is a stack, one run per set drawn.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from lib.data.sets import SHAPES
+from lib.errors import listed
+from lib.networks import nets
+from lib.pruning import likelihood, masks, reweight
+from lib.pruning.likelihood import Moments
+from lib.studies.dpp import arms
+from lib.training import trained
+from lib.training.evaluate import evaluate_alone
+from lib.training.trainer import Trainer
+
+LAYER = "layers.0"
+TYPES = ("dpp_node", "dpp_edge", "random_node", "random_edge", "outgoing_l1_node", "magnitude_edge")
+WEIGHTING = ("raw", "reweighted")
+BETAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # at which the likelihood matrices are looked at
+LEVELS = (0.01, 0.5, 0.99)  # the quantiles of their entries
+SEEN_UNITS = 5  # whose edges stand for those of all units, where every unit has a matrix of its own
+YARDSTICK = "median"  # the beta by which sets are called diverse, whatever beta drew them
+
+
+# ---- networks
+
+
+@dataclass
+class Lab:
+    """The data as `(x, y)`, one seed per run, and how sigmoid networks are trained on them.
+
+    hidden: units of the hidden layers; dropout: of them; epochs; rule: keywords of `Trainer`; recipe: names the folders
+    of trained networks (`runs.trained`), which are kept and taken again.
+    """
+
+    train: tuple
+    test: tuple
+    seeds: list
+    recipe: dict
+    hidden: tuple = (500,)
+    dropout: float = 0.0
+    epochs: int = 40
+    rule: dict = field(default_factory=dict)
+
+    def network(self):
+        """Return the networks as they start: Xavier-uniform, biases zero."""
+        sizes = [self.train[0].shape[-1], *self.hidden, int(self.train[1].max()) + 1]
+        net = nets.MLP(sizes, ["no-WN"] * len(self.seeds), "sigmoid", output_bias=True, dropout=self.dropout)
+        return nets.init_(net, self.seeds, "xavier_uniform").to(self.train[0].device)
+
+    def dense(self, weights=""):
+        """Return the trained networks: trained now or some time before, or copies of what the file `weights` holds."""
+        recipe = self.recipe | {"type": "dense", "hidden": list(self.hidden)}
+        recipe |= {"dropout": self.dropout, "epochs": self.epochs}
+        if weights:
+            return from_file(weights, self.network(), recipe)
+
+        def train(net, missing, state):
+            seeds = [self.seeds[run] for run in missing]
+            return Trainer(net, self.train, self.test, seeds, **self.rule).fit(self.epochs, state)
+
+        return trained.obtain(self.network(), [recipe | {"seed": seed} for seed in self.seeds], train)[0]
+
+
+def from_file(path, net, recipe):
+    """Return `net` with every run's weights from one file: ours (.safetensors), or a state dict of linear layers.
+
+    Ours says by which recipe it was made, which must be this one, of any seed. Of the other kind are the study's
+    checkpoints, w1.weight, w1.bias and so on: a matrix and a bias per layer, in forward order.
+    """
+    if Path(path).suffix == ".safetensors":
+        found, _ = trained.load(path, net, recipe, any_seed=True)
+        return nets.take(found, [0] * nets.runs(net))
+    state = list(torch.load(path, map_location="cpu", weights_only=True).items())
+    wanted = [tensor for layer in nets.layers(net).values() for tensor in (layer.weight, layer.bias)]
+    if [tuple(value.shape) for _, value in state] != [tuple(tensor.shape[1:]) for tensor in wanted]:
+        raise ValueError(
+            f"{path} holds {[(name, tuple(value.shape)) for name, value in state]}; this network has"
+            f" {[tuple(tensor.shape[1:]) for tensor in wanted]}: set hidden to the widths of the file"
+        )
+    with torch.no_grad():
+        for tensor, (_, value) in zip(wanted, state, strict=True):
+            tensor.copy_(value.expand_as(tensor))
+    return net
+
+
+# ---- budgets
+
+
+def keeps(kind, net, keep=0):
+    """Return the integers that an arm keeps, of a network: see `budgets`."""
+    return budgets(kind, shape(net), len(nets.layers(net)) == 2, keep)
+
+
+def budgets(kind, widths, shallow=True, keep=0):
+    """Return the integers that an arm keeps: edges of each unit of the first layer, or units of it.
+
+    widths: as of `shape`; shallow: of one hidden layer. keep: a list of them, or 0 for the study's budgets, at which
+    both kinds of arms leave as many weights: units from 10 to 80 % for one hidden layer, edges from 10 to 90 % for
+    more.
+    """
+    if keep not in (0, [0]):
+        return list(keep)
+    if shallow:
+        found = [arms.budget(widths, units=round(widths[1] * tenths / 10)) for tenths in range(1, 9)]
+    else:
+        found = [arms.budget(widths, density=tenths / 10) for tenths in range(1, 10)]
+    return [budget.edges if kind in arms.EDGE_ARMS else budget.units for budget in found]
+
+
+def complaint(p):
+    """Return what a notebook's parameters `p` want to keep that cannot be kept, or None."""
+    channels, side, classes, *_ = SHAPES[p["dataset"]]
+    widths = channels * side**2, *[*p["hidden"], classes][:2]
+    return keep_complaint(p, widths, lambda kind: budgets(kind, widths, len(p["hidden"]) == 1))
+
+
+def keep_complaint(p, widths, of_study):
+    """Return what is wrong with `keep` of a notebook's parameters `p`, or None.
+
+    widths: as of `shape`; of_study: type -> the budgets that 0 stands for, which few units do not have.
+    """
+    for kind in p["type"]:
+        most = widths[0] if kind in arms.EDGE_ARMS else widths[1]
+        try:
+            found = p["keep"] if p["keep"] != [0] else of_study(kind)
+        except ValueError as error:
+            found = [str(error)]
+        if isinstance(found[0], str) or len(set(found)) < len(found) or not all(1 <= k <= most for k in found):
+            return (
+                f"keep = {p['keep']}: {kind} would keep {listed(found)} of {most}; give different numbers from 1 to"
+                f" {most}, or more units than {widths[1]} for the budgets of the study"
+            )
+    return None
+
+
+def shape(net):
+    """Return (I, O, P): inputs and units of the first layer, and the units that they lead to."""
+    first, after = list(nets.layers(net).values())[:2]
+    return first.weight.shape[2], first.weight.shape[1], after.weight.shape[1]
+
+
+# ---- pruning
+
+
+class Items(NamedTuple):
+    """What is known of a layer on the training inputs: of its inputs, of its units as items of a DPP, and as inputs.
+
+    inputs: `Moments` (I, I); units, outputs: (R, O, O), what dpp_node draws from, and what the next layer is
+    refitted to.
+    """
+
+    inputs: Moments
+    units: Moments
+    outputs: Moments
+
+    def of(self, chosen):
+        """Return the items of the runs in the list `chosen`, which may repeat."""
+        return self._replace(units=_of(self.units, chosen), outputs=_of(self.outputs, chosen))
+
+
+def _of(found, chosen):
+    return found._replace(gram=found.gram[chosen], mean=found.mean[chosen])
+
+
+def items(net, x, on="activation", as_published=False):
+    """Return the `Items` of the first layer of `net` on the inputs `x (N, I)`.
+
+    on: what stands for a node, its "activation" (DIVNET, arXiv 1511.05077), or its "preactivation" without the bias,
+    as in the study. as_published: also the activations that the next layer is refitted to lack the bias.
+    """
+    layer, inputs = nets.layers(net)[LAYER], likelihood.moments(x)
+    bias = None if as_published else layer.bias
+    outputs = likelihood.unit_moments(x, layer.weight, bias, nets.ACTIVATIONS[net.activation])
+    if on == "activation":
+        return Items(inputs, outputs, outputs)
+    if on == "preactivation":
+        return Items(inputs, likelihood.projected(inputs, layer.weight), outputs)
+    raise ValueError(f"on is {on!r}; allowed are {likelihood.ITEMS}")
+
+
+def pruned(kind, net, keep, seeds, found, options=None, intercept=True, as_published=False, refit=True):
+    """Yield (masks, raw, reweighted) for every number in the list `keep`: masks and stacks, pruned by one arm.
+
+    options: keywords of `arms.edge_masks` or `arms.unit_masks`; found: the `Items`; seeds: one per run. intercept: see
+    `reweight`; as_published: units are not removed but keep speaking through their biases. Without `refit` there is
+    no last stack.
+    """
+    choose = arms.edge_masks if kind in arms.EDGE_ARMS else arms.unit_masks
+    drawn_from = {"dpp_edge": found.inputs, "dpp_node": found.units}.get(kind)
+    act, everyone = nets.ACTIVATIONS[net.activation], list(range(nets.runs(net)))
+    for mask in choose(kind, net, LAYER, keep, seeds, drawn_from, **(options or {})).values():
+        raw, again = nets.take(net, everyone), nets.take(net, everyone) if refit else None
+        if kind in arms.EDGE_ARMS:
+            masks.apply_(raw, mask)
+            again = again and reweight.edges_(again, mask, found.inputs, intercept)
+        else:
+            reweight.units_(raw, mask, act, as_published=as_published)
+            again = again and reweight.units_(again, mask, act, found.outputs, intercept, as_published)
+        yield mask, raw, *([again] if refit else [])
+
+
+def accuracies(kind, net, keep, seeds, found, test, options=None, as_published=False, refit=True):
+    """Return what an arm leaves of every run, `{name: array}`: one entry per number in the list `keep`.
+
+    accuracy (R, 2, K), raw and reweighted, on `test`, or (R, 1, K) without `refit`; log_det (R, K): see `diversity`;
+    left (R, K): weights of the first two layers. as_published: no intercepts, units that stay, and random edges at one
+    half whatever `keep`.
+    """
+    options = (options or {}) | ({"rule": "half"} if as_published and kind == "random_edge" else {})
+    yardstick, columns = matrices(kind, net, found), []
+    for mask, *stacks in pruned(kind, net, keep, seeds, found, options, not as_published, as_published, refit):
+        (chosen,) = mask.values()
+        accuracy = torch.stack([evaluate_alone(stack, *test).accuracy for stack in stacks], 1)
+        columns.append((accuracy, diversity(yardstick, chosen), weights_left(net, chosen)))
+    arrays = (torch.stack(column, -1).cpu().numpy() for column in zip(*columns, strict=True))
+    return dict(zip(("accuracy", "log_det", "left"), arrays, strict=True))
+
+
+def weights_left(net, kept):
+    """Return how many weights of the first two layers stay, `(R,)`, with the edges or units `kept` of the first."""
+    inputs, units, after = shape(net)
+    counts = kept.flatten(1).sum(1)
+    return counts * (inputs + after) if kept.dim() == 2 else counts + units * after
+
+
+# ---- diversity
+
+
+def matrices(kind, net, found, beta=YARDSTICK):
+    """Return likelihood matrices (R, M, N, N): those of the edges into the first units, or the one of the units."""
+    if kind in arms.EDGE_ARMS:
+        weight = nets.layers(net)[LAYER].weight.detach()
+        return torch.stack([likelihood.Edges(found.inputs, own, beta)[:SEEN_UNITS] for own in weight])
+    return likelihood.likelihood(found.units.gram, found.units.examples, beta)[:, None]
+
+
+def diversity(each, kept):
+    """Return log det L_S per item of the sets S, `(R,) float64`, a mean over the matrices `each (R, M, N, N)`.
+
+    kept: bool (R, N), or (R, O, N) with M of the O units looked at. log 1.01 says that the items of a set have nothing
+    in common, log 0.01 that they are copies: what is drawn to be diverse should have more than what is drawn at random.
+    """
+    kept = kept[:, None] if kept.dim() == 2 else kept[:, : each.shape[1]]
+    found = [
+        torch.linalg.slogdet(matrix[chosen][:, chosen]).logabsdet / chosen.sum()
+        for own, sets in zip(each, kept, strict=True)
+        for matrix, chosen in zip(own, sets, strict=True)
+    ]
+    return torch.stack(found).view(kept.shape[:2]).mean(1)
+
+
+def entries(kind, net, found, betas=BETAS):
+    """Return the quantiles `LEVELS` of the off-diagonal entries of L at every beta, `(R, betas, levels)`.
+
+    Of edges, a mean over the first units.
+    """
+    each = [[likelihood.quantiles(own, LEVELS).mean(0) for own in matrices(kind, net, found, beta)] for beta in betas]
+    return torch.stack([torch.stack(row) for row in each], 1).cpu().numpy()

@@ -1,0 +1,91 @@
+"""The EWN study's claim as figures: what is left after pruning, level of log-loss by level, type beside type."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from lib.figures import drawing, tables
+
+SHARES = (0.5, 0.8, 0.9, 0.95)  # of the hidden units, pruned
+KINDS = ("no-WN", "EWN", "SWN")
+PAIRS = [("EWN", "no-WN"), ("EWN", "SWN")]
+NEEDED = 6  # paired seeds; below that the smallest p of a two-sided sign-flip test is above 0.05
+
+
+def depth(pruned, facts, shares=SHARES):
+    """Return a figure: test error against the level, one column a share of units, and paired differences below.
+
+    pruned, facts: tidy tables of our runs and of the study with the columns type, seed, level, sparsity and accuracy in
+    percent, of one criterion; facts may be empty.
+    """
+    figure, rows = plt.subplots(2, len(shares), figsize=(drawing.WIDE, 3.6), sharex=True, sharey="row", squeeze=False)
+    gains = tables.paired(pruned, PAIRS, ["level", "sparsity"], "accuracy")
+    for share, top, bottom in zip(shares, *rows, strict=True):
+        _errors(top, pruned[np.isclose(pruned["sparsity"], share)], facts[np.isclose(facts["sparsity"], share)])
+        top.set(title=f"{share:.0%} of the units pruned", yscale="log")
+        _gains(bottom, gains[np.isclose(gains["sparsity"], share)])
+        bottom.set_xlabel("−log-loss")
+    rows[0, 0].set_ylabel("test error (%)")
+    rows[1, 0].set_ylabel("EWN is ahead by (points)")
+    rows[0, 0].legend(loc="lower left")
+    rows[1, 0].legend(loc="upper left")
+    return figure
+
+
+def _errors(axes, ours, told):
+    for kind in KINDS:
+        _, colour, marker, _ = drawing.look(kind)
+        own = ours[ours["type"] == kind].assign(depth=lambda t: -t["level"], error=lambda t: 100 - t["accuracy"])
+        if len(own):
+            drawing.spread(axes, own, "depth", "error", kind)
+        published = told[told["type"] == kind].groupby("level")["accuracy"].mean()
+        axes.plot(-published.index, 100 - published, marker, color=colour, markersize=5, markerfacecolor="white",
+                  markeredgewidth=1.2, zorder=3, label=f"{kind}, published" if len(published) else None)  # fmt: skip
+
+
+def _gains(axes, gains):
+    axes.axhline(0, color="black", linewidth=0.6)
+    for first, second in PAIRS:
+        _, colour, _, dashes = drawing.look(second)
+        rows = gains[(gains["first"] == first) & (gains["second"] == second)].sort_values("level", ascending=False)
+        axes.plot(-rows["level"], rows["mean"], dashes, color=colour, label=f"than {second}")
+        axes.fill_between(-rows["level"], rows["low"], rows["high"], color=colour, alpha=0.2, linewidth=0)
+
+
+def verdicts(pruned, shares=SHARES):
+    """Return one row for every share and pair: how far EWN is ahead at the deepest level, and since which level.
+
+    Points of accuracy, paired by seed: mean, low and high (95 %, Student's t), n, p of the two-sided sign-flip test.
+    since: the first level from which on the interval lies above zero at every level, missing if there is none. verdict:
+    "ahead" or "behind" where the interval leaves out zero, p is at most 0.05 and there are `NEEDED` seeds, else
+    "undecided".
+    """
+    pruned = pruned[np.isclose(pruned["sparsity"].to_numpy()[:, None], shares).any(1)]
+    gains = tables.paired(pruned, PAIRS, ["level", "sparsity"], "accuracy")
+    rows = []
+    for (second, share), own in gains.groupby(["second", "sparsity"]):
+        own = own.sort_values("level")
+        last = own.iloc[0]
+        apart = differences(pruned, ("EWN", second), last["level"], share)
+        p = sign_flip(apart) if len(apart) > 1 else np.nan
+        above = (own["low"] > 0).cummin()
+        since = own["level"][above].max() if above.any() else np.nan
+        decided = last["n"] >= NEEDED and p <= 0.05
+        verdict = "ahead" if decided and last["low"] > 0 else "behind" if decided and last["high"] < 0 else "undecided"
+        row = {"than": second, "sparsity": share, **last[["level", "mean", "low", "high", "n"]], "p": p}
+        rows.append(row | {"since": since, "verdict": verdict})
+    return pd.DataFrame(rows)
+
+
+def differences(pruned, pair, level, share):
+    """Return how much more accuracy the first type of a pair has than the second, one number per seed, `(n,)`."""
+    here = pruned[(pruned["level"] == level) & np.isclose(pruned["sparsity"], share)]
+    first, second = (here[here["type"] == kind].set_index("seed")["accuracy"] for kind in pair)
+    return (first - second).dropna().to_numpy()
+
+
+def sign_flip(apart):
+    """Return the two-sided p of paired differences `(n,)` under flips of their signs, exact for few of them."""
+    found = stats.permutation_test((apart,), np.mean, permutation_type="samples", n_resamples=100_000)
+    return float(found.pvalue)

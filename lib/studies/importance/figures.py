@@ -1,0 +1,204 @@
+"""The panels of the train-time pruning summary: tidy rows from its records, and functions that draw a kind of panel."""
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+
+from lib.figures import drawing, tables
+from lib.records import runs
+
+PRUNED = ("contribution", "magnitude", "random", "worst")
+ORDER = ("none", *PRUNED, "small")  # of the types in legends and tables
+TOOTH = 0.01  # epochs between what a pruning meets and what it leaves
+
+
+def groups(experiment, datasets, by):
+    """Return `{"data set, k rounds": records}`, the largest group of comparable runs for each value of `by`.
+
+    by: the parameter that sets the number of rounds; values with the same number are told apart. Data sets as in the
+    list, fewer rounds first; records by type as in `ORDER`, then by seed. Runs without any round are left out.
+    """
+    found = {}
+    for dataset in datasets:
+        chosen = [
+            runs.records(experiment, **tables.largest_group(experiment, dataset=dataset, **{by: value}))
+            for value in {record.parameters[by] for record in runs.records(experiment, dataset=dataset)}
+        ]
+        chosen = [records for records in chosen if records[0].axes["round"]]
+        often = Counter(_rounds(records) for records in chosen)
+        for records in sorted(chosen, key=lambda records: (_rounds(records), records[0].parameters[by])):
+            apart = f", {by} {records[0].parameters[by]}" if often[_rounds(records)] > 1 else ""
+            found[f"{dataset}, {_count(records)}{apart}"] = sorted(records, key=_place)
+    return found
+
+
+def _place(record):
+    return ORDER.index(record.type), record.seed
+
+
+def _rounds(records):
+    return max(records[0].axes["round"])
+
+
+def _count(records):
+    return "1 round" if _rounds(records) == 1 else f"{_rounds(records)} rounds"
+
+
+def curves(records, split):
+    """Return the accuracy in % by epoch of every record, rows of type, seed, epoch, accuracy.
+
+    split: "train", or "test", whose rows have what each pruning left before any training, just behind its epoch.
+    """
+    parts = []
+    for record in records:
+        values = record.array(f"{split}_accuracy")[0]
+        epochs = np.arange(len(values), dtype=float)
+        if split == "test":
+            at = record.array("prune_epoch")[0]
+            left = record.array("after_prune_accuracy")[0]
+            there = np.isfinite(left)
+            epochs, values = np.append(epochs, at[there] + TOOTH), np.append(values, left[there])
+        order = np.argsort(epochs)
+        rows = {"type": record.type, "seed": record.seed, "epoch": epochs[order], "accuracy": 100 * values[order]}
+        parts.append(pd.DataFrame(rows))
+    return pd.concat(parts, ignore_index=True)
+
+
+def rounds(records):
+    """Return what every round did, rows of type, seed and round, which is 0 before the first pruning.
+
+    epoch: at which the round ends; pruned: share of hidden units that are gone, train, test: accuracy when it ends,
+    before, after: test accuracy on both sides of the pruning that it starts with, all in %; one column a layer, its
+    width.
+    """
+    rows = []
+    for record in records:
+        started, widths, start, after, train, test = (record.array(name)[0] for name in ARRAYS)
+        each = np.vstack([start, widths])
+        ends = [*started.astype(int), len(test) - 1]
+        for k, (end, width) in enumerate(zip(ends, each, strict=True)):
+            values = {"train": train[end], "test": test[end], "pruned": 1 - width.sum() / start.sum()}
+            values |= {"before": test[ends[k - 1]], "after": after[k - 1]} if k else {}
+            row = {"type": record.type, "seed": record.seed, "round": k, "epoch": end}
+            row |= {name: 100 * value for name, value in values.items()}
+            rows.append(row | dict(zip(record.axes["layer"], width, strict=True)))
+    return pd.DataFrame(rows)
+
+
+ARRAYS = ("prune_epoch", "widths", "start_widths", "after_prune_accuracy", "train_accuracy", "test_accuracy")
+
+
+def training(axes, frame, events):
+    """Draw the accuracy of every type by epoch, from rows of `curves`, and a tick at each of the epochs `events`."""
+    for kind in ORDER:
+        mine = frame[frame["type"] == kind]
+        if len(mine):
+            drawing.spread(axes, mine, "epoch", "accuracy", kind)
+    for event in events:
+        axes.axvline(event, color="black", linewidth=0.4, alpha=0.4, zorder=0)
+
+
+def kept(axes, frame, split):
+    """Draw the accuracy of every type at the end of its rounds against the share of units that are gone.
+
+    frame: rows of `rounds`. The control, which has one width alone, is a marker of its own.
+    """
+    for kind in ORDER:
+        mine = frame[frame["type"] == kind]
+        if kind == "small" and len(mine):
+            last = mine[mine["round"] == mine["round"].max()]
+            low, high = drawing.interval(last[split].to_numpy()) if len(last) > 1 else (last[split], last[split])
+            label, colour, marker, _ = drawing.look(kind)
+            middle = last[split].mean()
+            axes.errorbar(last["pruned"].mean(), middle, [[middle - np.min(low)], [np.max(high) - middle]], fmt=marker,
+                          color=colour, markersize=4, label=label)  # fmt: skip
+        elif kind in PRUNED and len(mine):
+            mine = _last(mine, "pruned")
+            drawing.spread(axes, mine, "pruned", split, kind, marker=drawing.look(kind)[2], markersize=2)
+
+
+def _last(frame, size):
+    """Return the rows but those before a round that took nothing away, since all layers had their least width."""
+    return frame.drop_duplicates(["seed", size], keep="last")
+
+
+def against_unpruned(frame):
+    """Return how much higher the test accuracy of every type is than without pruning, paired by seed and epoch.
+
+    frame: rows of `rounds`. Rows as of `tables.paired`, in points, with the share of units that are gone.
+    """
+    found = tables.paired(frame, [(kind, "none") for kind in PRUNED], ["epoch"], "test")
+    return found.merge(_shares(frame), left_on=["first", "epoch"], right_on=["type", "epoch"]).drop(columns="type")
+
+
+def _shares(frame):
+    return frame.groupby(["type", "epoch"], as_index=False)["pruned"].mean()
+
+
+def differences(axes, found):
+    """Draw rows of `against_unpruned`: mean and 95 % interval by the share of units that are gone."""
+    for kind, mine in found.groupby("first", sort=False):
+        label, colour, marker, dashes = drawing.look(kind)
+        bars = mine["mean"] - mine["low"], mine["high"] - mine["mean"]
+        axes.errorbar(mine["pruned"], mine["mean"], bars, fmt=marker, linestyle=dashes, color=colour, label=label,
+                      markersize=2.5, linewidth=0.8)  # fmt: skip
+    axes.axhline(0, color="black", linewidth=0.5)
+
+
+def recovery(axes, frame, value):
+    """Draw by round how far the test accuracy is from what it was before a pruning: "after" it, or at the end ("test").
+
+    frame: rows of `rounds`.
+    """
+    later = frame[frame["round"] > 0]
+    later = later.assign(change=later[value] - later["before"])
+    for kind in (kind for kind in PRUNED if kind in set(later["type"])):
+        mine = later[later["type"] == kind]
+        drawing.spread(axes, mine, "round", "change", kind, marker=drawing.look(kind)[2], markersize=2)
+    axes.axhline(0, color="black", linewidth=0.5)
+
+
+# ---- autoencoders
+
+
+def autoencoders(records, count):
+    """Return what was left when each round ended, rows of type, seed and round, 0 before the first pruning.
+
+    epoch; reconstruction, kl: of the test images, nats an image; parameters: in millions, `count(parameters, record)`
+    by round of the types that prune, where "none" stands too.
+    """
+    rows = []
+    for record in records:
+        starts, reconstruction, kl = (record.array(name)[0] for name in PARTS)
+        ends = [*starts[1:].astype(int), len(kl) - 1]
+        rows += [
+            {"type": record.type, "seed": record.seed, "round": k, "epoch": end, "parameters": size / 1e6,
+             "reconstruction": reconstruction[end], "kl": kl[end]}
+            for k, (end, size) in enumerate(zip(ends, count(record.parameters, record), strict=True))
+        ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+PARTS = ("round_epoch", "test_reconstruction", "test_kl")
+
+
+def losses(axes, records, name):
+    """Draw a test loss of autoencoders by epoch, from the first one on."""
+    for kind in dict.fromkeys(record.type for record in records):
+        mine = [record for record in records if record.type == kind]
+        parts = [pd.DataFrame({"seed": r.seed, "epoch": r.axes["epoch"][1:], name: r.array(name)[0][1:]}) for r in mine]
+        drawing.spread(axes, pd.concat(parts), "epoch", name, kind)
+
+
+def left_over(axes, frame, name):
+    """Draw `name` against the parameters that each round left, from rows of `autoencoders`."""
+    for kind in frame["type"].unique():
+        mine = _last(frame[frame["type"] == kind], "parameters")
+        drawing.spread(axes, mine, "parameters", name, kind, marker=drawing.look(kind)[2], markersize=2.5)
+
+
+def picture(axes, image, title):
+    """Show an image without ticks."""
+    axes.imshow(image)
+    axes.set(title=title, xticks=[], yticks=[])

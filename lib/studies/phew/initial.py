@@ -1,0 +1,294 @@
+"""Pruning at initialisation: from the name of a type to the masks of networks that nobody has trained.
+
+A type is an arm: a method of `phew` or `scores` and its keywords. An arm makes a `Start` for every density,
+a stack with one run per seed; what is left of it, and what it learns, `lib.studies.phew.outcome` says.
+"""
+
+import time
+from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+
+from lib import draws
+from lib.data import images
+from lib.data.sets import NAMES, SHAPES, Data
+from lib.errors import hint, listed
+from lib.networks import convnets, nets
+from lib.pruning import anneal, masks, paths, phew, scores
+from lib.pruning.shuffle import shuffled as shuffled_masks
+from lib.studies.phew import names
+from lib.training import optimizers, trained
+from lib.training.trainer import Trainer
+
+# Type: (method, its keywords). nested: the masks of all densities come from one series of walks, as in all published
+# ablations; init, reinit: schemes of `nets.init_`, before the masks are made, and of `nets.reinit_`, or again of
+# `nets.init_`, after; shuffle: the width of `shuffle.shuffled`; the others are keywords of `phew.Walks`.
+ARMS = {
+    "dense": ("dense", {}),
+    "phew": ("phew", {}),
+    "phew_res": ("phew", {"nested": True}),
+    "synflow": ("synflow", {}),
+    "synflow_l2": ("synflow_l2", {}),
+    "snip": ("snip", {}),
+    "grasp": ("grasp", {}),
+    "magnitude_init": ("magnitude_init", {}),
+    "magnitude_trained": ("magnitude_trained", {}),
+    "random": ("random", {}),
+}
+ABLATIONS = {
+    "inverse": ("phew", {"nested": True, "invert": True}),
+    "uniform": ("phew", {"nested": True, "power": 0}),
+    "squared": ("phew", {"nested": True, "power": 2}),
+    "kernels": ("phew", {"nested": True, "kernels": True}),
+    "kernel_walk": ("phew", {"nested": True, "kernel_walk": True}),
+    "normal_init": ("phew", {"nested": True, "init": "phew_normal"}),
+    "xavier_init": ("phew", {"nested": True, "init": "phew_xavier"}),
+    "reinit": ("phew", {"nested": True, "reinit": "phew"}),
+    "evci": ("phew", {"nested": True, "reinit": "evci"}),
+    "liu": ("phew", {"nested": True, "reinit": "liu"}),
+    "evci_random": ("random", {"reinit": "evci"}),
+    "liu_random": ("random", {"reinit": "liu"}),
+    "synflow_shuffled": ("synflow", {"shuffle": 1.0}),
+    "synflow_l2_shuffled": ("synflow_l2", {"shuffle": 1.0}),
+}
+ANNEALED, FROM_DATA = ("synflow", "synflow_l2"), ("snip", "grasp")
+REINITS = ("none", "phew", "evci", "liu")
+# What the published code does otherwise, method by method; all of its masks keep what is above a percentile.
+QUIRKS = {"phew": {"legacy_branch": True}, "synflow_l2": {"power": 1}, "grasp": {"over": "all"}}
+BATCH = 256  # examples that a score looks at together, as published
+
+
+def only(kinds):
+    """Return a check of a list of types: what is wrong with it, or None; published names are told apart from typos."""
+    return partial(_complaint, kinds)
+
+
+def _complaint(kinds, values):
+    for value in values:
+        if names.meaning(value):
+            return f"{names.meaning(value)}; allowed are {listed(kinds)}"
+        if value not in kinds:
+            return f"{value!r} is no type of this notebook.{hint(value, kinds)} Allowed are {listed(kinds)}"
+    return None
+
+
+def complaint(p):
+    """Return what a notebook's parameters `p` ask for that cannot be, all taken together, or None."""
+    (_, side, classes, train, _), count = SHAPES[p["dataset"]], p.get("examples_per_class", 0)
+    if p["net"].startswith("vgg") and side not in convnets.HEADS:
+        sides = [name for name, (_, other, *_) in SHAPES.items() if other in convnets.HEADS and name in NAMES]
+        return f"net = {p['net']!r}: it takes images of {listed(sides)}, not {p['dataset']}"
+    if set(p["type"]) & set(FROM_DATA) and count * classes > (p["train_examples"] or train):
+        return f"examples_per_class = {count}: {classes} classes of them are more than the training images"
+    return optimizers.complaint(p["rule"], p["momentum"], p["nesterov"])
+
+
+def levels(kind, densities):
+    """Return the densities at which a type is made: those asked for, but 1 of the dense network."""
+    return [1.0] if kind == "dense" else list(densities)
+
+
+@dataclass
+class Start:
+    """R networks before their training under masks, one per seed.
+
+    net: the stack, whose pruned weights may not be zero yet, and which several starts may share; masks: `{weight:
+    bool (R, O, *F)}` of all layers; epochs: passes that the networks have behind them; seconds: what one mask took.
+    """
+
+    net: torch.nn.Module
+    masks: dict
+    epochs: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Lab:
+    """What all types share: the data, a seed per run, the network by its name, and how it is pruned and trained.
+
+    width: filters of the first stage, 0 for the published; epochs, drops, rule (keywords of `Trainer`): of a training;
+    augment: crop and mirror training images; watch: test images looked at after every epoch, 0 for all; rounds: of
+    `anneal`; examples_per_class: whose gradients SNIP and GraSP read, that many of all classes together; prune_epochs:
+    of magnitude pruning after training, 0 for at once; as_published: with the published code's own ways (`QUIRKS`);
+    stack: networks trained together, 0 for all.
+    """
+
+    data: Data
+    seeds: list
+    net: str = "resnet20"
+    width: int = 0
+    epochs: int = 160
+    drops: tuple = (80, 120)
+    rule: dict = field(default_factory=dict)
+    augment: bool = True
+    watch: int = 0
+    rounds: int = 100
+    examples_per_class: int = 10
+    prune_epochs: int = 10
+    as_published: bool = False
+    stack: int = 0
+
+    @cached_property
+    def test(self):
+        return self.data.split("test")
+
+    @cached_property
+    def _train(self):
+        # Augmented batches are made of bytes: a standardised copy of all images would lie there unused.
+        return (self.data.train_x.flatten(1), self.data.train_y) if self.augment else self.data.split("train")
+
+    @property
+    def rounding(self):
+        return "percentile" if self.as_published else "nearest"
+
+    def network(self, scheme="phew", seeds=None):
+        """Return the networks as they start, one per seed."""
+        image = tuple(self.data.train_x.shape[1:])
+        net = convnets.build(self.net, image, self.data.classes, len(self.seeds), self.width or None)
+        return nets.init_(net, seeds or self.seeds, scheme).to(self.data.device)
+
+    def trainer(self, net, seeds, epoch=0, drops=None):
+        """Return a `Trainer` of a stack of these seeds that has `epoch` passes behind it, and its drops before it."""
+        drops = [epoch + drop for drop in (self.drops if drops is None else drops)]
+        batches = images.Augmented(self.data, seeds) if self.augment else None
+        watched = tuple(part[: self.watch or None] for part in self.test)
+        return Trainer(net, self._train, watched, seeds, epoch=epoch, drops=drops, batches=batches, **self.rule)
+
+    def dense(self):
+        """Return (the trained dense networks, their history), trained now or some time before."""
+        recipe = {"name": f"{self.data.name}-{self.net}", "type": "dense", "width": self.width, "epochs": self.epochs}
+        recipe |= {"drops": list(self.drops), "augment": self.augment, "watch": self.watch, **self.rule}
+        recipe |= {"train_examples": len(self.data.train_y)}
+        recipe.pop("bar", None)
+
+        def train(net, missing, state):
+            return self.trainer(net, [self.seeds[run] for run in missing]).fit(self.epochs, state)
+
+        return trained.obtain(self.network(), [recipe | {"seed": seed} for seed in self.seeds], train)
+
+    def examples(self):
+        """Return (x, y), lists of batches `(R, B, C·H·W)` and `(R, B)`: training images of each run's own choice.
+
+        As the first epoch would show them, cropped and mirrored with `augment`; not balanced over classes, as
+        published.
+        """
+        count, n = self.examples_per_class * self.data.classes, len(self.data.train_y)
+        if not 0 < count <= n:
+            raise ValueError(f"{self.examples_per_class} examples per class are {count}; there are {n} training images")
+        chosen = [draws.permutation(seed, "examples", 0, n)[:count] for seed in self.seeds]
+        index = torch.from_numpy(np.stack(chosen)).to(self.data.device).split(BATCH, 1)
+        seen = images.Augmented(self.data, self.seeds)
+        x = [seen(0, at) if self.augment else self._train[0][at] for at in index]
+        return x, [self.data.train_y[at] for at in index]
+
+
+def labs(data, parameters, todo):
+    """Return a `Lab` for every type of `todo`, pairs (seed, type), from the parameters that the notebooks share."""
+    rule = {name: parameters[name] for name in ("lr", "momentum", "nesterov", "weight_decay", "bf16")}
+    rule |= {"rule": parameters["rule"], "batch": parameters["batch_size"]}
+    shared = {f.name: parameters[f.name] for f in fields(Lab) if f.name in parameters} | {"rule": rule}
+    kinds = dict.fromkeys(kind for _, kind in todo)
+    return {kind: Lab(data, [seed for seed, other in todo if other == kind], **shared) for kind in kinds}
+
+
+# ---- from a type to masks
+
+
+def prune(lab, kind, densities, shuffle=None, reinit=None):
+    """Return one `Start` per density, of a type of `ARMS` or `ABLATIONS`.
+
+    shuffle, reinit: whether its masks are then shuffled, see `shuffled`, and its weights drawn anew, see `restarted`;
+    None leaves that to the type. ValueError for an unknown type.
+    """
+    arms = ARMS | ABLATIONS
+    if kind not in arms:
+        raise ValueError(f"type is {kind!r}; allowed are {list(arms)}.{hint(kind, arms)}")
+    base, options = arms[kind]
+    options = {"init": "phew", "shuffle": None, "reinit": "none", **options}
+    scheme, default_shuffle, default_reinit = (options.pop(name) for name in ("init", "shuffle", "reinit"))
+    began = time.perf_counter()
+    if base == "magnitude_trained":
+        starts = _gradual(lab, densities)
+    else:
+        net = lab.network(scheme)
+        starts = [Start(net, kept) for kept in _masks(lab, net, base, densities, options)]
+    for start in starts:
+        start.seconds = (time.perf_counter() - began) / len(starts) / len(lab.seeds)
+    width, scheme = default_shuffle if shuffle is None else shuffle, reinit or default_reinit
+    starts = starts if width is None else [shuffled(lab, start, width) for start in starts]
+    return starts if scheme == "none" else [restarted(lab, start, scheme) for start in starts]
+
+
+def _masks(lab, net, base, densities, options):
+    """Return masks of all layers for each density, by a method that needs no training."""
+    if lab.as_published:
+        options = QUIRKS.get(base, {}) | options
+    if base == "dense":
+        return [paths.complete({}, nets.weights(net))] * len(densities)
+    if base == "phew":
+        return _walked(lab, net, densities, **options)
+    score = partial(scores.WEIGHT_SCORES[base], **options)
+    if base in ANNEALED:
+        rest = {"rounding": lab.rounding, "seeds": lab.seeds}
+        return [anneal.anneal(score, net, density, lab.rounds, **rest) for density in densities]
+    found = score(net, *(lab.examples() if base in FROM_DATA else (None, None)), lab.seeds)
+    return [masks.top(found, density, "global", lab.rounding) for density in densities]
+
+
+def _walked(lab, net, densities, nested=False, **options):
+    """Return PHEW's masks, of one series of walks, or of a series of its own for every density."""
+    hops, weights = nets.graph(net), nets.weights(net)
+    if nested:
+        return phew.masks(hops, weights, list(densities), lab.seeds, **options)
+    return [
+        phew.masks(hops, weights, d, [_derived(seed, "walks", round(d * 1e9)) for seed in lab.seeds], **options)
+        for d in densities
+    ]
+
+
+def _derived(seed, purpose, *position):
+    """Return a seed that `seed` decides, of a purpose and position of its own."""
+    return int(draws.generator(seed, purpose, *position).integers(2**62))
+
+
+def _gradual(lab, densities):
+    """Return trained networks of which ever more small weights are pruned while they train on (arXiv 1710.01878).
+
+    Before epoch e of E = `prune_epochs`, at the first rate, the sparsity is raised to s (1 - (1 - e/E)³), with s the
+    final one. The training under masks that follows goes on from the weights of the last epoch.
+    """
+    dense, _ = lab.dense()
+    runs_each, epochs = len(lab.seeds), lab.prune_epochs
+    net = nets.take(dense, list(range(runs_each)) * len(densities))
+    trainer = lab.trainer(net, list(lab.seeds) * len(densities), epoch=lab.epochs, drops=())
+    kept = paths.complete({}, nets.weights(net))
+    for epoch in range(1, max(epochs, 1) + 1):
+        share = 1 - (1 - epoch / epochs) ** 3 if epochs else 1
+        goals = [1 - (1 - d) * share for d in densities for _ in lab.seeds]
+        kept = masks.top_within(scores.magnitude(net, None, None, None), kept, goals, "global", lab.rounding)
+        trainer.prune(kept)
+        trainer.fit(min(epochs, 1))
+    parts = [slice(k * runs_each, (k + 1) * runs_each) for k in range(len(densities))]
+    behind = lab.epochs + epochs
+    return [Start(nets.take(net, part), {k: mask[part] for k, mask in kept.items()}, behind) for part in parts]
+
+
+def shuffled(lab, start, width):
+    """Return a `Start` of the same weights whose masks are shuffled within layers: see `shuffle.shuffled`."""
+    moved = shuffled_masks(nets.graph(start.net), start.masks, lab.seeds, width, lab.as_published)
+    return Start(start.net, moved, start.epochs, start.seconds)
+
+
+def restarted(lab, start, scheme):
+    """Return a `Start` of the same masks whose weights are drawn anew.
+
+    scheme: "phew", as a network of that family starts, from another seed; "evci" or "liu", see `nets.reinit_`.
+    """
+    if scheme == "phew":
+        net = lab.network(seeds=[_derived(seed, "restart") % 2**32 for seed in lab.seeds])
+    else:
+        wide = "_fan_out" if start.net.family == "headed_vgg" else ""
+        net = nets.reinit_(lab.network(), start.masks, lab.seeds, scheme + wide)
+    return Start(net, start.masks, 0, start.seconds)

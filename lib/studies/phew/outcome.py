@@ -1,0 +1,149 @@
+"""What pruning at initialisation leaves of networks, and what they learn: all that a record of `initial` holds."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lib.networks import nets
+from lib.pruning import anatomy, masks, path_kernel, paths, scores
+from lib.records import runs
+from lib.studies.phew import initial
+from lib.training import checkpoint
+from lib.training.evaluate import evaluate_alone
+
+# The axis of each array of `measure`, `conservation` and `train`, behind that of the densities.
+AXES = {
+    "layer_sparsity": "layer", "layer_effective_sparsity": "layer", "live_units": "layer", "active_units": "layer",
+    "score_in": "unit", "score_out": "unit", "train_loss": "epoch", "train_accuracy": "epoch",
+    "watched_accuracy": "epoch",
+}  # fmt: skip
+
+
+def measure(starts):
+    """Return what is left of every run and density, `{name: (R, D, ...)}`: `anatomy.anatomy`, and two more.
+
+    active_units, by layer, those that keep an incoming weight, on a live path or not; log_path_kernel, the natural log
+    of the trace of the path kernel at the start of training, nan where nothing is left of it.
+    """
+    each = []
+    for start in starts:
+        found = anatomy.anatomy(start.net, start.masks)
+        found["active_units"] = torch.stack(list(masks.active_units(start.masks).values()), 1).cpu().numpy()
+        trace = path_kernel.trace(start.net, start.masks).cpu().numpy()
+        found["log_path_kernel"] = np.log(np.where(trace > 0, trace, np.nan))
+        each.append(found)
+    return {name: np.stack([found[name] for found in each], 1) for name in each[0]}
+
+
+def conservation(lab, kind):
+    """Return score_in and score_out, `{name: (R, units)}`: sums of a type's scores over weights into and out of a unit.
+
+    Of the dense network, and of hidden units without an identity shortcut, whose flow passes no weight; in shares of
+    the mean of the first. A score is conserved where both are equal (arXiv 2006.05467). {} for types without scores.
+    """
+    base, options = (initial.ARMS | initial.ABLATIONS)[kind]
+    if base not in scores.WEIGHT_SCORES or base == "random":
+        return {}
+    net = lab.network()
+    quirks = initial.QUIRKS.get(base, {}) if lab.as_published else {}
+    x, y = lab.examples() if base in initial.FROM_DATA else (None, None)
+    found = scores.WEIGHT_SCORES[base](net, x, y, lab.seeds, **quirks)
+    into, out_of = balance(nets.graph(net), {name: score.double() for name, score in found.items()})
+    scale = into.mean(1, keepdim=True)
+    return {"score_in": (into / scale).cpu().numpy(), "score_out": (out_of / scale).cpu().numpy()}
+
+
+def balance(hops, found):
+    """Return the sums of scores `found` `{name: (R, O, I, *F)}` into, and out of, units: see `conservation`."""
+    sizes = paths.widths(hops, found)
+    through = {node for hop in hops if hop.layer is None for node in (hop.source, hop.target)}
+    chosen = [node for node in sizes if node not in through and 0 < node < max(sizes)]
+    into, out_of = (dict.fromkeys(chosen, 0) for _ in range(2))
+    for hop in (hop for hop in hops if hop.layer):
+        score = found[f"{hop.layer}.weight"]
+        if hop.target in into:
+            into[hop.target] = into[hop.target] + score.flatten(2).sum(2)
+        if hop.source in out_of:
+            by_input = score.sum(1).flatten(2).sum(2) if score.dim() > 3 else score.sum(1)
+            out_of[hop.source] = out_of[hop.source] + by_input.unflatten(1, (sizes[hop.source], -1)).sum(2)
+    return tuple(torch.cat([side[node] for node in chosen], 1) for side in (into, out_of))
+
+
+def train(lab, kind, starts):
+    """Return what training under the masks of `starts` gave, `{name: (R, D) or, by epoch, (R, D, T)}`.
+
+    test_accuracy, test_top5, test_loss: of all test images after the last epoch; by epoch, entry 0 before the first:
+    train_loss and train_accuracy, counted over the epoch while weights change, and watched_accuracy, of the watched
+    test images. seconds: of one run's training. Killed and called again, it goes on where it was; the files that it
+    goes on from are deleted when all is trained, so save the record at once.
+    """
+    if kind == "dense":
+        found = _tested(lab, *lab.dense())
+    else:
+        found = _under_masks(lab, kind, starts)
+    split = {name: v.reshape(len(starts), len(lab.seeds), *v.shape[1:]) for name, v in found.items()}
+    return {name: values.swapaxes(0, 1) for name, values in split.items()}
+
+
+def _under_masks(lab, kind, starts):
+    """Return what `train` does, of a stack of all starts, `{name: (D · R, ...)}`."""
+    net, began = nets.join([start.net for start in starts]), time.monotonic()
+    kept = {name: torch.cat([start.masks[name] for start in starts]) for name in starts[0].masks}
+    seeds, size = list(lab.seeds) * len(starts), lab.stack or nets.runs(net)
+    outcomes, files = [], []
+    for part in (slice(k, k + size) for k in range(0, nets.runs(net), size)):
+        trainer = lab.trainer(nets.take(net, part), seeds[part], starts[0].epochs)
+        trainer.prune({name: mask[part] for name, mask in kept.items()})
+        of = checkpoint.identity(trainer)
+        files.append(_file(lab, kind, of))
+        trainer.fit(lab.epochs, files[-1])
+        if not files[-1].exists() and time.monotonic() - began >= trainer.every:
+            checkpoint.save(trainer, files[-1], of)  # many short parts are a long training too
+        outcomes.append(_tested(lab, trainer.net, {name: trainer.curve(name) for name in trainer.history}))
+    for file in files:
+        file.unlink(missing_ok=True)
+    return {name: np.concatenate([outcome[name] for outcome in outcomes]) for name in outcomes[0]}
+
+
+def _file(lab, kind, of):
+    """Return where a training under masks keeps its state: its masks and all else that it depends on name it."""
+    recipe = {"name": f"{lab.data.name}-{lab.net}", "type": kind, "seed": of["seeds"][0], "epochs": lab.epochs}
+    return Path(f"{runs.trained(recipe | {'training': checkpoint.digest(of)})}.safetensors")
+
+
+def _tested(lab, net, history):
+    found = evaluate_alone(net, *lab.test, top5=True)
+    loss, accuracy, top5 = (tensor.cpu().numpy() for tensor in (found.log_loss, found.accuracy, found.top5))
+    return {
+        "test_accuracy": accuracy, "test_top5": top5, "test_loss": np.exp(loss), "seconds": history["seconds"][:, -1],
+        "train_loss": history["train_loss"], "train_accuracy": history["train_accuracy"],
+        "watched_accuracy": history["test_accuracy"],
+    }  # fmt: skip
+
+
+def last(found, run):
+    """Return what a record's table shows of one run: accuracies at the last density, {} where nothing was trained."""
+    return {f"{name}_last": found[name][run, -1] for name in ("test_accuracy", "test_top5") if name in found}
+
+
+def cost(start):
+    """Return what a record says of one mask and of the dense network: seconds, multiplications, parameters."""
+    whole = {"dense_macs": nets.macs_per_run(start.net), "dense_parameters": nets.parameters_per_run(start.net)}
+    return {"mask_seconds": start.seconds, **whole}
+
+
+def content(found, run, along, at, net):
+    """Return the arrays and axes of one run's record, for `Run.save`.
+
+    found: arrays with the runs first, see `AXES`; along, at: what the axis behind the runs is called, and its
+    coordinates; net: a network, which names the layers.
+    """
+    arrays = {}
+    for name, values in found.items():
+        axes = (along, AXES[name])[-(values.ndim - 1) :] if name in AXES else (along,)
+        arrays[name] = values[run], axes
+    sizes = {axis: size for values, axes in arrays.values() for axis, size in zip(axes, values.shape, strict=True)}
+    coordinates = {"layer": list(nets.layers(net)), along: list(at)}
+    return {"arrays": arrays, "axes": {axis: coordinates.get(axis) or list(range(n)) for axis, n in sizes.items()}}

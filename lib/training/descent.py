@@ -1,0 +1,252 @@
+"""The state of log-loss descents between two attempts, and how it survives being killed.
+
+Each level that a run reaches is an artefact of that run, `level-10.safetensors` in its own folder: prune from
+it, or go on from it to a further level. Between levels the whole stack is one checkpoint, so that a resumed
+stack has the members of the killed one and, on a CPU, ends bit for bit where the uninterrupted one does.
+"""
+
+import hashlib
+import math
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lib.errors import RecordError, listed
+from lib.kernels import twins
+from lib.networks import nets
+from lib.records import runs
+from lib.records.disk import assert_holds
+
+# One row of a descent's history per accepted epoch that is looked at (`looked_at`), row 0 before the first.
+HISTORY = (
+    "epoch",  # accepted so far
+    "attempt",  # made so far, rejected ones included
+    "log_loss",  # of the training set
+    "step",  # the rate that the next attempt will use
+    "train_accuracy",
+    "test_accuracy",
+    "test_log_loss",
+    "test_log_loss_of_batches",  # of the unweighted mean over batches, which the EWN study logged
+    "seconds",  # of all attempts so far, a stack's time shared among its runs
+)
+VECTORS = ("log_loss", "step", "seconds", "epoch", "attempt", "train_accuracy", "losses", "moved")
+ON_DEVICE = ("log_loss", "step", "train_accuracy", "losses", "moved")
+NORMS = ("norms_start", "norms_before")
+EACH, SPACING = 50, 1.03  # the first epochs are looked at one by one, later ones by this ratio
+
+
+def looked_at(epoch):
+    """Return whether the test set is looked at after so many accepted epochs; a look may cost as much as an epoch."""
+    spaced = math.floor(math.log(max(epoch, 1), SPACING)) > math.floor(math.log(max(epoch - 1, 1), SPACING))
+    return epoch <= EACH or spaced
+
+
+@dataclass
+class Descent:
+    """R descents between two attempts: everything that the next attempt depends on, and what was seen so far.
+
+    log_loss, step, seconds, train_accuracy (R,) float64; epoch, attempt (R,) int64. losses (R, N) float64: the log-loss
+    of every training example when it was last measured; moved (R,): see `screening.measure`. norms_start,
+    norms_before: unit norms `{layer: (R, O)}` at the initialisation and at the start of the last accepted epoch (the
+    EWN study ranks by the latter). history: per run, a list of rows of `HISTORY`.
+    """
+
+    net: torch.nn.Module
+    seeds: list
+    log_loss: torch.Tensor
+    step: torch.Tensor
+    seconds: torch.Tensor
+    epoch: torch.Tensor
+    attempt: torch.Tensor
+    train_accuracy: torch.Tensor
+    losses: torch.Tensor
+    moved: torch.Tensor
+    norms_start: dict
+    norms_before: dict
+    history: list = field(default_factory=list)
+    steps: dict = field(default_factory=dict, repr=False, compare=False)  # how `train` trains `net`; never saved
+
+    def take(self, chosen):
+        """Return the descents of the runs in the list `chosen`, copied."""
+        vectors = {k: getattr(self, k)[chosen] for k in VECTORS}
+        norms = {k: {n: v[chosen] for n, v in getattr(self, k).items()} for k in NORMS}
+        picked = {k: [list(getattr(self, k)[i]) for i in chosen] for k in ("history",)}
+        return Descent(nets.take(self.net, chosen), [self.seeds[i] for i in chosen], **vectors, **norms, **picked)
+
+    def last(self, run=0):
+        """Return the last row of a run's history by name."""
+        return dict(zip(HISTORY, self.history[run][-1], strict=True))
+
+    def thinned(self, keep=(), run=0, limit=200):
+        """Return a run's history as `{name: (T,) float64}`: the epochs in `keep`, and up to `limit` log-spaced ones."""
+        rows = np.array(self.history[run])
+        spaced = np.geomspace(1, len(rows), limit).round().astype(int) - 1
+        chosen = np.unique(spaced if len(rows) > limit else np.arange(len(rows)))
+        chosen = np.unique([*chosen, *np.flatnonzero(np.isin(rows[:, 0], list(keep)))])
+        return dict(zip(HISTORY, rows[chosen].T, strict=True))
+
+
+def report(found, end, levels, batch_mean_loss=False):
+    """Return what a record keeps of one run's descent, as keywords of `runs.Run.save`.
+
+    found: `{level: Descent}`, end: where it ended; a level of `levels` that was not reached has missing scores.
+    The curves are thinned. batch_mean_loss: the test loss as the EWN study averaged it, over batches.
+    """
+    at = {level: found[level].last() if level in found else {} for level in levels}
+    curve = end.thinned(keep=[row["epoch"] for row in at.values() if row])
+    if batch_mean_loss:
+        curve["test_log_loss"] = curve["test_log_loss_of_batches"]
+    kept = ("log_loss", "train_accuracy", "test_accuracy", "test_log_loss", "step", "attempt")
+    scored = ("test_accuracy", "log_loss", "epoch", "attempt")
+    return {
+        "scores": {f"{name}_at_{level:g}": row.get(name) for level, row in at.items() for name in scored},
+        "axes": {"epoch": curve["epoch"]},
+        "arrays": {name: (curve[name], ("epoch",)) for name in kept},
+        "cost": {"parameters": nets.parameters_per_run(end.net), "macs": nets.macs_per_run(end.net)},
+        "seconds": end.last()["seconds"],
+    }
+
+
+def join(descents):
+    """Return one stack of descents from several."""
+    vectors = {k: torch.cat([getattr(d, k) for d in descents]) for k in VECTORS}
+    norms = {k: _cat([getattr(d, k) for d in descents]) for k in NORMS}
+    net = nets.join([d.net for d in descents])
+    seeds = [seed for d in descents for seed in d.seeds]
+    return Descent(net, seeds, **vectors, **norms, history=[h for d in descents for h in d.history])
+
+
+def _cat(dicts):
+    return {name: torch.cat([d[name] for d in dicts]) for name in dicts[0]}
+
+
+def save(path, descent, meta=None):
+    """Write descents to one safetensors file, atomically; float64 stays float64, so that nothing drifts."""
+    tensors = {f"net/{k}": v for k, v in descent.net.state_dict().items()}
+    tensors |= {k: getattr(descent, k) for k in VECTORS}
+    tensors |= {f"{k}/{layer}": v for k in NORMS for layer, v in getattr(descent, k).items()}
+    arrays = {k: v.detach().cpu().numpy() for k, v in tensors.items()}
+    arrays |= {f"history/{k}": np.array(rows) for k, rows in enumerate(descent.history)}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    runs.save_tensors(path, arrays, {"seeds": descent.seeds, "history": list(HISTORY), **(meta or {})})
+
+
+def load(path, like):
+    """Return (the descents in `path`, its meta), on the device of the network `like`, whose layers they have."""
+    arrays, meta = runs.load_tensors(path)
+    device = next(like.parameters()).device
+    tensors = {k: torch.from_numpy(v) for k, v in arrays.items() if not k.startswith("history/")}
+    net = nets.take(like, [0] * len(meta["seeds"]))
+    nets.load_(net, {k.removeprefix("net/"): v for k, v in tensors.items() if k.startswith("net/")})
+    vectors = {k: tensors[k].to(device) if k in ON_DEVICE else tensors[k] for k in VECTORS}
+    norms = {kind: _under(f"{kind}/", tensors, device) for kind in NORMS}
+    history = [[tuple(row) for row in arrays[f"history/{k}"].tolist()] for k in range(len(meta["seeds"]))]
+    return Descent(net, meta["seeds"], **vectors, **norms, history=history), meta
+
+
+def _under(prefix, tensors, device):
+    return {k.removeprefix(prefix): v.to(device) for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def recipe(net, run, seed):
+    """Return what is known of a run of a fresh stack without being told, `{"type", "seed"}`."""
+    names = {code: name for name, code in twins.NORMS.items()}
+    return {"type": names[int(next(iter(nets.layers(net).values())).norm[run])], "seed": int(seed)}
+
+
+def level_path(folder, level):
+    """Return where a run keeps its state at a level, `level-10.safetensors` in the run's own folder."""
+    return Path(folder, f"level{level:g}.safetensors")
+
+
+def assert_trained(folders, levels):
+    """Return nothing; RecordError unless every folder has a state at every level."""
+    for folder in folders:
+        lacks = [level for level in levels if not level_path(folder, level).exists()]
+        if lacks:
+            there = sorted(path.name for path in Path(folder).glob("level-*.safetensors"))
+            raise RecordError(
+                f"{folder} has no {listed(level_path(folder, level).name for level in lacks)}; there is"
+                f" {listed(there)}. Name a folder of trained levels, or none, to train."
+            )
+
+
+class Journal:
+    """What a stack of descents leaves on disk: its runs' levels, and the checkpoint between them.
+
+    folders: one per run, or None, then nothing is kept. recipes: what each run is, `{"type", "seed", ...}`; it stands
+    in every file and is compared. The checkpoint's name comes from the members and the levels asked for.
+    """
+
+    def __init__(self, folders, recipes, levels, seconds):
+        self.folders = [Path(f) for f in folders] if folders else None
+        self.recipes, self.levels, self.seconds, self.saved_at = recipes, levels, seconds, time.monotonic()
+        if self.folders:
+            members = "\n".join([*(f.name for f in self.folders), *map(str, levels)])
+            name = hashlib.blake2b(members.encode(), digest_size=8).hexdigest()
+            self.checkpoint = self.folders[0].parent / f"stack-{name}.safetensors"
+
+    def reached(self, like):
+        """Return `[{level: Descent}]`, what every run has reached before."""
+        found = [{} for _ in self.recipes]
+        for run, folder in enumerate(self.folders or []):
+            there = [level for level in self.levels if level_path(folder, level).exists()]
+            found[run] = {level: self.level(run, level, like) for level in there}
+        return found
+
+    def level(self, run, level, like):
+        """Return the state of a run at a level; RecordError if its file holds anything else."""
+        path = level_path(self.folders[run], level)
+        state, meta = load(path, like)
+        way_out = "Put the right file there, or delete it and train again."
+        assert_holds(path, meta.get("holds", {}), self._holds(run, level), way_out)
+        return state
+
+    def _holds(self, run, level):
+        return self.recipes[run] | {"level": level}
+
+    def deepest(self, run, like):
+        """Return the furthest state of a run at any level, above the first asked for too; None if there is none."""
+        if not self.folders:
+            return None
+        files = self.folders[run].glob("level-*.safetensors")
+        found = [float(p.name.removeprefix("level").removesuffix(".safetensors")) for p in files]
+        usable = [level for level in found if level >= self.levels[-1]]
+        return self.level(run, min(usable), like) if usable else None
+
+    def stack(self, like):
+        """Return (runs, their descents) of the last checkpoint, or None."""
+        if not self.folders or not self.checkpoint.exists():
+            return None
+        state, meta = load(self.checkpoint, like)
+        way_out = "Delete it to go on from the levels that were reached."
+        assert_holds(self.checkpoint, meta.get("holds", {}), self._members(meta["runs"]), way_out)
+        return meta["runs"], state
+
+    def _members(self, live):
+        return {"members": [self.recipes[run] for run in live]}
+
+    def write_level(self, run, level, descent):
+        if self.folders:
+            save(level_path(self.folders[run], level), descent, {"holds": self._holds(run, level)})
+
+    def keep(self, live, state):
+        """Write the checkpoint if the last one is `seconds` old."""
+        due = time.monotonic() - self.saved_at >= self.seconds
+        if self.folders and state is not None and due:
+            save(self.checkpoint, state, {"runs": live, "holds": self._members(live)})
+            self.saved_at = time.monotonic()
+
+    @contextmanager
+    def held(self):
+        """Within the block no other process trains this stack; at its end, unless it failed, the checkpoint goes."""
+        if not self.folders:
+            yield
+            return
+        with runs.lock(self.checkpoint):
+            yield
+            self.checkpoint.unlink(missing_ok=True)

@@ -1,0 +1,271 @@
+"""Training of stacks of networks: the log-loss descent, down to a loss of e^-300, and its resumable state."""
+
+import time
+from contextlib import contextmanager
+
+import torch
+from tqdm.auto import tqdm
+
+from lib import draws
+from lib.networks import nets
+from lib.training import descent, passes, screening, stacking
+from lib.training.descent import Descent, Journal, join, looked_at
+from lib.training.evaluate import evaluate
+
+GROWTH = 1.1  # of the step after an accepted epoch; a rejected one shrinks it by as much
+FIRST_STEP = 0.01
+SMALLEST_STEP = 1e-30  # a run whose step has shrunk to this has stalled
+
+
+def descend(
+    net, data, seeds, levels, *, folders=None, recipes=None, streams=None, batch=128, max_epochs=10_000,
+    checkpoint=60.0, stack=0, trained=False,
+):  # fmt: skip
+    """Return (levels reached, ends): per run `{level: Descent}` of the levels of log-loss that it reached, and its end.
+
+    Mini-batch SGD on the loss rescaled by e^-ℓ, with ℓ the log-loss at the start of the epoch. An epoch
+    that leaves the training loss larger, or not a number, is undone and tried again with another order and a
+    step smaller by 1.1; an accepted one lets the step grow by 1.1 (arXiv 2010.12909, Algorithm B). So ℓ never
+    rises, and the step on the true loss is ρ/e^ℓ.
+
+    net: a fresh stack of R runs on the device of `data`; levels: negative log-losses, each below the one before;
+    folders: one per run, where its levels are kept and where it goes on from; recipes: what each run is, as for
+    `runs.trained`, which its files say and are compared with; trained: nothing is to be trained, all levels are there.
+    streams: names of the random streams that order the examples (default: runs of one seed share theirs). A run that
+    stalls, or takes more than `max_epochs`, misses its remaining levels. `checkpoint`: seconds between two. `stack`:
+    runs trained together, 0 for as many as memory allows; fewer, with a warning, where it does not suffice.
+    RecordError for a file that holds something else, or is not there though `trained`.
+    """
+    _check(net, seeds, levels, folders)
+    streams, levels = streams or ["order"] * len(seeds), [float(level) for level in levels]
+    recipes = recipes or [descent.recipe(net, run, seed) for run, seed in enumerate(seeds)]
+    if trained:
+        descent.assert_trained(folders, levels)
+
+    def work(runs):
+        part = slice(runs[0], runs[-1] + 1)
+        journal = Journal(folders and folders[part], recipes[part], levels, checkpoint)
+        return _descend(nets.take(net, part), data, seeds[part], journal, streams[part], batch, max_epochs)
+
+    parts = stacking.split(work, range(len(seeds)), stack or stacking.width(net, batch))
+    return tuple([run for _, found in parts for run in found[k]] for k in (0, 1))
+
+
+def _descend(net, data, seeds, journal, streams, batch, max_epochs):
+    """Return what `descend` does, of runs that are trained as one stack."""
+    levels = journal.levels
+    sets = data.split("train"), data.split("test")
+    with journal.held(), full_precision(), _bar(levels, len(seeds)) as bar:
+        reached, live, state = _resume(net, seeds, sets, journal)
+        ends = [found[min(found)] if found else None for found in reached]
+        while live:
+            attempt(state, sets, [streams[run] for run in live], batch, _goals(state, live, reached, levels))
+            _note_levels(state, live, reached, journal, sets[1])
+            live, state = _set_aside(state, live, reached, ends, levels, max_epochs, sets[1])
+            _show(bar, levels, ends, live, state)
+            journal.keep(live, state)
+    return reached, ends
+
+
+def _resume(net, seeds, sets, journal):
+    """Return (levels reached by every run, runs still to do, their descents): by the checkpoint, or else the levels."""
+    reached, checkpoint = journal.reached(net), journal.stack(net)
+    if checkpoint is not None:
+        live, state = checkpoint
+        for k, run in enumerate(live):  # levels later than the checkpoint are reached again, with the same stack
+            reached[run] = {v: d for v, d in reached[run].items() if d.epoch[0] <= state.epoch[k]}
+        return reached, live, state
+    live = [run for run, found in enumerate(reached) if len(found) < len(journal.levels)]
+    kept = {run: journal.deepest(run, net) for run in live}
+    fresh = [run for run in live if kept[run] is None]
+    if fresh:
+        begun = start(nets.take(net, fresh), [seeds[run] for run in fresh], sets)
+        kept |= {run: begun.take([k]) for k, run in enumerate(fresh)}
+    state = join([kept[run] for run in live]) if live else None
+    return reached, live, state
+
+
+def levels_complaint(levels):
+    """Return what is wrong with a list of levels, or None."""
+    if not levels or any(later >= level for level, later in zip([0, *levels], levels, strict=False)):
+        return "levels are log-losses, each negative and below the one before, such as [-10, -100]"
+    return None
+
+
+def _check(net, seeds, levels, folders):
+    if levels_complaint(levels):
+        raise ValueError(f"levels = {levels}: {levels_complaint(levels)}")
+    for name, listed in (("seeds", seeds), ("folders", folders)):
+        if listed is not None and len(listed) != nets.runs(net):
+            raise ValueError(f"{len(listed)} {name} for a stack of {nets.runs(net)} runs; one per run is needed")
+    if folders and len(set(map(str, folders))) != len(folders):
+        raise ValueError(f"folders = {[str(f) for f in folders]}: two runs would share one; each needs its own")
+
+
+@contextmanager
+def full_precision():
+    """Return a context of exact float32 products: TF32 is off by 0.15 of log-loss at logits of several hundred."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # of convolutions, where it is on by default
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+# ---------------------------------------------------------------- one attempt
+
+
+def start(net, seeds, sets):
+    """Return the descents before their first attempt, row 0 of the history written."""
+    (x, y), norms, runs = sets[0], nets.unit_norms(net), len(seeds)
+    nothing = torch.zeros(runs, len(y), dtype=torch.float64, device=x.device)
+    above, all_of_them = torch.full_like(nothing[:, 0], torch.inf), torch.ones_like(nothing, dtype=torch.bool)
+    first = screening.measure(passes.make(net), x, y, nothing, above, all_of_them, nothing[:, 0], -above)
+    none = torch.zeros(runs, dtype=torch.int64)
+    state = Descent(
+        net, list(seeds), first.log_loss, torch.full_like(first.log_loss, FIRST_STEP), none.double(), none, none,
+        first.right, first.losses, torch.zeros_like(first.log_loss), norms, norms, [[] for _ in seeds],
+    )  # fmt: skip
+    write_history(state, range(runs), sets[1])
+    return state
+
+
+def attempt(state, sets, streams, batch, goals=None, screened=True):
+    """Try one epoch for every run; accept it where the training loss fell, undo it elsewhere.
+
+    goals (R,): a run that comes below its goal is measured whole; screened: leave out what `screening` says is lost in
+    rounding. The history gets a row of every run whose accepted epoch is one that is looked at.
+    """
+    began = time.perf_counter()
+    goals = torch.full_like(state.log_loss, -torch.inf) if goals is None else goals
+    before = {k: v.detach().clone() for k, v in state.net.named_parameters()}
+    norms = nets.unit_norms(state.net)
+    orders = _orders(state, streams, sets[0][1].shape[0])
+    found = [_try(state, part, sets[0], orders, batch, goals, before, screened) for part in stacking.parts(state.net)]
+    log_loss, losses, right, moved = (torch.cat(parts) for parts in zip(*found, strict=True))
+    # Not <=: a loss that stays what it is would be accepted for ever.
+    accepted = (log_loss < state.log_loss) & (log_loss > -torch.inf)
+    _undo(state.net, before, ~accepted)
+    _advance(state, accepted, log_loss, norms)
+    state.losses = torch.where(accepted[:, None], losses, state.losses)
+    state.train_accuracy, state.moved = (
+        torch.where(accepted, new, old) for new, old in ((right, state.train_accuracy), (moved, state.moved))
+    )
+    state.seconds = state.seconds + (time.perf_counter() - began) / len(state.seeds)
+    write_history(
+        state, [run for run in accepted.nonzero()[:, 0].tolist() if looked_at(int(state.epoch[run]))], sets[1]
+    )
+
+
+def _try(state, part, train_set, orders, batch, goals, before, screened):
+    """Take an epoch of the runs in the slice `part`; return (log-loss, losses, accuracy, moved), inf where undone.
+
+    Where an example that was left out came back, the epoch is undone and taken again with all of them.
+    """
+    if part.start not in state.steps:
+        state.steps[part.start] = passes.make(nets.take(state.net, part))
+    steps, level, losses = state.steps[part.start], state.log_loss[part], state.losses[part]
+    trained = screening.counted(losses, level, next(steps.net.parameters()).dtype)
+    trained = trained if screened else torch.ones_like(trained)
+    counted = None if bool(trained.all()) else trained
+    steps.epoch(*train_set, orders[part], state.step[part], level, batch, counted)
+    found = screening.measure(steps, *train_set, losses, level, trained, state.moved[part], goals[part])
+    if found.returned:
+        _undo(
+            steps.net, {name: tensor[part] for name, tensor in before.items()}, torch.ones_like(level, dtype=torch.bool)
+        )
+        return _try(state, part, train_set, orders, batch, goals, before, screened=False)
+    log_loss = found.log_loss if found.complete else torch.full_like(level, torch.inf)
+    return log_loss, found.losses, found.right, found.moved
+
+
+def _orders(state, streams, n):
+    """Return every run's order of the examples `(R, n)`, drawn once for the runs that share a stream."""
+    drawn = {}
+    for key in zip(state.seeds, streams, state.attempt.tolist(), strict=True):
+        if key not in drawn:
+            drawn[key] = torch.from_numpy(draws.permutation(*key, n))
+    return torch.stack([drawn[k] for k in zip(state.seeds, streams, state.attempt.tolist(), strict=True)])
+
+
+@torch.no_grad()
+def _undo(net, before, rejected):
+    for name, p in net.named_parameters():
+        p.copy_(torch.where(rejected.reshape(-1, *[1] * (p.dim() - 1)), before[name], p))
+
+
+def _advance(state, accepted, log_loss, norms):
+    state.log_loss = torch.where(accepted, log_loss, state.log_loss)
+    state.step = torch.where(accepted, state.step * GROWTH, state.step / GROWTH)
+    state.epoch, state.attempt = state.epoch + accepted.cpu(), state.attempt + 1
+    state.norms_before = {k: torch.where(accepted[:, None], norms[k], old) for k, old in state.norms_before.items()}
+
+
+def write_history(state, chosen, test_set):
+    """Append a row for every run in the list `chosen` that has none of its present epoch."""
+    chosen = [run for run in chosen if not state.history[run] or state.last(run)["epoch"] < int(state.epoch[run])]
+    if not chosen:
+        return
+    test = evaluate(nets.take(state.net, chosen), *test_set)
+    before = (state.epoch, state.attempt, state.log_loss, state.step, state.train_accuracy)
+    before, tested = (
+        torch.stack([vector.double().cpu() for vector in vectors], 1).tolist()
+        for vectors in (before, (test.accuracy, test.log_loss, test.log_loss_of_batches))
+    )
+    for k, run in enumerate(chosen):
+        state.history[run].append((*before[run], *tested[k], float(state.seconds[run])))
+
+
+def _goals(state, live, reached, levels):
+    """Return the next level of every run, `(R,)`, -inf where it has all."""
+    left = [[level for level in levels if level not in reached[run]] for run in live]
+    return state.log_loss.new_tensor([found[0] if found else -torch.inf for found in left])
+
+
+def _note_levels(state, live, reached, journal, test_set):
+    """Keep every run that is below its next level; one level at most per accepted epoch, as published."""
+    below = (state.log_loss < _goals(state, live, reached, journal.levels)).tolist()
+    below = [k for k, run in enumerate(live) if below[k] and state.epoch[k] > _last_epoch(reached[run])]
+    write_history(state, below, test_set)
+    for k in below:
+        run, level = live[k], next(level for level in journal.levels if level not in reached[live[k]])
+        reached[run][level] = state.take([k])
+        journal.write_level(run, level, reached[run][level])
+
+
+def _last_epoch(found):
+    return max((int(d.epoch[0]) for d in found.values()), default=0)
+
+
+def _set_aside(state, live, reached, ends, levels, max_epochs, test_set):
+    """Return (runs, their descents) still to do; note the ends of those with all levels, stalled, or out of epochs."""
+    steps = state.step.tolist()
+    over = [
+        len(reached[run]) == len(levels) or steps[k] <= SMALLEST_STEP or state.epoch[k] >= max_epochs
+        for k, run in enumerate(live)
+    ]
+    if not any(over):
+        return live, state
+    write_history(state, [k for k in range(len(live)) if over[k]], test_set)
+    for k, run in enumerate(live):
+        if over[k]:
+            ends[run] = state.take([k])
+    stay = [k for k in range(len(live)) if not over[k]]
+    return [live[k] for k in stay], (state.take(stay) if stay else None)
+
+
+def _bar(levels, count):
+    return tqdm(total=round(-levels[-1] * count), unit="nat", desc="descending", mininterval=1.0)
+
+
+def _show(bar, levels, ends, live, state):
+    """Show how much of the summed log-loss is behind us, and how many attempts it took."""
+    going = [] if state is None else state.log_loss.tolist()
+    over = [float(end.log_loss[0]) for run, end in enumerate(ends) if end is not None and run not in live]
+    behind = sum(min(max(-loss, 0), -levels[-1]) for loss in [*going, *over])
+    if going:
+        bar.set_postfix(attempts=int(state.attempt.max()), highest=f"{max(going):.2f}", refresh=False)
+    bar.update(round(behind) - bar.n)
