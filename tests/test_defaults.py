@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ from lib import parameters, provenance, runs
 from lib.errors import RecordError
 from tests.test_open_run import DEFAULTS, PARAMETERS, opened, save_all, write_notebook
 
-NOTEBOOKS = Path(runs.__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = runs.ROOT / "notebooks"
 EXPERIMENTS = sorted(path for path in NOTEBOOKS.glob("*.ipynb") if not path.stem.startswith("summary_"))
 
 

@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import math
-from pathlib import Path
 
 import hypothesis.strategies as st
 import matplotlib.pyplot as plt
@@ -17,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from lib import ranges, runs, sets
 from lib.errors import ParameterError
 
-NOTEBOOKS = Path(runs.__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = runs.ROOT / "notebooks"
 EXPERIMENTS = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb") if not path.stem.startswith("summary_"))
 CELLS = {
     name: ["".join(cell["source"]) for cell in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text("utf-8"))["cells"]

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import warnings
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +14,7 @@ from lib import drawing, runs
 from lib.errors import RecordError
 from tests.test_door import opened
 
-ROOT = Path(runs.__file__).resolve().parents[1]
+ROOT = runs.ROOT
 SUMMARIES = yaml.safe_load((ROOT / "workflow/experiments.yaml").read_text())["summaries"]
 
 
