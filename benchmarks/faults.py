@@ -25,7 +25,7 @@ sys.path.insert(0, str(HERE))
 from trials import COUNTS, Child, Row, die, full, kind_of, page  # noqa: E402, I001  first: it says how many threads
 from smallest import NOTEBOOKS, PASSING, Batch, Notebook, prepare  # noqa: E402
 
-from lib import data, disk, plain, records  # noqa: E402
+from lib import disk, plain, sets, store  # noqa: E402
 
 READERS = {  # notebook -> kinds of files that it reads, records apart, when it runs again
     "mnist_prune": ["json", "npz", "level", "checkpoint of a descent"],
@@ -76,7 +76,7 @@ class Campaign:
             time.sleep(self.rng.uniform(0, notebook.seconds))
             answer = child.end(sent)
             wrong, apart = notebook.look(folder)
-            if len(records.files(folder / notebook.name)) < there:
+            if len(store.files(folder / notebook.name)) < there:
                 wrong += ["a record is gone that was there"]
             if "error" in answer and "KeyboardInterrupt" not in answer["error"]:
                 wrong += [f"another error: {answer}"]
@@ -168,8 +168,8 @@ class Campaign:
         """Flip single bits in the real data under PRUNING_DATA, as they are published and unpacked."""
         for name, pattern in (("mnist", "MNIST/raw/*.gz"), ("mnist", "MNIST/raw/*-ubyte"), ("cifar10", "cifar-10*/*")):
             source = self.fresh()
-            for path in sorted(data._folder().glob(pattern.replace("-ubyte", ".gz"))):
-                place = source / path.relative_to(data._folder())
+            for path in sorted(sets._folder().glob(pattern.replace("-ubyte", ".gz"))):
+                place = source / path.relative_to(sets._folder())
                 place.parent.mkdir(parents=True, exist_ok=True)
                 if pattern.endswith("-ubyte"):
                     place.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
@@ -234,7 +234,7 @@ def half_written(folder):
     """Return what keeps space on a full disk for nothing; what waits for the last move of a whole save does not."""
     if any(path.suffix != ".new" for path in folder.rglob(".saving-*") if path.parent.name != ".locks"):
         return []
-    paths = [path for path in folder.rglob("*.new") if not (".json" in path.suffixes and records._matches(path))]
+    paths = [path for path in folder.rglob("*.new") if not (".json" in path.suffixes and store._matches(path))]
     return [f"{path} stays on a full disk" for path in paths]
 
 
@@ -258,7 +258,7 @@ def load_plain(folder):
 
 def load_data(folder, name):
     os.environ["PRUNING_DATA"] = str(folder)
-    return data.load(name).checksum
+    return sets.load(name).checksum
 
 
 def processes_of(folder):
