@@ -237,12 +237,13 @@ def test_recorded_steps_stand_beside_launched_ones(load, saved, monkeypatch):
 def test_a_screened_descent_stands_beside_a_whole_one(load, saved, tmp_path, monkeypatch):
     deep = load("deep_descent")
     monkeypatch.setenv("PRUNING_RUNS", str(tmp_path / "runs"))
-    for name, value in {"WIDTH": 16, "LEVELS": [-1, -2, -3], "ATTEMPTS": 2, "SAME": 5}.items():
+    for name, value in {"WIDTH": 16, "LEVELS": [-1, -2, -3], "ATTEMPTS": 2, "EARLY": 2, "SAME": 5}.items():
         monkeypatch.setattr(deep, name, value)
     deep.main(1, 100, "EWN")
     rows = medians(saved("deep_descent"))
-    assert list(rows)[1:] == [f"{what}, at {k}" for k in (-2, -3) for what in ("all examples", "100 % of them")]
-    assert rows["largest difference of 5 attempts"] < 1e-5
+    assert list(rows)[6:] == [f"{what}, at {k}" for k in (-2, -3) for what in ("all examples", "100 % of them")]
+    assert rows["float64, screened, 5 attempts, relative difference"] < 1e-12
+    assert 0 < rows["float32, all of them by autograd, 5 attempts, relative difference"] < 1e-4
     assert len(list(tmp_path.rglob("level-*.safetensors"))) == 3, "made once, and kept"
 
 
