@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from trials import Child, Steps, kind_of
 
-from lib import data, disk, parameters, provenance, records, runs, train, trainer
+from lib import disk, parameters, provenance, runs, sets, store, train, trainer
 from lib.errors import RecordError
 
 TIMES = re.compile("seconds|latency")  # in the names of numbers that are measured, and differ each time
@@ -57,13 +57,14 @@ NOTEBOOKS = {
 
 def prepare(train_images=100, test_images=40):
     """Make the digits few, have state kept after every epoch, and import and find out before what children need."""
-    for module in ("matplotlib.pyplot", "pandas", *(f"lib.{path.stem}" for path in (runs.ROOT / "lib").glob("*.py"))):
-        if module != "lib.triton_kernels":
+    rooms = (path.relative_to(runs.ROOT).with_suffix("").parts for path in (runs.ROOT / "lib").rglob("[a-z]*.py"))
+    for module in ("matplotlib.pyplot", "pandas", *map(".".join, rooms)):
+        if module != "lib.kernels.triton_kernels":
             importlib.import_module(module)
-    counts, digits = (train_images, test_images), data._digits
-    data._digits = lambda *shape: tuple((x[:n], y[:n]) for (x, y), n in zip(digits(*shape), counts, strict=True))
+    counts, digits = (train_images, test_images), sets._digits
+    sets._digits = lambda *shape: tuple((x[:n], y[:n]) for (x, y), n in zip(digits(*shape), counts, strict=True))
     for name in ("digits", "digits32"):
-        data.load(name)
+        sets.load(name)
     origin = provenance.origin(runs.ROOT)
     provenance.origin, provenance._checksum = lambda root: origin, functools.cache(provenance._checksum)
     *others, _ = trainer.Trainer.__init__.__defaults__
@@ -87,7 +88,7 @@ class Notebook:
         if "done" not in answer:
             raise RuntimeError(f"{name} does not run uninterrupted: {answer}")
         self.pairs, self.steps = answer["done"]["todo"], answer["done"]["steps"]
-        self.expected = {path.name: numbers(records.read(path)) for path in records.files(self.folder / name)}
+        self.expected = {path.name: numbers(store.read(path)) for path in store.files(self.folder / name)}
 
     def run(self, folder, at=None, fault=None, **values):
         """Return what was to do and the steps taken; for a child, as it changes the process. at, fault: of `Steps`."""
@@ -104,9 +105,9 @@ class Notebook:
         wrong = [f"{path.name} is held by the dead" for path in Path(folder).rglob("*.lock") if held(path)]
         for path in Path(folder).rglob("*.safetensors"):
             wrong += complaint(disk.load_tensors, path)
-        paths = records.files(Path(folder, self.name))
-        wrong += [text for path in paths for text in complaint(records.read, path)]
-        apart = [difference(numbers(records.read(path)), self.expected[path.name]) for path in paths if not wrong]
+        paths = store.files(Path(folder, self.name))
+        wrong += [text for path in paths for text in complaint(store.read, path)]
+        apart = [difference(numbers(store.read(path)), self.expected[path.name]) for path in paths if not wrong]
         if done:
             wrong += [f"{name} is not there" for name in self.expected.keys() - {path.name for path in paths}]
             left = [path.name for path in Path(folder).rglob("*") if path.suffix == ".new" or kind_of(path) in PASSING]
@@ -128,7 +129,7 @@ class Batch(Notebook):
         if self.call(folder).wait():
             raise RuntimeError(f"./run_all.sh --quick notebooks/{name}.ipynb fails")
         self.seconds = time.monotonic() - began
-        self.expected = {path.name: numbers(records.read(path)) for path in records.files(folder / name)}
+        self.expected = {path.name: numbers(store.read(path)) for path in store.files(folder / name)}
 
     def call(self, folder):
         """Return the started process, in a session of its own as in a terminal of its own."""
