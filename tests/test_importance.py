@@ -298,8 +298,7 @@ def test_as_published_overshoots_and_takes_preactivations_of_the_last_batch():
     assert (colour.hidden, colour.rule["batch"], colour.schedule.total) == ((256, 128), 128, 100)
     net = colour.network([0])
     assert nets.parameters_per_run(net) == (3 * 9 + 1) * 16 + (16 * 9 + 1) * 32 + 2048 * 256 + 256 * 128 + 128 * 10
-    with pytest.raises(ParameterError, match="hidden"):
-        importance.study(DIGITS, p | {"hidden": [50, 0]})
+    assert "widths are 1 or more" in importance.complaint(p | {"hidden": [50, 0]})
 
 
 def test_filters_go_too():
