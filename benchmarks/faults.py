@@ -12,6 +12,7 @@ import gzip
 import os
 import random
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-from trials import COUNTS, Child, Row, die, full, kind_of, page  # noqa: E402, I001  first: it says how many threads
+# First, for it says how many threads there are to be.
+from trials import COUNTS, Child, Row, die, flip_bit, full, kind_of, mount, page, processes_of  # noqa: E402, I001
 from smallest import NOTEBOOKS, PASSING, Batch, Notebook, prepare  # noqa: E402
 
 from lib import disk, plain, sets, store  # noqa: E402
@@ -63,11 +65,12 @@ class Campaign:
     def kills(self):
         """Kill at random moments, the same work again until one run is let through; then while records are replaced."""
         for notebook in self.notebooks:
-            for name, sent in (("killed", signal.SIGKILL), ("interrupted", signal.SIGINT)):
-                self.at_random(notebook, sent, self.row(f"{name} at a random moment"), self.fresh(), self.often)
+            self.at_random(notebook, signal.SIGKILL, self.row("killed at a random moment"), self.fresh(), self.often)
+            row, fewer = self.row("interrupted at a random moment"), max(1, self.often // 2)
+            self.at_random(notebook, signal.SIGINT, row, self.fresh(), fewer)
             folder = shutil.copytree(notebook.folder, self.fresh())
             row = self.row("killed while its records are replaced")
-            self.at_random(notebook, signal.SIGKILL, row, folder, self.often, force=True)
+            self.at_random(notebook, signal.SIGKILL, row, folder, fewer, force=True)
 
     def at_random(self, notebook, sent, row, folder, often, **values):
         begun, there = row.tried, len(notebook.expected) if values else 0
@@ -113,7 +116,7 @@ class Campaign:
             wrong, _ = notebook.look(folder)
             self.settle(notebook, folder, row, wrong, untold(answer, folder) + half_written(folder))
         for notebook in self.notebooks:
-            for _ in range(self.often):
+            for _ in range(max(1, self.often // 2)):
                 self.small_disk(notebook, self.row("disk of limited size, in memory"))
 
     def small_disk(self, notebook, row):
@@ -146,9 +149,6 @@ class Campaign:
                 if kind not in ("json", "npz"):
                     shutil.rmtree(folder / notebook.name, ignore_errors=True)
                 self.flip(kind, folder, notebook.run)
-        folder = self.fresh()
-        plain.save(plain.nn.Sequential(plain.nn.Linear(5, 4), plain.nn.ReLU(), plain.nn.Linear(4, 3)), folder)
-        self.flip("network as plain modules", folder, load_plain, [folder / plain.FILE])
 
     def flip(self, kind, source, read, paths=None):
         """Flip one bit of a file of this kind after the other, each in a copy of the folder."""
@@ -164,8 +164,11 @@ class Campaign:
             row.add(lost, untold(answer, path.name.removesuffix(path.suffix)), of=path.name)
             shutil.rmtree(folder)
 
-    def data(self):
-        """Flip single bits in the real data under PRUNING_DATA, as they are published and unpacked."""
+    def others(self):
+        """Flip single bits in what no notebook reads here: plain modules, and the real data where they are."""
+        folder = self.fresh()
+        plain.save(plain.nn.Sequential(plain.nn.Linear(5, 4), plain.nn.ReLU(), plain.nn.Linear(4, 3)), folder)
+        self.flip("network as plain modules", folder, load_plain, [folder / plain.FILE])
         for name, pattern in (("mnist", "MNIST/raw/*.gz"), ("mnist", "MNIST/raw/*-ubyte"), ("cifar10", "cifar-10*/*")):
             source = self.fresh()
             for path in sorted(sets._folder().glob(pattern.replace("-ubyte", ".gz"))):
@@ -207,7 +210,7 @@ class Campaign:
         """End `run_all.sh --quick` of a toy as a scheduler, a person and a closed terminal do: nothing goes on."""
         batch = Batch("xor", self.fresh())
         for sent, to in ((signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg), (signal.SIGHUP, os.killpg)):
-            for _ in range(self.often):
+            for _ in range(max(1, self.often // 4)):
                 folder, row = self.fresh(), self.row(f"run_all.sh gets {sent.name}")
                 called = batch.call(folder)
                 time.sleep(self.rng.uniform(0, batch.seconds))
@@ -238,20 +241,6 @@ def half_written(folder):
     return [f"{path} stays on a full disk" for path in paths]
 
 
-def mount(folder, options):
-    """Return whether a disk in memory is mounted at a folder: root may."""
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    return shutil.which("mount") and subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-def flip_bit(path, rng):
-    """Flip one bit of a file; of a link, of a copy in its place."""
-    content = bytearray(path.read_bytes())
-    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    path.unlink()
-    path.write_bytes(content)
-
-
 def load_plain(folder):
     return plain.parameters(plain.load(folder))
 
@@ -261,41 +250,55 @@ def load_data(folder, name):
     return sets.load(name).checksum
 
 
-def processes_of(folder):
-    """Return the processes that know a folder from their environment; none where the system does not tell."""
-    return [path for path in Path("/proc").glob("[0-9]*/environ") if mentions(path, folder)]
+def rows_of(folder, names, kinds, amounts):
+    """Return the rows of what was tried on some notebooks, as dictionaries; for a child."""
+    campaign = Campaign(folder, names, *amounts)
+    for kind in kinds:
+        getattr(campaign, kind)()
+    return [vars(row) for row in campaign.rows.values()]
 
 
-def mentions(path, folder):
-    try:
-        return f"PRUNING_RUNS={folder}".encode() in path.read_bytes().split(b"\0") and int(path.parts[2]) != os.getpid()
-    except OSError:  # it has ended meanwhile, or is somebody else's
-        return False
+def all_rows(folder, jobs, amounts):
+    """Yield the rows of the jobs `(names, kinds)` done so far and how many notebooks; all cores are at work."""
+    running, rows, notebooks, waiting = [], {}, 0, list(enumerate(jobs))
+    while waiting or running:
+        while waiting and len(running) < CORES:
+            number, job = waiting.pop(0)
+            running.append((Child(rows_of, Path(folder, f"job-{number}"), *job, amounts), len(job[0])))
+        (ready, *_), _, _ = select.select([child.pipe for child, _ in running], [], [])
+        (one,) = [pair for pair in running if pair[0].pipe == ready]
+        running.remove(one)
+        answer = one[0].end()
+        for row in (Row(**each) for each in answer.get("done") or sys.exit(str(answer))):
+            rows.setdefault(row.what, Row(row.what)).join(row)
+        notebooks += one[1]
+        yield list(rows.values()), notebooks
 
 
-KINDS = ("kills", "steps", "disks", "flips", "data", "processes", "signals")
+KINDS = ("kills", "steps", "disks", "flips", "processes")  # on each notebook
+ONCE = ("others", "signals")
 SMALL = ("dpp_teacher_student", "mnist_prune")
+CORES = os.cpu_count()
 
 
 def main(given):
     parser = argparse.ArgumentParser()
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}")
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS + ONCE)}")
     parser.add_argument("--small", action="store_true", help="some tries of each in seconds")
-    parser.add_argument("--on", nargs="*", default=[], help="these notebooks alone")
     asked = parser.parse_args(given)
     prepare()
-    kinds = asked.kinds or (KINDS[:-1] if asked.small else KINDS)
+    kinds = asked.kinds or (KINDS + ONCE[:1] if asked.small else KINDS + ONCE)
+    names = SMALL if asked.small else tuple(NOTEBOOKS)
+    jobs = [([], [kind]) for kind in ONCE if kind in kinds]
+    jobs += [([name], [kind for kind in KINDS if kind in kinds]) for name in names if set(kinds) & set(KINDS)]
     with tempfile.TemporaryDirectory(dir=SHARED if SHARED.exists() else None) as folder:
-        names = asked.on or (SMALL if asked.small else NOTEBOOKS)
-        campaign = Campaign(folder, names, *((1, 2, 1) if asked.small else (8, 100, 30)))
-        for kind in kinds:
-            getattr(campaign, kind)()
-    rows = campaign.rows.values()
-    text = page(rows, len(names))
+        for rows, count in all_rows(folder, jobs, (1, 2, 1) if asked.small else (4, 12, 30)):
+            text = page(rows, count)
+            if not (asked.kinds or asked.small):
+                disk.put(HERE / "results" / "faults.md", text.encode())
+    print(*(wrong for row in rows for wrong in row.wrong), sep="\n", file=sys.stderr)
     print(text)
-    if not (asked.kinds or asked.on or asked.small):
-        disk.put(HERE / "results" / "faults.md", text.encode())
-    tried, survived, lost, silent = (sum(getattr(r, name) for r in rows) for name in COUNTS)
+    tried, survived, lost, silent = (sum(getattr(row, name) for row in rows) for name in COUNTS)
     print(f"faults: {tried} tried, {survived} survived, {lost} lost, {silent} silent")
     return int(survived < tried)
 

@@ -25,7 +25,7 @@ TIMES = re.compile("seconds|latency")  # in the names of numbers that are measur
 PASSING = ("checkpoint of a descent", "state of a training", "list of a stack")  # files that go when all is done
 DIGITS = {"dataset": "digits", "seed": [1, 2]}
 CONVOLUTIONS = {
-    "dataset": "digits32", "seed": [1, 2], "net": "vgg11_bn", "width": 2, "batch_size": 50, "epochs": 2, "drops": [1],
+    "dataset": "digits32", "seed": [1, 2], "net": "vgg11_bn", "width": 2, "batch_size": 20, "epochs": 2, "drops": [1],
     "augment": False, "rounds": 3,
 }  # fmt: skip
 NOTEBOOKS = {
@@ -35,32 +35,32 @@ NOTEBOOKS = {
     "conv_rate": {"seed": "0..1", "steps": 50},
     "mnist_prune": DIGITS | {"type": ["EWN", "no-WN"], "width": 16, "batch_size": 20, "levels": [-1, -2],
                              "sparsities": [0.0, 0.5]},
-    "cifar_prune": {"dataset": "digits32", "type": ["EWN", "no-WN"], "width": 1, "batch_size": 5, "train_examples": 20,
+    "cifar_prune": {"dataset": "digits32", "type": ["EWN", "no-WN"], "width": 4, "batch_size": 5, "train_examples": 10,
                     "levels": [-1], "sparsities": [0.0, 0.5], "stack": 0},
     "weight_vs_neuron": DIGITS | {"type": ["weight", "small"], "mode": "finetune", "hidden": [20, 10], "epochs": 2,
-                                  "retrain_epochs": 2, "batch_size": 50, "sparsities": [0.0, 0.5]},
-    "sparse_speed": {"dataset": "digits", "type": ["dense", "csr"], "hidden": [20, 10], "epochs": 2, "batch_size": 50,
+                                  "retrain_epochs": 2, "batch_size": 20, "sparsities": [0.0, 0.5]},
+    "sparse_speed": {"dataset": "digits", "type": ["dense", "csr"], "hidden": [20, 10], "epochs": 2, "batch_size": 20,
                      "repeats": 1, "sparsities": [0.5], "batches": [4]},
     "dpp_prune": DIGITS | {"type": ["dpp_node", "magnitude_edge"], "hidden": [8], "keep": [3], "epochs": 3,
-                           "batch_size": 50},
+                           "batch_size": 20},
     "dpp_teacher_student": {"seed": [1, 2], "type": ["dpp_node", "random_edge"], "noise": [0.0], "inputs": 20,
                             "samples": 1000, "examples": 500, "tests": 500, "sets": 2},
     "phew_density": CONVOLUTIONS | {"type": ["dense", "phew"], "densities": [0.3, 0.05]},
     "phew_ablation": CONVOLUTIONS | {"type": ["inverse", "evci_random"], "densities": [0.3]},
     "phew_width": CONVOLUTIONS | {"type": ["synflow", "synflow_l2"], "density": 0.05, "shares": [0.0, 0.5]},
     "train_time_prune": DIGITS | {"type": ["none", "contribution", "small"], "epochs": 4, "initial": 2, "increment": 1,
-                                  "batch_size": 50},
+                                  "batch_size": 20},
     "vae_prune": DIGITS | {"type": ["none", "contribution"], "hidden": [16, 20], "latent": 4, "epochs": 3, "initial": 1,
-                           "increment": 1, "batch_size": 50},
+                           "increment": 1, "batch_size": 20},
 }  # fmt: skip
 
 
-def prepare(train_images=100, test_images=40):
+def prepare(train_images=40, test_images=20):
     """Make the digits few, have state kept after every epoch, and import and find out before what children need."""
     rooms = (path.relative_to(runs.ROOT).with_suffix("").parts for path in (runs.ROOT / "lib").rglob("[a-z]*.py"))
-    for module in ("matplotlib.pyplot", "pandas", *map(".".join, rooms)):
-        if module != "lib.kernels.triton_kernels":
-            importlib.import_module(module)
+    ours = {".".join(room) for room in rooms} - {"lib.kernels.triton_kernels"}
+    for module in ("matplotlib.pyplot", "pandas", "torch._dynamo", *sorted(ours)):
+        importlib.import_module(module)  # torch's optimizers import torch._dynamo, which takes seconds
     counts, digits = (train_images, test_images), sets._digits
     sets._digits = lambda *shape: tuple((x[:n], y[:n]) for (x, y), n in zip(digits(*shape), counts, strict=True))
     for name in ("digits", "digits32"):

@@ -7,10 +7,12 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
+import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "Agg"}  # threads do not live in forks
@@ -66,11 +68,11 @@ class Child:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
         os.write(there, json.dumps(answer).encode())
 
-    def end(self, sent=None):
+    def end(self, sent=None, limit=HANGS):
         """Return {"done": …}, {"error": …, "told": …} or, of one that was killed, {}; sent: a signal to send first."""
         if sent:
             os.kill(self.pid, sent)
-        text, until = b"", time.monotonic() + HANGS
+        text, until = b"", time.monotonic() + limit
         while select.select([self.pipe], [], [], max(0.0, until - time.monotonic()))[0]:
             more = os.read(self.pipe, 2**16)
             text += more
@@ -78,7 +80,7 @@ class Child:
                 break
         else:
             os.kill(self.pid, signal.SIGKILL)
-            text = json.dumps({"error": f"it hung for {HANGS} s", "told": False}).encode()
+            text = json.dumps({"error": f"it hung for {limit} s", "told": False}).encode()
         os.close(self.pipe)
         os.waitpid(self.pid, 0)
         return json.loads(text or "{}")
@@ -164,6 +166,35 @@ class Written:
         return getattr(self.file, name)
 
 
+# ---- the system
+
+
+def mount(folder, options):
+    """Return whether a disk in memory is mounted at a folder: root may."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return shutil.which("mount") and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def flip_bit(path, rng):
+    """Flip one bit of a file; of a link, of a copy in its place."""
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.unlink()
+    path.write_bytes(content)
+
+
+def processes_of(folder):
+    """Return the processes that know a folder from their environment; none where the system does not tell."""
+    return [path for path in Path("/proc").glob("[0-9]*/environ") if mentions(path, folder)]
+
+
+def mentions(path, folder):
+    try:
+        return f"PRUNING_RUNS={folder}".encode() in path.read_bytes().split(b"\0") and int(path.parts[2]) != os.getpid()
+    except OSError:  # it has ended meanwhile, or is somebody else's
+        return False
+
+
 # ---- the table
 
 COUNTS = ("tried", "survived", "lost", "silent")
@@ -179,6 +210,7 @@ class Row:
     lost: int = 0
     silent: int = 0
     apart: float = 0.0
+    wrong: list = field(default_factory=list)
 
     def add(self, lost, silent=(), apart=0.0, of=""):
         """Count one try: `lost` and `silent` say what is wrong."""
@@ -188,8 +220,13 @@ class Row:
         self.lost += bool(lost)
         self.silent += bool(silent)
         self.apart = max(self.apart, apart)
-        for text in (*lost, *silent):
-            print(f"  {self.what}, {of}: {text}", file=sys.stderr, flush=True)
+        self.wrong += [f"{self.what}, {of}: {text}" for text in (*lost, *silent)]
+
+    def join(self, other):
+        """Count the tries of another row too."""
+        for name in (*COUNTS, "wrong"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.apart = max(self.apart, other.apart)
 
 
 HEAD = """# Faults
