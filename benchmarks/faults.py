@@ -169,7 +169,8 @@ class Campaign:
         folder = self.fresh()
         plain.save(plain.nn.Sequential(plain.nn.Linear(5, 4), plain.nn.ReLU(), plain.nn.Linear(4, 3)), folder)
         self.flip("network as plain modules", folder, load_plain, [folder / plain.FILE])
-        for name, pattern in (("mnist", "MNIST/raw/*.gz"), ("mnist", "MNIST/raw/*-ubyte"), ("cifar10", "cifar-10*/*")):
+        places = (("mnist", "MNIST/raw/*.gz"), ("mnist", "MNIST/raw/*-ubyte"), ("cifar10", "cifar-10*/*"))
+        for name, pattern in places if self.bits > 1 else ():  # reading them takes seconds
             source = self.fresh()
             for path in sorted(sets._folder().glob(pattern.replace("-ubyte", ".gz"))):
                 place = source / path.relative_to(sets._folder())
