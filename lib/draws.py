@@ -35,3 +35,13 @@ def generator(seed: int, purpose: str, *position: int) -> np.random.Generator:
 def permutation(seed: int, purpose: str, position: int, size: int) -> np.ndarray:
     """Return the `(size,)` int64 order in which run `seed` sees its examples in one pass."""
     return generator(seed, purpose, position).permutation(size)
+
+
+def uniform(stream: np.random.Generator, shape: tuple) -> np.ndarray:
+    """Return float64 numbers from [0, 1)."""
+    return stream.random(shape)
+
+
+def uniform32(stream: np.random.Generator, shape: tuple) -> np.ndarray:
+    """Return float32 numbers from [0, 1)."""
+    return stream.random(shape, np.float32)

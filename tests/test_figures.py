@@ -50,8 +50,18 @@ def test_types_are_told_apart_by_more_than_colour():
     looks = [drawing.look(kind) for kind in twins.NORMS]
     for cue in range(4):
         assert len({look[cue] for look in looks}) == len(looks)
-    with pytest.raises(KeyError, match="XWN.*EWN"):
-        drawing.look("XWN")
+
+
+def test_a_type_without_a_look_gets_a_free_one_by_its_name_alone():
+    assert drawing.look("fisher") == ("fisher", "#4477AA", "D", ":")
+    assert drawing.look("wide_first") == ("wide first", "#228833", "P", ":")
+    taken = {look[1:] for look in drawing.LOOKS.values()}
+    assert not {drawing.look(f"kind {k}")[1:] for k in range(99)} & taken
+
+
+def test_known_types_come_first_and_the_others_by_name():
+    assert drawing.ordered(["zeta", "snip", "alpha", "phew", "snip"]) == ["phew", "snip", "alpha", "zeta"]
+    assert drawing.ordered(["a", "small", "none"], ("none", "small")) == ["none", "small", "a"]
 
 
 def test_published_values_stand_behind_ours(axes):

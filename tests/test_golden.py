@@ -18,12 +18,27 @@ import numpy as np
 import pytest
 import torch
 
-from lib import anneal, convnets, draws, images, inits, line_search, masks, nets, runs, scores, sets, store, train
+from lib import (
+    anneal,
+    convnets,
+    drawing,
+    draws,
+    images,
+    inits,
+    line_search,
+    masks,
+    nets,
+    runs,
+    scores,
+    sets,
+    store,
+    train,
+)
 from lib.networks.layers import Dropout
 from lib.pruning.likelihood import moments, unit_moments
 from lib.studies.challenge import modes
 from lib.studies.dpp import arms, committee
-from lib.studies.ewn import toys
+from lib.studies.ewn import criteria, toys
 from lib.studies.importance import study as importance
 from lib.studies.importance import vae_study
 from lib.studies.importance.study import Schedule
@@ -34,6 +49,7 @@ FILE = Path(__file__).with_name("golden.json")
 KINDS, SEEDS = ["EWN", "SWN", "no-WN"], [1, 2]
 DIGITS, COLOUR = sets.load("digits", train_examples=120), sets.load("digits32", train_examples=60, statistics="phew")
 CASES, TOLERANCE = {}, {}
+INITIAL = [kind for kind in [*initial.types(), *initial.ABLATIONS] if kind in drawing.LOOKS]
 
 
 def golden(name, tolerance=1e-9, /, **options):
@@ -163,7 +179,7 @@ def initial_lab(**options):
                  examples_per_class=2, **options)  # fmt: skip
 
 
-@golden("at initialisation", kind=[*initial.ARMS, *initial.ABLATIONS])
+@golden("at initialisation", kind=INITIAL)
 def at_initialisation(kind):
     densities = [0.2] if kind == "magnitude_trained" else [0.3, 0.1]
     return {"": torch.stack([kept(start.masks) for start in initial.prune(initial_lab(), kind, densities)])}
@@ -186,11 +202,11 @@ def restarted_and_shuffled():
     return found | {"examples": torch.stack(list(y)), "linear": kept(linear)}
 
 
-@golden("edges and units", kind=[*arms.EDGE_ARMS, *arms.UNIT_ARMS])
+@golden("edges and units", kind=arms.KNOWN)
 def edges_and_units(kind):
     net = mlp((49, 9, 7, 10), activation="sigmoid", output_bias=True)
     x = split(DIGITS)[0][0].view(-1, 28, 28)[:, ::4, ::4].flatten(1)
-    choose, keeps = (arms.edge_masks, [5, 30]) if kind in arms.EDGE_ARMS else (arms.unit_masks, [2, 6])
+    keeps = [5, 30] if arms.of_edges(kind) else [2, 6]
     layer = net.layers[0]
     found = {"dpp_edge": moments(x), "dpp_node": unit_moments(x, layer.weight, layer.bias, torch.sigmoid)}.get(kind)
     likeness = {"beta": "median"} if found else {}
@@ -198,7 +214,7 @@ def edges_and_units(kind):
     return {
         f"{rule} {keep}": kept(mask)
         for rule in rules
-        for keep, mask in choose(kind, net, "layers.0", keeps, SEEDS, found, rule, **likeness).items()
+        for keep, mask in arms.masks_of(kind, net, "layers.0", keeps, SEEDS, found, rule, **likeness).items()
     }
 
 
@@ -218,7 +234,7 @@ class DoubleStudy(importance.Study):
 @golden("while training", real=["digits", "digits32"])
 def while_training(real):
     study = importance_study(DIGITS if real == "digits" else COLOUR, channels=real == "digits32")
-    found = study.run(3, importance.TYPES)
+    found = study.run(3, ["none", "contribution", "worst", "random", "magnitude", "small"])
     masks_of = {kind: torch.cat(list(outcome.kept.values()), 1) for kind, outcome in found.items()}
     return masks_of | {f"{kind} weights": weights(outcome.net) for kind, outcome in found.items()}
 
@@ -306,10 +322,9 @@ def descended():
     """To be compared within float32: the data of a descent are."""
     net = nets.init_(nets.MLP([784, 12, 10], KINDS), [1, 1, 2], "torch_default")
     _, ends = train.descend(net, DIGITS, [1, 1, 2], [-200], batch=16, max_epochs=9)
-    criteria = [scores.norm_criteria({-200: end}, -200) for end in ends]
+    ranked = [criteria.norm_criteria({-200: end}, -200) for end in ends]
     found = {
-        f"units by {name}": torch.cat([kept(masks.top_units(each[name], 0.5)) for each in criteria])
-        for name in criteria[0]
+        f"units by {name}": torch.cat([kept(masks.top_units(each[name], 0.5)) for each in ranked]) for name in ranked[0]
     }
     found |= {"attempts": torch.cat([end.attempt for end in ends]), "loss": torch.cat([end.log_loss for end in ends])}
     found["weights"] = torch.cat([weights(end.net) for end in ends])

@@ -20,7 +20,7 @@ from lib.studies.importance.study import Schedule
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = data.load("digits", statistics="half")
 COLOUR = data.load("digits32", statistics="half")
-ALL = list(importance.TYPES)
+ALL = ["none", "contribution", "worst", "random", "magnitude", "small"]
 PRUNING = ["contribution", "worst", "random", "magnitude"]
 
 
@@ -278,7 +278,7 @@ def test_with_momentum_the_first_epochs_are_trained_with_the_others():
 def test_the_last_batch_alone(monkeypatch):
     seen = []
     of_units = contribution.of_units
-    monkeypatch.setattr(contribution, "of_units", lambda net, x, *a: seen.append(x) or of_units(net, x, *a))
+    monkeypatch.setattr(contribution, "of_units", lambda net, x, **a: seen.append(x) or of_units(net, x, **a))
     here = study(score_examples="last_batch", n=190)
     here.run(3, ["contribution"])
     for x, epoch in zip(seen, (1, 3), strict=True):

@@ -15,7 +15,8 @@ from lib.training.trainer import Trainer
 DIGITS = sets.load("digits32", train_examples=60, statistics="phew")
 RULE = {"lr": 0.05, "batch": 20, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4, "bar": False}
 SEEDS, DENSITIES = [1, 2], [0.3, 0.1]
-UNTRAINED = [kind for kind in initial.ARMS | initial.ABLATIONS if kind not in ("dense", "magnitude_trained")]
+KINDS = [*initial.types(), *initial.ABLATIONS]
+UNTRAINED = [kind for kind in KINDS if kind not in ("dense", "magnitude_trained")]
 
 
 pytestmark = pytest.mark.usefixtures("shared_runs")
@@ -59,11 +60,7 @@ def made():
 def test_every_type_keeps_what_was_asked(made, kind):
     """Walks go on until enough is kept, and may then keep the rest of a walk; all others keep the exact count."""
     total, longest = kept(made[kind][0]).shape[1], 20
-    surplus = (
-        longest * (9 if kind.startswith("kernel") else 1)
-        if (initial.ARMS | initial.ABLATIONS)[kind][0] == "phew"
-        else 0
-    )
+    surplus = longest * (9 if kind.startswith("kernel") else 1) if initial.method_of(kind)[0].name == "phew" else 0
     if kind == "kernel_walk":  # the shortcuts are kept whole
         surplus += 2 * 4 + 4 * 8
     for density, start in zip(DENSITIES, made[kind], strict=True):
@@ -292,11 +289,11 @@ def test_a_record_names_its_axes():
 
 
 def test_published_names_are_told_what_they_are_called_here():
-    check = initial.only(initial.ARMS)
+    check = initial.only(initial.types())
     assert "'inverse' of phew_ablation" in check(["Inverse_PHEW"])
     assert "'phew_res' of phew_density" in check(["phew", "PHEW_Res"])
     assert "'synflow_l2' of phew_width" in check(["SynFlowL2_Width"])
-    assert "'synflow_l2'" in check(["synflow_l"]) and check(list(initial.ARMS)) is None
+    assert "'synflow_l2'" in check(["synflow_l"]) and check(initial.types()) is None
     assert "does nothing" in check(["IMAG"])
 
 

@@ -4,12 +4,12 @@ import inspect
 
 import pytest
 
-from lib import inits, phew, scores
+from lib import inits, phew
 from lib.studies.phew import initial, names
 
 WALKS = set(inspect.signature(phew.Walks).parameters)
 NOTEBOOKS = {
-    "phew_density": initial.ARMS, "phew_ablation": initial.ABLATIONS, "phew_width": ("synflow", "synflow_l2")
+    "phew_density": initial.types(), "phew_ablation": initial.ABLATIONS, "phew_width": ("synflow", "synflow_l2")
 }  # fmt: skip
 
 
@@ -29,12 +29,10 @@ def test_names_without_an_experiment_and_unknown_ones():
     assert names.meaning("kernelPHEW") == ""
 
 
-@pytest.mark.parametrize("kind", initial.ARMS | initial.ABLATIONS)
+@pytest.mark.parametrize("kind", [*initial.VARIANTS, *initial.ABLATIONS])
 def test_every_keyword_of_a_type_exists(kind):
-    method, keywords = (initial.ARMS | initial.ABLATIONS)[kind]
-    assert method in {*scores.WEIGHT_SCORES, "dense", "phew", "magnitude_trained"}
-    own = {key for key in keywords if key not in ("nested", "init", "reinit", "shuffle")}
-    known = WALKS if method == "phew" else inspect.signature(scores.WEIGHT_SCORES.get(method, scores.random)).parameters
-    assert own <= set(known)
+    method, keywords = initial.method_of(kind)
+    own = set(keywords) - {"nested", "init", "reinit", "shuffle"}
+    assert own <= (WALKS if method.name == "phew" else set(inspect.signature(method.function).parameters))
     assert keywords.get("init", "phew") in inits.SCHEMES
     assert keywords.get("reinit", "phew") in {*inits.SCHEMES, *inits.SPARSE}

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from lib import anneal, contribution, likelihood, nets, path_kernel, reweight, scores, sets
+from lib import anneal, contribution, likelihood, methods, nets, path_kernel, reweight, scores, sets
 from lib.pruning.masks import top, top_units
 from lib.studies.challenge import modes
-from lib.studies.dpp import committee, committee_study
+from lib.studies.dpp import arms, committee, committee_study
 from lib.studies.dpp import study as dpp_study
-from lib.studies.importance import study as importance
 from lib.studies.importance import vae, vae_study
 from lib.training.evaluate import evaluate_alone
 
@@ -56,7 +55,7 @@ def students():
 
 def score(kind):
     def make(net, seeds):
-        return scores.WEIGHT_SCORES[kind](net, IMAGES if hasattr(net, "image") else X, Y, seeds)
+        return methods.get(kind).function(net, IMAGES if hasattr(net, "image") else X, Y, seeds)
 
     return make
 
@@ -64,13 +63,13 @@ def score(kind):
 def own_examples(kind):
     def make(net, seeds):
         at = [SEEDS.index(seed) for seed in seeds]
-        return scores.WEIGHT_SCORES[kind](net, [OWN[at]], [Y[None, :101].expand(len(at), -1)], seeds)
+        return methods.get(kind).function(net, [OWN[at]], [Y[None, :101].expand(len(at), -1)], seeds)
 
     return make
 
 
 def annealed(kind):
-    return lambda net, seeds: anneal.anneal(scores.WEIGHT_SCORES[kind], net, 0.05, 5, seeds=seeds)
+    return lambda net, seeds: anneal.anneal(methods.get(kind).function, net, 0.05, 5, seeds=seeds)
 
 
 def of_units(**options):
@@ -80,7 +79,7 @@ def of_units(**options):
 def of_autoencoder(preactivation):
     def make(net, seeds):
         drawn = vae_study.noise(seeds, "latent of the score", 1, len(X), net.latent)
-        return vae.contributions(net, DIGITS.train_x[: len(X)].flatten(1), drawn, preactivation)
+        return net.contributions(DIGITS.train_x[: len(X)].flatten(1), drawn, preactivation)
 
     return make
 
@@ -143,8 +142,7 @@ def challenged(kind, scope):
 
 def ranked(kind):
     def make(net, seeds):
-        study = importance.Study((X, Y), (X, Y), (1, 14, 14), 10, {"name": "x"}, (50, 29), importance.Schedule())
-        return study.scores(study.trainer(net, [seeds[0]] * len(seeds)), [kind] * len(seeds), 0)
+        return methods.score(net, kind, X, Y, seeds, of="units")
 
     return make
 
@@ -164,22 +162,22 @@ def measured(net, seeds):
 
 MADE = {
     **{f"{kind} of {net.__name__}": (net, score(kind))
-       for kind in scores.WEIGHT_SCORES for net in (sigmoid, convolutions)},
+       for kind in methods.names() if kind != "phew" for net in (sigmoid, convolutions)},
     **{f"{kind}, own examples": (relu, own_examples(kind)) for kind in ("snip", "grasp")},
     **{f"annealed {kind}": (net, annealed(kind)) for kind in ("synflow", "synflow_l2") for net in (relu, convolutions)},
     **{f"contribution, {on}": (relu, of_units(on=on)) for on in contribution.ON},
     "largest contribution": (relu, of_units(average=0.5, maximum=0.5)),
     **{f"autoencoder, {before}": (autoencoder, of_autoencoder(before)) for before in (False, True)},
-    **{kind: (sigmoid, dpp(kind)) for kind in dpp_study.TYPES},
-    **{f"{kind}, twenty units": (lambda: sigmoid((20,)), set_drawn(kind)) for kind in dpp_study.TYPES},
-    **{f"{kind}, two layers": (lambda: sigmoid((23, 19)), set_drawn(kind)) for kind in dpp_study.TYPES},
+    **{kind: (sigmoid, dpp(kind)) for kind in arms.KNOWN},
+    **{f"{kind}, twenty units": (lambda: sigmoid((20,)), set_drawn(kind)) for kind in arms.KNOWN},
+    **{f"{kind}, two layers": (lambda: sigmoid((23, 19)), set_drawn(kind)) for kind in arms.KNOWN},
     "dpp_node of preactivations": (sigmoid, dpp("dpp_node", "preactivation")),
-    **{f"students, {kind}": (students, student_errors(kind)) for kind in dpp_study.TYPES},
+    **{f"students, {kind}": (students, student_errors(kind)) for kind in arms.KNOWN},
     "order of students' units": (students, order_of_units),
     "refit": (sigmoid, refitted),
     **{f"challenge, {kind} {scope}": (relu, challenged(kind, scope))
        for kind in modes.KINDS for scope in ("layer", "global")},
-    **{f"while training, {kind}": (relu, ranked(kind)) for kind in ("contribution", "worst", "magnitude")},
+    **{f"while training, {kind}": (relu, ranked(kind)) for kind in methods.names("units")},
     "norms": (relu, by_norm),
     "norms of filters": (convolutions, by_norm),
     "accuracy": (sigmoid, measured),

@@ -8,9 +8,10 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from lib import convnets, nets, scores
+from lib import convnets, methods, nets, scores
 
 X, Y = torch.randn(12, 3 * 8 * 8, generator=torch.Generator().manual_seed(1)).double(), torch.arange(12) % 4
+SCORES = {name: methods.get(name).function for name in methods.names() if not methods.get(name).draws}
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
 
@@ -107,13 +108,13 @@ def test_over_all_is_not_over_weights():
     assert not torch.allclose(a, b, rtol=1e-3)
 
 
-DATA = dict.fromkeys(scores.WEIGHT_SCORES) | {"snip": (X, Y), "grasp": (X, Y)}
+DATA = {name: (X, Y) if methods.get(name).needs == "examples" else None for name in SCORES}
 
 
-@pytest.mark.parametrize("kind", scores.WEIGHT_SCORES)
+@pytest.mark.parametrize("kind", SCORES)
 def test_every_weight_has_a_score(kind):
     net, (x, y) = conv(3), DATA[kind] or (None, None)
-    found = scores.WEIGHT_SCORES[kind](net, x, y, [5, 6, 7])
+    found = SCORES[kind](net, x, y, [5, 6, 7])
     assert list(found) == list(nets.weights(net))
     for name, weight in nets.weights(net).items():
         assert found[name].shape == weight.shape and not found[name].requires_grad
@@ -129,14 +130,14 @@ def test_runs_may_have_examples_of_their_own():
 
 
 @pytest.mark.parametrize("name, side", [("resnet20", 8), ("vgg11_bn", 64)])
-@pytest.mark.parametrize("kind", scores.WEIGHT_SCORES)
+@pytest.mark.parametrize("kind", SCORES)
 def test_scoring_leaves_no_trace(kind, name, side):
     net = conv(1, name, side, 1).train()
     net.get_submodule("output").eval()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     x = torch.randn(4, 3 * side * side, dtype=torch.float64)
     with torch.no_grad():
-        scores.WEIGHT_SCORES[kind](net, x, Y[:4], [0])
+        SCORES[kind](net, x, Y[:4], [0])
     assert net.training and all(torch.equal(before[key], value) for key, value in net.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
 
@@ -281,7 +282,7 @@ def test_what_does_not_fit_is_an_error():
     with pytest.raises(ValueError, match="1 seeds for a stack of 2"):
         scores.random(net, None, None, [0])
     ewn = nets.init_(nets.MLP([6, 5, 3], ["EWN"]), [0])
-    for kind in scores.WEIGHT_SCORES.values():
+    for kind in SCORES.values():
         with pytest.raises(ValueError, match="fold"):
             kind(ewn, X[:, :6].float(), Y % 3, [0])
 

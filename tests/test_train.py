@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
-from lib import descent, draws, nets, scores, train, twins
+from lib import descent, draws, nets, train, twins
 from lib import sets as data
 from lib.errors import RecordError
+from lib.studies.ewn import criteria
 
 TYPES = ["EWN", "SWN", "no-WN"]
 
@@ -224,8 +225,8 @@ def test_a_run_that_does_not_get_there_is_missing_its_level(digits):
 
 def test_stale_norms_are_one_epoch_older(digits):
     reached, ends = train.descend(stack(["EWN"], [1]), digits, [1], [-50], batch=16, max_epochs=1)
-    (layer,) = scores.norm_criteria({-50: ends[0]}, -50)["norm"]
-    stale, now = (scores.norm_criteria({-50: ends[0]}, -50, stale=s) for s in (True, False))
+    (layer,) = criteria.norm_criteria({-50: ends[0]}, -50)["norm"]
+    stale, now = (criteria.norm_criteria({-50: ends[0]}, -50, stale=s) for s in (True, False))
     assert torch.equal(stale["norm"][layer], ends[0].norms_start[layer])
     assert torch.equal(now["norm"][layer], nets.unit_norms(ends[0].net)[layer])
     assert not stale["since_init"][layer].any()
@@ -233,8 +234,8 @@ def test_stale_norms_are_one_epoch_older(digits):
 
 def test_growth_is_counted_from_every_earlier_level(digits):
     reached, _ = train.descend(stack(["SWN"], [1]), digits, [1], [-1, -2, -3], batch=16)
-    assert list(scores.norm_criteria(reached[0], -1)) == ["norm", "since_init"]
-    last = scores.norm_criteria(reached[0], -3)
+    assert list(criteria.norm_criteria(reached[0], -1)) == ["norm", "since_init"]
+    last = criteria.norm_criteria(reached[0], -3)
     assert list(last) == ["norm", "since_init", "since_-1", "since_-2"]
     now, then = (nets.unit_norms(reached[0][level].net)["layers.0"] for level in (-3, -1))
     assert torch.equal(last["since_-1"]["layers.0"], now - then)

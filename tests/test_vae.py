@@ -166,7 +166,7 @@ def test_contributions_are_those_of_the_values_that_the_next_layer_reads(preacti
     net, noise = stack(), draw(count=40)
     net.float()
     x = images(40)
-    found = vae.contributions(net, x, noise.float(), preactivation)
+    found = net.contributions(x, noise.float(), preactivation)
     assert list(found) == ["encoder.0", "encoder.1", "decoder.0", "decoder.1"]
     for run in range(2):
         encode, _ = literal(net.double(), run)
@@ -189,7 +189,7 @@ def test_contributions_are_those_of_the_values_that_the_next_layer_reads(preacti
 
 def test_contributions_do_not_depend_on_the_chunks(monkeypatch):
     net, x, noise = stack().float(), images(23), draw(count=23).float()
-    whole = vae.contributions(net, x, noise)
+    whole = net.contributions(x, noise)
     monkeypatch.setattr(vae, "CHUNK", 5)
-    for layer, scores in vae.contributions(net, x, noise).items():
+    for layer, scores in net.contributions(x, noise).items():
         torch.testing.assert_close(scores, whole[layer], rtol=1e-5, atol=1e-6)

@@ -5,6 +5,8 @@ seed is a thin line, the mean a thick one; with more, the mean and a 95 % band, 
 bootstrap from there on. Published values are faint markers.
 """
 
+import hashlib
+import itertools
 import os
 from pathlib import Path
 
@@ -69,6 +71,9 @@ LOOKS = {  # type -> (label, colour, marker, dashes)
 }
 
 
+MARKERS, DASHES = "os^vDPXd<>h*p8", ("-", "--", ":", "-.")  # of types that have no look of their own
+
+
 def style():
     """Set the repository's look for all figures of this kernel: 7 pt, thin frames, no top and right spines."""
     mpl.rcParams.update(
@@ -114,10 +119,22 @@ def _has_data(axes):
 
 
 def look(kind):
-    """Return (label, colour, marker, dashes) of a type; the same in every figure of the repository."""
-    if kind not in LOOKS:
-        raise KeyError(f"no look is set for the type {kind!r}; LOOKS in lib/figures/drawing.py has {list(LOOKS)}")
-    return LOOKS[kind]
+    """Return (label, colour, marker, dashes) of a type; the same in every figure of the repository.
+
+    A type that is not in `LOOKS` gets a look that no type there has, by its name alone, whatever else is drawn.
+    """
+    if kind in LOOKS:
+        return LOOKS[kind]
+    taken = {tuple(own) for _, *own in LOOKS.values()}
+    free = [own for own in itertools.product(COLOURS[:-1], MARKERS, DASHES) if own not in taken]
+    number = int.from_bytes(hashlib.blake2b(kind.encode(), digest_size=8).digest())
+    return kind.replace("_", " "), *free[number % len(free)]
+
+
+def ordered(kinds, known=LOOKS):
+    """Return the different types in `kinds`, the known ones first and in their order, then the others by name."""
+    found = set(kinds)
+    return [kind for kind in known if kind in found] + sorted(found - set(known))
 
 
 def interval(values, seed=0):

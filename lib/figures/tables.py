@@ -117,4 +117,4 @@ def sweeps(experiment, **where):
         best = found.get(record.type)
         if best is None or len(record.axes.get("seed", ())) > len(best.axes.get("seed", ())):
             found[record.type] = record
-    return {kind: found[kind] for kind in drawing.LOOKS if kind in found}
+    return {kind: found[kind] for kind in drawing.ordered(found)}

@@ -17,6 +17,7 @@ from torch.nn.functional import unfold
 
 from lib.networks import nets
 from lib.networks.layers import Conv2d
+from lib.pruning.methods import method
 
 ON = ("activation", "preactivation")
 CHUNK = 1000  # examples of one run at once: the products stay in the cache of a CPU
@@ -90,6 +91,18 @@ def _scaled(size):
 
 
 # ---- all units of a network
+
+
+@method("contribution", of="units", needs="examples")
+def contributing(net, x, y, seeds, **options):
+    """Return the contribution scores of hidden units, `{layer: (R, O)}`; of no chain, what the network itself says."""
+    return net.contributions(x, **options) if hasattr(net, "contributions") else of_units(net, x, **options)
+
+
+@method("worst", of="units", needs="examples")
+def worst(net, x, y, seeds, **options):
+    """Return the contribution scores with the other sign: what contributes most goes first."""
+    return {layer: -score for layer, score in contributing(net, x, y, seeds, **options).items()}
 
 
 def prunable(net, channels=False):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from lib.networks import nets
-from lib.pruning import masks
+from lib.pruning import masks, methods
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -68,7 +68,7 @@ class RemaskedWeights(Remasked):
 
     def masks(self):
         """Return the masks of this moment, `{weight: bool (R, O, *F)}`."""
-        return masks.top({name: w.detach().abs() for name, w in self._weights().items()}, self.density, self.scope)
+        return methods.prune(self.net, "magnitude", self.density, layers=self.names, scope=self.scope)
 
     def _tensors(self):
         kept = self.masks()
@@ -85,8 +85,7 @@ class RemaskedUnits(Remasked):
 
     def units(self):
         """Return the units kept at this moment, `{layer: bool (R, O)}`."""
-        norms = nets.unit_norms(self.net)
-        return masks.top({name: norms[name] for name in self.names}, self.density, self.scope)
+        return methods.prune(self.net, "magnitude", self.density, of="units", layers=self.names, scope=self.scope)
 
     def masks(self):
         """Return the masks of this moment, `{parameter: bool (R, O, I)}`."""

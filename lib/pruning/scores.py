@@ -1,11 +1,9 @@
-"""Scores: one number per unit or weight, larger = kept. A score is made here, a mask in `masks`.
+"""Scores of weights: one number per weight, larger = kept. A score is made here, a mask in `masks`: see `methods`.
 
-The scores of weights have one signature, `(net, x, y, seeds) -> {name: (R, O, *F)}` over `nets.weights(net)`: x
-`(N, I)`, or `(R, N, I)` of each run's own, with labels y `(N,)` or `(R, N)`, or two lists of such batches, whose
-gradients are summed; seeds, one per run. A score takes what it needs of these; None will do for the others. The
-network must be folded, and is left as it was, gradients, running statistics and mode included. Scores made of
-gradients are made of one run after the other, so that no mask depends on a neighbour's rounding. Of three ResNet20 on
-one CPU thread SNIP takes 1.4 s and GraSP 5 s, as in one pass; a round of SynFlow 0.07 s, where one pass took 0.03 s.
+Gradients of several batches are summed. The network must be folded, and is left as it was, gradients, running
+statistics and mode included. Scores made of gradients are made of one run after the other, so that no mask depends on a
+neighbour's rounding. Of three ResNet20 on one CPU thread SNIP takes 1.4 s and GraSP 5 s, as in one pass; a round of
+SynFlow 0.07 s, where one pass took 0.03 s.
 """
 
 import math
@@ -21,67 +19,36 @@ from torch.nn.functional import cross_entropy
 from lib import draws
 from lib.kernels import curvature
 from lib.networks import nets
+from lib.pruning.methods import method
+from lib.pruning.modules import assert_flows
 
 
-def norm_criteria(reached, level, stale=False, as_text=False):
-    """Return the EWN study's criteria at a level, `{criterion: {hidden layer: (R, O)}}`.
-
-    "norm" is the norm of a unit's effective weights; "since_init" and "since_<level>" how much it has grown
-    since then, with its sign: units that shrank go first. `reached` maps levels to `descent.Descent` of the
-    same runs. `stale=True` reads norms one epoch older than the weights, as the study did
-    (arXiv 2010.12909). `as_text=True` gives the units the order that their printed norms have as texts.
-    """
-    now = _norms(reached[level], stale)
-    earlier = {"init": reached[level].norms_start}
-    earlier |= {f"{other:g}": _norms(found, stale) for other, found in reached.items() if other > level}
-    criteria = {"norm": now}
-    criteria |= {f"since_{k}": {layer: now[layer] - then[layer] for layer in now} for k, then in earlier.items()}
-    return {k: text_ranks(scores) for k, scores in criteria.items()} if as_text else criteria
-
-
-def text_ranks(scores):
-    """Return for every unit its place, from 0, among the scores of its layer sorted as texts, `{layer: (R, O)}`.
-
-    The EWN study read the printed norms of its CIFAR networks back as texts and sorted those. A minus sign comes
-    before all digits, so whatever shrank still goes first, but what shrank least before the others; and a number
-    in e-notation goes by its mantissa, so 9.9e-05 outranks 0.9.
-    """
-    return {layer: torch.stack([_text_ranks(row) for row in score]) for layer, score in scores.items()}
-
-
-def _text_ranks(score):
-    if not torch.isfinite(score).all():
-        raise ValueError("a score is NaN or infinite: no order exists; look at the network that it came from")
-    texts = [str(number) for number in score.cpu().numpy().astype(np.float32)]
-    # The place of each in the sorted order is the inverse of the permutation that sorts.
-    return torch.from_numpy(np.argsort(np.argsort(texts, kind="stable"))).to(score)
-
-
-def _norms(descent, stale):
-    """Return the norms of the hidden units; the output units are never pruned."""
-    norms = descent.norms_before if stale else nets.unit_norms(descent.net)
-    return {layer: norms[layer] for layer in list(norms)[:-1]}
-
-
+@method("magnitude")
 def magnitude(net, x, y, seeds):
     """Return the absolute value of every weight, `{name: (R, O, *F)}`."""
     return {name: weight.abs() for name, weight in _plain(net).items()}
 
 
-def random(net, x, y, seeds):
-    """Return numbers in [0, 1), drawn for every weight from its run's seed, `{name: (R, O, *F)}`."""
+@method("random")
+def random(net, x, y, seeds, keys=None, draw=draws.uniform32):
+    """Return numbers drawn for every weight from its run's seed, `{name: (R, O, *F)}`; keys, draw: see `drawn`."""
     weights = _plain(net)
-    if len(seeds) != nets.runs(net):
-        raise ValueError(f"{len(seeds)} seeds for a stack of {nets.runs(net)} runs; one per run is needed")
-    return {
-        name: torch.stack([_uniform(seed, position, weight[0]) for seed in seeds])
-        for position, (name, weight) in enumerate(weights.items())
-    }
+    return drawn(weights, seeds, keys or {name: ("random_score", k) for k, name in enumerate(weights)}, draw)
 
 
-def _uniform(seed, position, weight):
-    drawn = draws.generator(seed, "random_score", position).random(weight.shape, np.float32)
-    return torch.from_numpy(drawn).to(weight.device)
+def drawn(like, seeds, keys, draw):
+    """Return numbers drawn for every entry of tensors `{name: (R, ...)}` of which `keys` has the name.
+
+    keys: `{name: (purpose, *position)}` of each draw, see `draws.generator`; draw: `(generator, shape)` to numbers.
+    """
+    count = len(next(iter(like.values())))
+    if seeds is None or len(seeds) != count:
+        given = 0 if seeds is None else len(seeds)
+        raise ValueError(f"{given} seeds for a stack of {count} runs; one per run is needed")
+    shapes = {name: tuple(like[name].shape[1:]) for name in keys}
+    found = {name: np.stack([draw(draws.generator(seed, *keys[name]), shape) for seed in seeds])
+             for name, shape in shapes.items()}  # fmt: skip
+    return {name: torch.from_numpy(numbers).to(like[name].device) for name, numbers in found.items()}
 
 
 def _run_by_run(score):
@@ -95,20 +62,28 @@ def _run_by_run(score):
     return made
 
 
+@method("snip", needs="examples")
 @_run_by_run
 def snip(net, x, y, seeds, training=True):
     """Return |w · dL/dw| of every weight, `{name: (R, O, *F)}`: SNIP (Lee, Ajanthan & Torr, arXiv 1810.02340).
 
     L is the mean cross-entropy of a batch, summed over batches. training: in `train()` mode, else in `eval()` mode.
     """
+    found, weights = slopes(net, x, y, training), nets.weights(net)
+    return {name: (slope * weights[name].detach()).abs() for name, slope in found.items()}
+
+
+def slopes(net, x, y, training=True):
+    """Return dL/dw of every weight, `{name: (R, O, *F)}`, as of `snip`; the network is left as it was."""
     weights, total = _plain(net), None
     with _mode(net, training):
         tensors = _buffers(net)
         for batch in _batches(x, y):
             total = _added(total, _slopes(net, weights, tensors, batch))
-    return {name: (slope * w.detach()).abs() for (name, w), slope in zip(weights.items(), total, strict=True)}
+    return dict(zip(weights, total, strict=True))
 
 
+@method("grasp", needs="examples")
 @_run_by_run
 @torch.enable_grad()
 def grasp(net, x, y, seeds, temperature=200.0, over="weights", training=True):
@@ -135,6 +110,7 @@ def grasp(net, x, y, seeds, temperature=200.0, over="weights", training=True):
     return {name: w.detach() * hg for (name, w), hg in zip(weights.items(), turned, strict=True)}
 
 
+@method("synflow", rounds=100)
 @_run_by_run
 def synflow(net, x, y, seeds):
     """Return |w| · dR/d|w| of every weight, `{name: (R, O, *F)}`: SynFlow (Tanaka et al., arXiv 2006.05467).
@@ -146,6 +122,7 @@ def synflow(net, x, y, seeds):
     return {name: slope.mul_(found.weights[name]) for name, slope in found.slopes.items()}
 
 
+@method("synflow_l2", rounds=100)
 @_run_by_run
 def synflow_l2(net, x, y, seeds, power=2):
     """Return |w|^power · dR/d(w²) of every weight, `{name: (R, O, *F)}`: SynFlow-L2 (arXiv 2010.11354).
@@ -157,15 +134,6 @@ def synflow_l2(net, x, y, seeds, power=2):
     return {name: slope.mul_(found.weights[name].pow(power / 2)) for name, slope in found.slopes.items()}
 
 
-# The scores of weights, by the type that notebooks call them.
-WEIGHT_SCORES = {
-    "magnitude_init": magnitude,
-    "random": random,
-    "snip": snip,
-    "grasp": grasp,
-    "synflow": synflow,
-    "synflow_l2": synflow_l2,
-}
 # The sum of logits between which float32 holds all that lies behind it, gradients and single paths included.
 SAFE = 1e-15, 1e30
 
@@ -187,6 +155,7 @@ def flow(net, power=1, dtype=None):
     computation; None is the network's own or, where R leaves the range that float32 is safe in, float64: deep
     networks grow R beyond 1e38, and sparse ones under 1e-38.
     """
+    assert_flows(net)
     plain, own = _plain(net), next(net.parameters()).dtype
     kind = dtype or own
     weights = {name: _powered(w.to(kind), power).requires_grad_() for name, w in plain.items()}

@@ -55,7 +55,7 @@ def keeps(kind, inputs, units, keep=0):
     if keep not in (0, [0]):
         return list(keep)
     found = [arms.budget((inputs, units, 1), units=k, rounding="half_up") for k in range(1, units)]
-    return [budget.edges if kind in arms.EDGE_ARMS else budget.units for budget in found]
+    return [budget.edges if arms.of_edges(kind) else budget.units for budget in found]
 
 
 def complaint(p):

@@ -32,14 +32,13 @@ def errors(axes, rows, facts):
 
     rows: type, seed, kept, left, error; facts: type, kept, error, drawn where the rows have that type and number.
     """
-    for kind in drawing.LOOKS:
+    for kind in drawing.ordered(rows["type"]):
         mine = rows[rows["type"] == kind]
-        if len(mine):
-            drawing.spread(axes, mine, "left", "error", kind, marker=drawing.look(kind)[2], markersize=2)
-            places = mine.groupby("kept", as_index=False)["left"].first()
-            told = facts[facts["type"] == kind].merge(places, on="kept")
-            beside = np.ptp(rows["left"]) / 60  # a little to the right, or a value like ours would hide
-            drawing.published(axes, told["left"] + beside, told["error"], kind)
+        drawing.spread(axes, mine, "left", "error", kind, marker=drawing.look(kind)[2], markersize=2)
+        places = mine.groupby("kept", as_index=False)["left"].first()
+        told = facts[facts["type"] == kind].merge(places, on="kept")
+        beside = np.ptp(rows["left"]) / 60  # a little to the right, or a value like ours would hide
+        drawing.published(axes, told["left"] + beside, told["error"], kind)
     log_ticks(axes)
 
 
@@ -109,14 +108,13 @@ def students(axes, rows, facts):
 
     rows: type, seed, budget, error, simulated, by set; facts: type, budget, error.
     """
-    for kind in drawing.LOOKS:
+    for kind in drawing.ordered(rows["type"]):
         mine = rows[rows["type"] == kind].groupby(["seed", "budget"], as_index=False)[["error", "simulated"]].mean()
-        if len(mine):
-            drawing.spread(axes, mine, "budget", "error", kind)
-            seen = mine.groupby("budget")["simulated"].mean()
-            axes.plot(seen.index, seen, drawing.look(kind)[2], color=drawing.look(kind)[1], markersize=2)
-            told = facts[facts["type"] == kind]
-            drawing.published(axes, told["budget"] + 0.12, told["error"], kind)
+        drawing.spread(axes, mine, "budget", "error", kind)
+        seen = mine.groupby("budget")["simulated"].mean()
+        axes.plot(seen.index, seen, drawing.look(kind)[2], color=drawing.look(kind)[1], markersize=2)
+        told = facts[facts["type"] == kind]
+        drawing.published(axes, told["budget"] + 0.12, told["error"], kind)
     axes.set_xticks(sorted(rows["budget"].unique()))
     log_ticks(axes)
 

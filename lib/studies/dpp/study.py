@@ -20,8 +20,6 @@ from lib.training.evaluate import evaluate_alone
 from lib.training.trainer import Trainer
 
 LAYER = "layers.0"
-TYPES = ("dpp_node", "dpp_edge", "random_node", "random_edge", "outgoing_l1_node", "magnitude_edge")
-WEIGHTING = ("raw", "reweighted")
 BETAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # at which the likelihood matrices are looked at
 LEVELS = (0.01, 0.5, 0.99)  # the quantiles of their entries
 SEEN_UNITS = 5  # whose edges stand for those of all units, where every unit has a matrix of its own
@@ -111,7 +109,7 @@ def budgets(kind, widths, shallow=True, keep=0):
         found = [arms.budget(widths, units=round(widths[1] * tenths / 10)) for tenths in range(1, 9)]
     else:
         found = [arms.budget(widths, density=tenths / 10) for tenths in range(1, 10)]
-    return [budget.edges if kind in arms.EDGE_ARMS else budget.units for budget in found]
+    return [budget.edges if arms.of_edges(kind) else budget.units for budget in found]
 
 
 def complaint(p):
@@ -127,7 +125,7 @@ def keep_complaint(p, widths, of_study):
     widths: as of `shape`; of_study: type -> the budgets that 0 stands for, which few units do not have.
     """
     for kind in p["type"]:
-        most = widths[0] if kind in arms.EDGE_ARMS else widths[1]
+        most = widths[0] if arms.of_edges(kind) else widths[1]
         try:
             found = p["keep"] if p["keep"] != [0] else of_study(kind)
         except ValueError as error:
@@ -188,16 +186,15 @@ def items(net, x, on="activation", as_published=False):
 def pruned(kind, net, keep, seeds, found, options=None, intercept=True, as_published=False, refit=True):
     """Yield (masks, raw, reweighted) for every number in the list `keep`: masks and stacks, pruned by one arm.
 
-    options: keywords of `arms.edge_masks` or `arms.unit_masks`; found: the `Items`; seeds: one per run. intercept: see
+    options: keywords of `arms.masks_of`; found: the `Items`; seeds: one per run. intercept: see
     `reweight`; as_published: units are not removed but keep speaking through their biases. Without `refit` there is
     no last stack.
     """
-    choose = arms.edge_masks if kind in arms.EDGE_ARMS else arms.unit_masks
-    drawn_from = {"dpp_edge": found.inputs, "dpp_node": found.units}.get(kind)
+    drawn_from = found.inputs if arms.of_edges(kind) else found.units
     act, everyone = nets.ACTIVATIONS[net.activation], list(range(nets.runs(net)))
-    for mask in choose(kind, net, LAYER, keep, seeds, drawn_from, **(options or {})).values():
+    for mask in arms.masks_of(kind, net, LAYER, keep, seeds, drawn_from, **(options or {})).values():
         raw, again = nets.take(net, everyone), nets.take(net, everyone) if refit else None
-        if kind in arms.EDGE_ARMS:
+        if arms.of_edges(kind):
             masks.apply_(raw, mask)
             again = again and reweight.edges_(again, mask, found.inputs, intercept)
         else:
@@ -235,7 +232,7 @@ def weights_left(net, kept):
 
 def matrices(kind, net, found, beta=YARDSTICK):
     """Return likelihood matrices (R, M, N, N): those of the edges into the first units, or the one of the units."""
-    if kind in arms.EDGE_ARMS:
+    if arms.of_edges(kind):
         weight = nets.layers(net)[LAYER].weight.detach()
         return torch.stack([likelihood.Edges(found.inputs, own, beta)[:SEEN_UNITS] for own in weight])
     return likelihood.likelihood(found.units.gram, found.units.examples, beta)[:, None]

@@ -8,8 +8,8 @@ import pandas as pd
 from lib.figures import drawing, tables
 from lib.records import runs
 
-PRUNED = ("contribution", "magnitude", "random", "worst")
-ORDER = ("none", *PRUNED, "small")  # of the types in legends and tables
+CONTROLS = ("none", "small")  # types that no method prunes
+ORDER = ("none", "contribution", "magnitude", "random", "worst", "small")  # of the known types in legends and tables
 TOOTH = 0.01  # epochs between what a pruning meets and what it leaves
 
 
@@ -34,7 +34,7 @@ def groups(experiment, datasets, by):
 
 
 def _place(record):
-    return ORDER.index(record.type), record.seed
+    return ORDER.index(record.type) if record.type in ORDER else len(ORDER), record.type, record.seed
 
 
 def _rounds(records):
@@ -89,12 +89,15 @@ def rounds(records):
 ARRAYS = ("prune_epoch", "widths", "start_widths", "after_prune_accuracy", "train_accuracy", "test_accuracy")
 
 
+def pruned(kinds):
+    """Return the different types in `kinds` that a method prunes, known ones first."""
+    return [kind for kind in drawing.ordered(kinds, ORDER) if kind not in CONTROLS]
+
+
 def training(axes, frame, events):
     """Draw the accuracy of every type by epoch, from rows of `curves`, and a tick at each of the epochs `events`."""
-    for kind in ORDER:
-        mine = frame[frame["type"] == kind]
-        if len(mine):
-            drawing.spread(axes, mine, "epoch", "accuracy", kind)
+    for kind in drawing.ordered(frame["type"], ORDER):
+        drawing.spread(axes, frame[frame["type"] == kind], "epoch", "accuracy", kind)
     for event in events:
         axes.axvline(event, color="black", linewidth=0.4, alpha=0.4, zorder=0)
 
@@ -104,16 +107,16 @@ def kept(axes, frame, split):
 
     frame: rows of `rounds`. The control, which has one width alone, is a marker of its own.
     """
-    for kind in ORDER:
+    for kind in drawing.ordered(frame["type"], ORDER):
         mine = frame[frame["type"] == kind]
-        if kind == "small" and len(mine):
+        if kind == "small":
             last = mine[mine["round"] == mine["round"].max()]
             low, high = drawing.interval(last[split].to_numpy()) if len(last) > 1 else (last[split], last[split])
             label, colour, marker, _ = drawing.look(kind)
             middle = last[split].mean()
             axes.errorbar(last["pruned"].mean(), middle, [[middle - np.min(low)], [np.max(high) - middle]], fmt=marker,
                           color=colour, markersize=4, label=label)  # fmt: skip
-        elif kind in PRUNED and len(mine):
+        elif kind != "none":
             mine = _last(mine, "pruned")
             drawing.spread(axes, mine, "pruned", split, kind, marker=drawing.look(kind)[2], markersize=2)
 
@@ -128,7 +131,7 @@ def against_unpruned(frame):
 
     frame: rows of `rounds`. Rows as of `tables.paired`, in points, with the share of units that are gone.
     """
-    found = tables.paired(frame, [(kind, "none") for kind in PRUNED], ["epoch"], "test")
+    found = tables.paired(frame, [(kind, "none") for kind in pruned(frame["type"])], ["epoch"], "test")
     return found.merge(_shares(frame), left_on=["first", "epoch"], right_on=["type", "epoch"]).drop(columns="type")
 
 
@@ -153,7 +156,7 @@ def recovery(axes, frame, value):
     """
     later = frame[frame["round"] > 0]
     later = later.assign(change=later[value] - later["before"])
-    for kind in (kind for kind in PRUNED if kind in set(later["type"])):
+    for kind in pruned(later["type"]):
         mine = later[later["type"] == kind]
         drawing.spread(axes, mine, "round", "change", kind, marker=drawing.look(kind)[2], markersize=2)
     axes.axhline(0, color="black", linewidth=0.5)

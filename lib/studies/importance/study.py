@@ -15,13 +15,12 @@ from lib import draws
 from lib.errors import ParameterError
 from lib.networks import nets
 from lib.networks.layers import Linear
-from lib.pruning import anatomy, contribution, masks, shrink
+from lib.pruning import anatomy, contribution, masks, methods, shrink
 from lib.training import optimizers, trained
 from lib.training.evaluate import evaluate
 from lib.training.trainer import HISTORY, Trainer
 
-TYPES = ("none", "contribution", "worst", "random", "magnitude", "small")
-BY_CONTRIBUTION = {"contribution": 1, "worst": -1}  # what the score is multiplied by: larger = kept
+CONTROLS = ("none", "small")  # types that no method makes
 DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100", "digits", "digits32")
 EXAMPLES = ("all", "last_batch")
 FILTERS = (16, 32)  # of the two convolutions in front of the linear layers, for images in colour
@@ -30,6 +29,11 @@ PUBLISHED = {1: ((50, 30), 5000), 3: ((256, 128), 128)}
 AS_PUBLISHED = {"on": "preactivation", "score_examples": "last_batch", "reset_optimizer": True}
 CURVES = ("train_accuracy", "test_accuracy", "train_loss", "test_loss")
 TIMED = 10_000  # training examples of the pass whose time is measured, at most
+
+
+def types():
+    """Return the types of `train_time_prune`: not pruned, every method of units, and the control."""
+    return ["none", *methods.names("units"), "small"]
 
 
 # ---- when, and how many
@@ -161,17 +165,16 @@ class Study:
 
         return trained.obtain(self.network([seed], widths), [recipe], train)
 
-    def run(self, seed, types):
+    def run(self, seed, kinds):
         """Return `{type: Outcome}` of one seed; those that prune are one stack, from the shared first epochs on."""
-        unknown = set(types) - set(TYPES)
-        if unknown:
-            raise ParameterError(f"types are {sorted(unknown)}; allowed are {TYPES}")
-        together = [kind for kind in types if kind != "small"]
+        for kind in set(kinds) - set(CONTROLS):
+            methods.get(kind, "units")  # or an error that says what there is
+        together = [kind for kind in kinds if kind != "small"]
         size = self.stack or max(len(together), 1)
         found = {}
-        for kinds in (together[k : k + size] for k in range(0, len(together), size)):
-            found |= self._pruned(seed, kinds)
-        return found | ({"small": self._small(seed)} if "small" in types else {})
+        for part in (together[k : k + size] for k in range(0, len(together), size)):
+            found |= self._pruned(seed, part)
+        return found | ({"small": self._small(seed)} if "small" in kinds else {})
 
     def _small(self, seed):
         """Return the control: a network of the widths that the rounds leave, trained from scratch just as long."""
@@ -228,40 +231,38 @@ class Study:
 
     def _fewer(self, trainer, units, kinds, number):
         """Return the units `{layer: bool (R, O)}` that round `number` leaves of `units`: all of them of type "none"."""
-        found, fewer = self.scores(trainer, kinds, number), {}
-        for name, kept in units.items():
-            counts = kept.sum(1).tolist()
-            keeps = [n if kind == "none" else self.schedule.keep(n) for n, kind in zip(counts, kinds, strict=True)]
-            shares = [keep / kept.shape[1] for keep in keeps]
-            fewer |= masks.top_within({name: found[name]}, {name: kept}, shares)
+        fewer = {name: kept.clone() for name, kept in units.items()}
+        for kind in dict.fromkeys(kinds):
+            if kind != "none":
+                runs = [run for run, other in enumerate(kinds) if other == kind]
+                for name, kept in self._chosen(trainer, units, kind, runs, number).items():
+                    fewer[name][runs] = kept
         return fewer
 
-    def scores(self, trainer, kinds, number):
-        """Return what the units of each run are ranked by in round `number`, `{layer: (R, O)}`, larger = kept."""
-        net = trainer.net
-        found = {n: torch.zeros_like(net.get_submodule(n).scale, dtype=torch.float64)
-                 for n in contribution.prunable(net, self.channels)}  # fmt: skip
-        wanted = [run for run, kind in enumerate(kinds) if kind in BY_CONTRIBUTION]
-        of_some = self._contributions(nets.take(net, wanted), trainer) if wanted else {}
-        norms = nets.unit_norms(net) if "magnitude" in kinds else {}
-        for position, (name, score) in enumerate(found.items()):
-            for run, kind in enumerate(kinds):
-                if kind in BY_CONTRIBUTION:
-                    score[run] = BY_CONTRIBUTION[kind] * of_some[name][wanted.index(run)]
-                elif kind == "random":
-                    stream = draws.generator(trainer.seeds[run], "random_units", number, position)
-                    score[run] = torch.from_numpy(stream.random(score.shape[1])).to(score)
-                elif kind == "magnitude":
-                    score[run] = norms[name][run]
-        return found
+    def _chosen(self, trainer, units, kind, runs, number):
+        """Return the units `{layer: bool (runs, O)}` that round `number` leaves these runs, all of one type."""
+        within = {name: kept[runs] for name, kept in units.items()}
+        shares = {
+            name: [self.schedule.keep(n) / kept.shape[1] for n in kept.sum(1).tolist()] for name, kept in within.items()
+        }
+        net, seeds = nets.take(trainer.net, runs), [trainer.seeds[run] for run in runs]
+        how = {"of": "units", "within": within, "layers": list(units), **self.options(kind, number, units)}
+        return methods.prune(net, kind, shares, *self._read(trainer), seeds, **how)
 
-    def _contributions(self, net, trainer):
-        x, rule = self.train[0], (self.average, self.maximum, self.on, self.channels)
-        if self.score_examples == "last_batch":
-            n = len(self.train[1])
-            order = draws.permutation(trainer.seeds[0], "order", trainer.epoch - 1, n)
-            x = x[torch.from_numpy(order[(n - 1) // trainer.batch * trainer.batch :]).to(x.device)]
-        return contribution.of_units(net, x, *rule)
+    def options(self, kind, number, units):
+        """Return the keywords of a method in round `number`, of the layers `units`."""
+        rule = {"average": self.average, "maximum": self.maximum, "on": self.on, "channels": self.channels}
+        keys = {name: ("random_units", number, position) for position, name in enumerate(units)}
+        return {"contribution": rule, "worst": rule, "random": {"keys": keys}}.get(kind, {})
+
+    def _read(self, trainer):
+        """Return the examples (x, y) that methods read: of training, all or those of the last mini-batch."""
+        if self.score_examples == "all":
+            return self.train
+        n = len(self.train[1])
+        order = draws.permutation(trainer.seeds[0], "order", trainer.epoch - 1, n)
+        last = torch.from_numpy(order[(n - 1) // trainer.batch * trainer.batch :])
+        return tuple(part[last.to(part.device)] for part in self.train)
 
 
 def _tested(trainer, test):

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, conv_transpose
 from lib.kernels import twins
 from lib.networks import nets
 from lib.networks.layers import Conv2d, Layer, Linear
-from lib.pruning import contribution
+from lib.pruning import contribution, units
 
 FILTERS = (32, 64)  # of the two convolutions; the deconvolutions have them in reverse
 SIDE, STRIDE, PADDING = 4, 2, 1  # of their filters, with which a convolution halves height and width
@@ -113,6 +113,16 @@ class VAE(nn.Module):
         hops += [nets.Hop("mean", last, last + 1), nets.Hop("log_variance", last, last + 1)]
         return hops + [nets.Hop(f"decoder.{k}", last + 1 + k, last + 2 + k) for k in range(len(self.decoder))]
 
+    def contributions(self, images, noise, preactivation=False):
+        """Return the contribution scores of the hidden fully connected units, `{layer: (R, O)}`; see `contribution`.
+
+        images: bytes `(N, C·H·W)`, which the mean is over; noise: ε, `(R, N, latent)`. μ and log σ² are one layer
+        behind the last of the encoder. preactivation: score by what the units sum up, before ReLU, as the published
+        program does. Each run is scored alone, so that no rank depends on a neighbour's rounding.
+        """
+        each = zip(nets.apart(self), noise.split(1), strict=True)
+        return nets.gathered(_contributions(alone, images, draw.clone(), preactivation) for alone, draw in each)
+
 
 def parameters(image, hidden=HIDDEN, latent=LATENT):
     """Return how many numbers one autoencoder trains, without making one."""
@@ -151,28 +161,12 @@ def losses(logits, mean, log_variance, x):
 
 def readers(net):
     """Return `{layer: [the layers that read its units]}` of the hidden fully connected layers, in forward order."""
-    into, out = {}, {}
-    for hop in nets.graph(net):
-        into[hop.target] = hop.layer
-        out.setdefault(hop.source, []).append(hop.layer)
-    found = {layer: out.get(node) for node, layer in into.items()}
-    return {layer: found[layer] for layer in found if layer.startswith(("encoder", "decoder")) and found[layer]}
+    return {layer: names for layer, names in units.readers(net).items() if layer.startswith(("encoder", "decoder"))}
 
 
 def widths(net):
     """Return the number of units of every hidden fully connected layer, `{layer: count}`."""
     return {layer: net.get_submodule(layer).weight.shape[1] for layer in readers(net)}
-
-
-def contributions(net, images, noise, preactivation=False):
-    """Return the contribution scores of the hidden fully connected units, `{layer: (R, O)}`; see `contribution`.
-
-    images: bytes `(N, C·H·W)`, which the mean is over; noise: ε, `(R, N, latent)`. μ and log σ² are one layer behind
-    the last of the encoder. preactivation: score by what the units sum up, before ReLU, as the published program does.
-    Each run is scored alone, so that no rank depends on a neighbour's rounding.
-    """
-    each = zip(nets.apart(net), noise.split(1), strict=True)
-    return nets.gathered(_contributions(alone, images, draw.clone(), preactivation) for alone, draw in each)
 
 
 @torch.no_grad()

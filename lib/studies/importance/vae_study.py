@@ -18,13 +18,12 @@ from torch import nn
 from lib import draws
 from lib.errors import ParameterError
 from lib.networks import nets
-from lib.pruning import masks
+from lib.pruning import methods
 from lib.studies.importance import vae
 from lib.studies.importance.study import Schedule, schedule_complaint
 from lib.training import trained
 from lib.training.trainer import Trainer
 
-TYPES = ("none", "contribution", "random")
 DATASETS = ("celeba", "mnist", "fashion_mnist", "cifar10", "digits", "digits32")
 HISTORY = (
     "epoch",  # passes made so far
@@ -174,19 +173,28 @@ def _carrier(training):
 # ---- which units stay
 
 
+def types():
+    """Return the types of `vae_prune`: not pruned, and every method of units."""
+    return ["none", *methods.names("units")]
+
+
 def chosen(lab, net, kind, number):
     """Return the units kept in a round, `{layer: bool (R, O)}`, as many of each layer as the schedule says.
 
-    kind: "contribution", of the highest scores, or "random", drawn from the seeds; number: of the round, from 1.
+    kind: a method of units; number: of the round, from 1.
     """
-    if kind == "random":
-        scores = {layer: _drawn(lab.seeds, layer, number, width) for layer, width in vae.widths(net).items()}
-    else:
-        images = _scored_on(lab)
-        drawn = noise(lab.seeds, "latent of the score", number, len(images), lab.latent, images.device)
-        scores = vae.contributions(net, images, drawn, preactivation=lab.as_published)
-    device = next(net.parameters()).device
-    return {layer: _kept(score.cpu(), lab.schedule).to(device) for layer, score in scores.items()}
+    images, widths = _scored_on(lab), vae.widths(net)
+    shares = {layer: lab.schedule.keep(width) / width for layer, width in widths.items()}
+    drawn = noise(lab.seeds, "latent of the score", number, len(images), lab.latent, images.device)
+    rule = {"noise": drawn, "preactivation": lab.as_published}
+    # Permutations, where other studies draw numbers: the committed records were made so.
+    keys = {"keys": {layer: (f"pruned {layer}", number) for layer in widths}, "draw": _order}
+    options = {"contribution": rule, "worst": rule, "random": keys}.get(kind, {})
+    return methods.prune(net, kind, shares, images, None, lab.seeds, of="units", layers=list(widths), **options)
+
+
+def _order(stream, shape):
+    return stream.permutation(*shape)
 
 
 def _scored_on(lab):
@@ -196,16 +204,6 @@ def _scored_on(lab):
         batch = lab.rule["batch"]
         return images[(len(images) - 1) // batch * batch :]
     return images[: lab.score_examples or len(images)]
-
-
-def _kept(score, schedule):
-    width = score.shape[1]
-    return masks.top_units({"": score}, schedule.keep(width) / width)[""]
-
-
-def _drawn(seeds, layer, number, width):
-    rows = [draws.permutation(seed, f"pruned {layer}", number, width) for seed in seeds]
-    return torch.from_numpy(np.stack(rows)).double()
 
 
 # ---- the study
@@ -226,8 +224,8 @@ class Outcome:
 
 def study(lab, kind):
     """Return the `Outcome` of one type: the first epochs, and rounds of pruning and training."""
-    if kind not in TYPES:
-        raise ValueError(f"type is {kind!r}; allowed are {list(TYPES)}")
+    if kind != "none":
+        methods.get(kind, "units")  # or an error that says what there is
     training = lab.begun()
     rounds = [_row(vae.VAE(lab.image, len(lab.seeds), tuple(lab.hidden), lab.latent), training, 0)]
     shown = training.test[0][:LOOKED_AT]

@@ -1,7 +1,7 @@
 """Pruning at initialisation: from the name of a type to the masks of networks that nobody has trained.
 
-A type is an arm: a method of `phew` or `scores` and its keywords. An arm makes a `Start` for every density,
-a stack with one run per seed; what is left of it, and what it learns, `lib.studies.phew.outcome` says.
+A type is a method of `lib.pruning.methods`, or a variant of one. It makes a `Start` for every density, a stack with one
+run per seed; what is left of it, and what it learns, `lib.studies.phew.outcome` says.
 """
 
 import time
@@ -14,28 +14,21 @@ import torch
 from lib import draws
 from lib.data import images
 from lib.data.sets import NAMES, SHAPES, Data
-from lib.errors import hint, listed
+from lib.errors import ParameterError, hint, listed
 from lib.networks import convnets, nets
-from lib.pruning import anneal, masks, paths, phew, scores
+from lib.pruning import methods, paths
+from lib.pruning.sampled import derived
 from lib.pruning.shuffle import shuffled as shuffled_masks
 from lib.studies.phew import names
 from lib.training import optimizers, trained
 from lib.training.trainer import Trainer
 
-# Type: (method, its keywords). nested: the masks of all densities come from one series of walks, as in all published
-# ablations; init, reinit: schemes of `nets.init_`, before the masks are made, and of `nets.reinit_`, or again of
-# `nets.init_`, after; shuffle: the width of `shuffle.shuffled`; the others are keywords of `phew.Walks`.
-ARMS = {
-    "dense": ("dense", {}),
-    "phew": ("phew", {}),
+# Type: (method, its keywords), where the name of a method does not say it all. nested: the masks of all densities come
+# from one series of walks, as in all published ablations; init, reinit: schemes of `nets.init_`, before the masks are
+# made, and of `nets.reinit_`, or again of `nets.init_`, after; shuffle: the width of `shuffle.shuffled`.
+VARIANTS = {
     "phew_res": ("phew", {"nested": True}),
-    "synflow": ("synflow", {}),
-    "synflow_l2": ("synflow_l2", {}),
-    "snip": ("snip", {}),
-    "grasp": ("grasp", {}),
-    "magnitude_init": ("magnitude_init", {}),
-    "magnitude_trained": ("magnitude_trained", {}),
-    "random": ("random", {}),
+    "magnitude_init": ("magnitude", {}),
 }
 ABLATIONS = {
     "inverse": ("phew", {"nested": True, "invert": True}),
@@ -53,11 +46,26 @@ ABLATIONS = {
     "synflow_shuffled": ("synflow", {"shuffle": 1.0}),
     "synflow_l2_shuffled": ("synflow_l2", {"shuffle": 1.0}),
 }
-ANNEALED, FROM_DATA = ("synflow", "synflow_l2"), ("snip", "grasp")
 REINITS = ("none", "phew", "evci", "liu")
 # What the published code does otherwise, method by method; all of its masks keep what is above a percentile.
 QUIRKS = {"phew": {"legacy_branch": True}, "synflow_l2": {"power": 1}, "grasp": {"over": "all"}}
+# What the published code does otherwise, method by method; all of its masks keep what is above a percentile.
+QUIRKS = {"phew": {"legacy_branch": True}, "synflow_l2": {"power": 1}, "grasp": {"over": "all"}}
 BATCH = 256  # examples that a score looks at together, as published
+
+
+def types():
+    """Return the types of `phew_density`: the dense network, all methods of weights, and what is made of them."""
+    renamed = [name for name, options in VARIANTS.values() if not options]
+    return ["dense", *(name for name in methods.names() if name not in renamed), *VARIANTS, "magnitude_trained"]
+
+
+def method_of(kind):
+    """Return (`methods.Method`, keywords) of a type; None and {} of those that no method alone makes."""
+    if kind in ("dense", "magnitude_trained"):
+        return None, {}
+    name, options = (VARIANTS | ABLATIONS).get(kind, (kind, {}))
+    return methods.get(name), dict(options)
 
 
 def only(kinds):
@@ -80,9 +88,15 @@ def complaint(p):
     if p["net"].startswith("vgg") and side not in convnets.HEADS:
         sides = [name for name, (_, other, *_) in SHAPES.items() if other in convnets.HEADS and name in NAMES]
         return f"net = {p['net']!r}: it takes images of {listed(sides)}, not {p['dataset']}"
-    if set(p["type"]) & set(FROM_DATA) and count * classes > (p["train_examples"] or train):
+    if any(map(reads_data, p["type"])) and count * classes > (p["train_examples"] or train):
         return f"examples_per_class = {count}: {classes} classes of them are more than the training images"
     return optimizers.complaint(p["rule"], p["momentum"], p["nesterov"])
+
+
+def reads_data(kind):
+    """Return whether a type is made from training examples."""
+    found, _ = method_of(kind)
+    return found is not None and found.needs == "examples"
 
 
 def levels(kind, densities):
@@ -197,60 +211,47 @@ def labs(data, parameters, todo):
 
 
 def prune(lab, kind, densities, shuffle=None, reinit=None):
-    """Return one `Start` per density, of a type of `ARMS` or `ABLATIONS`.
+    """Return one `Start` per density, of a type of `types` or `ABLATIONS`.
 
     shuffle, reinit: whether its masks are then shuffled, see `shuffled`, and its weights drawn anew, see `restarted`;
-    None leaves that to the type. ValueError for an unknown type.
+    None leaves that to the type. ParameterError for an unknown type.
     """
-    arms = ARMS | ABLATIONS
-    if kind not in arms:
-        raise ValueError(f"type is {kind!r}; allowed are {list(arms)}.{hint(kind, arms)}")
-    base, options = arms[kind]
-    options = {"init": "phew", "shuffle": None, "reinit": "none", **options}
-    scheme, default_shuffle, default_reinit = (options.pop(name) for name in ("init", "shuffle", "reinit"))
+    if kind not in (known := [*types(), *ABLATIONS]):
+        raise ParameterError(f"type is {kind!r}; allowed are {listed(known)}.{hint(kind, known)}")
+    found, options = method_of(kind)
+    scheme, own_width, own_scheme = (options.pop(name, None) for name in ("init", "shuffle", "reinit"))
     began = time.perf_counter()
-    if base == "magnitude_trained":
+    if kind == "magnitude_trained":
         starts = _gradual(lab, densities)
     else:
-        net = lab.network(scheme)
-        starts = [Start(net, kept) for kept in _masks(lab, net, base, densities, options)]
+        net = lab.network(scheme or "phew")
+        made = _masks(lab, net, found, densities, options)
+        starts = [Start(net, kept) for kept in made]
     for start in starts:
         start.seconds = (time.perf_counter() - began) / len(starts) / len(lab.seeds)
-    width, scheme = default_shuffle if shuffle is None else shuffle, reinit or default_reinit
+    width, scheme = own_width if shuffle is None else shuffle, reinit or own_scheme or "none"
     starts = starts if width is None else [shuffled(lab, start, width) for start in starts]
     return starts if scheme == "none" else [restarted(lab, start, scheme) for start in starts]
 
 
-def _masks(lab, net, base, densities, options):
-    """Return masks of all layers for each density, by a method that needs no training."""
-    if lab.as_published:
-        options = QUIRKS.get(base, {}) | options
-    if base == "dense":
+def _masks(lab, net, found, densities, options):
+    """Return masks of all layers for each density, by a method that needs no training; None prunes nothing."""
+    if found is None:
         return [paths.complete({}, nets.weights(net))] * len(densities)
-    if base == "phew":
-        return _walked(lab, net, densities, **options)
-    score = partial(scores.WEIGHT_SCORES[base], **options)
-    if base in ANNEALED:
-        rest = {"rounding": lab.rounding, "seeds": lab.seeds}
-        return [anneal.anneal(score, net, density, lab.rounds, **rest) for density in densities]
-    found = score(net, *(lab.examples() if base in FROM_DATA else (None, None)), lab.seeds)
-    return [masks.top(found, density, "global", lab.rounding) for density in densities]
+    options = quirks(lab, found.name) | options
+    rounds = lab.rounds if found.rounds > 1 else 1
+    return methods.prune_each(net, found.name, densities, *examples(lab, found), lab.seeds, rounding=lab.rounding,
+                              rounds=rounds, **options)  # fmt: skip
 
 
-def _walked(lab, net, densities, nested=False, **options):
-    """Return PHEW's masks, of one series of walks, or of a series of its own for every density."""
-    hops, weights = nets.graph(net), nets.weights(net)
-    if nested:
-        return phew.masks(hops, weights, list(densities), lab.seeds, **options)
-    return [
-        phew.masks(hops, weights, d, [_derived(seed, "walks", round(d * 1e9)) for seed in lab.seeds], **options)
-        for d in densities
-    ]
+def quirks(lab, name):
+    """Return the keywords of a method with which it does as the published code, if that is asked for."""
+    return QUIRKS.get(name, {}) if lab.as_published else {}
 
 
-def _derived(seed, purpose, *position):
-    """Return a seed that `seed` decides, of a purpose and position of its own."""
-    return int(draws.generator(seed, purpose, *position).integers(2**62))
+def examples(lab, found):
+    """Return (x, y) that a method reads, twice None if it reads none."""
+    return lab.examples() if found.needs == "examples" else (None, None)
 
 
 def _gradual(lab, densities):
@@ -267,7 +268,7 @@ def _gradual(lab, densities):
     for epoch in range(1, max(epochs, 1) + 1):
         share = 1 - (1 - epoch / epochs) ** 3 if epochs else 1
         goals = [1 - (1 - d) * share for d in densities for _ in lab.seeds]
-        kept = masks.top_within(scores.magnitude(net, None, None, None), kept, goals, "global", lab.rounding)
+        kept = methods.prune(net, "magnitude", goals, rounding=lab.rounding, within=kept)
         trainer.prune(kept)
         trainer.fit(min(epochs, 1))
     parts = [slice(k * runs_each, (k + 1) * runs_each) for k in range(len(densities))]
@@ -287,7 +288,7 @@ def restarted(lab, start, scheme):
     scheme: "phew", as a network of that family starts, from another seed; "evci" or "liu", see `nets.reinit_`.
     """
     if scheme == "phew":
-        net = lab.network(seeds=[_derived(seed, "restart") % 2**32 for seed in lab.seeds])
+        net = lab.network(seeds=[derived(seed, "restart") % 2**32 for seed in lab.seeds])
     else:
         wide = "_fan_out" if start.net.family == "headed_vgg" else ""
         net = nets.reinit_(lab.network(), start.masks, lab.seeds, scheme + wide)

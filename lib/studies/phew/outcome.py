@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lib.networks import nets
-from lib.pruning import anatomy, masks, path_kernel, paths, scores
+from lib.pruning import anatomy, masks, methods, path_kernel, paths
 from lib.records import runs
 from lib.studies.phew import initial
 from lib.training import checkpoint
@@ -43,13 +43,12 @@ def conservation(lab, kind):
     Of the dense network, and of hidden units without an identity shortcut, whose flow passes no weight; in shares of
     the mean of the first. A score is conserved where both are equal (arXiv 2006.05467). {} for types without scores.
     """
-    base, options = (initial.ARMS | initial.ABLATIONS)[kind]
-    if base not in scores.WEIGHT_SCORES or base == "random":
+    method, _ = initial.method_of(kind)
+    if method is None or method.draws or method.name == "random":
         return {}
     net = lab.network()
-    quirks = initial.QUIRKS.get(base, {}) if lab.as_published else {}
-    x, y = lab.examples() if base in initial.FROM_DATA else (None, None)
-    found = scores.WEIGHT_SCORES[base](net, x, y, lab.seeds, **quirks)
+    x, y = initial.examples(lab, method)
+    found = methods.score(net, method.name, x, y, lab.seeds, **initial.quirks(lab, method.name))
     into, out_of = balance(nets.graph(net), {name: score.double() for name, score in found.items()})
     scale = into.mean(1, keepdim=True)
     return {"score_in": (into / scale).cpu().numpy(), "score_out": (out_of / scale).cpu().numpy()}

@@ -1,0 +1,168 @@
+"""Methods: which weights, or units, of networks stay. Each is one function, registered where it is written.
+
+    @method("fisher", of="weights", needs="examples")
+    def fisher(net, x, y, seeds): ...          # in any file of this folder
+
+    prune(net, "fisher", 0.1, x, y)            # masks of a stack, or of any torch module
+
+A method returns scores, larger = kept, of every run: `{name: (R, O, *F)}` over `nets.weights(net)`, or of units
+`{layer: (R, O)}`. One that `draws` returns masks, a list of one for each of `densities`, and is called as
+`(net, densities, x, y, seeds)`. What x is follows from what a method needs:
+
+nothing    None, and y is too
+examples   inputs as the network reads them, `(N, C·H·W)`, or `(R, N, C·H·W)` of each run's own, with labels y `(N,)` or
+           `(R, N)`, or two lists of such batches
+moments    `{layer: likelihood.Moments}` of what is to be drawn: the layer's inputs, or its units
+history    what the units were ranked by earlier, `{layer: (R, O)}`
+"""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from lib.errors import ParameterError, hint, listed
+from lib.networks import nets
+from lib.pruning import anneal, masks, modules
+
+NEEDS = ("nothing", "examples", "moments", "history")
+SCOPES = {"weights": "global", "units": "layer"}  # of what is pruned: what shares one count, if nothing else is said
+_known = {of: {} for of in SCOPES}
+
+
+class Method(NamedTuple):
+    """A function that decides what stays, and what is known of it: see `method`."""
+
+    name: str
+    of: str
+    needs: str
+    draws: bool
+    rounds: int
+    function: Callable
+
+
+def method(name, of="weights", needs="nothing", draws=False, rounds=1):
+    """Return a decorator that makes a function the method of this name; the function stays what it is.
+
+    of, needs, draws: see above; rounds: in how many `anneal` reaches a density, if nothing else is said. ParameterError
+    for other values, and for a name that another function has.
+    """
+    for what, value, allowed in (("of", of, SCOPES), ("needs", needs, NEEDS)):
+        if value not in allowed:
+            raise ParameterError(f"{what} is {value!r}; allowed are {listed(allowed)}.{hint(value, allowed)}")
+
+    def register(function):
+        other = _known[of].setdefault(name, Method(name, of, needs, draws, rounds, function)).function
+        if (other.__module__, other.__qualname__) != (function.__module__, function.__qualname__):
+            raise ParameterError(f"{other.__module__} has a method of {of} called {name!r}; take another name")
+        _known[of][name] = Method(name, of, needs, draws, rounds, function)  # a cell may be run again
+        return function
+
+    return register
+
+
+@functools.cache
+def _load():
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        importlib.import_module(f"lib.pruning.{path.stem}")
+
+
+def __getattr__(name):
+    """Return METHODS, `{"weights": {name: Method}, "units": {name: Method}}`: those of all files of this folder."""
+    if name != "METHODS":
+        raise AttributeError(f"module 'lib.pruning.methods' has no attribute {name!r}")
+    _load()
+    return _known
+
+
+def names(of="weights", needs=("nothing", "examples")):
+    """Return the names of the methods of weights, or of units, that need no more than this."""
+    _load()
+    return [name for name, found in _known[of].items() if found.needs in needs]
+
+
+def get(name, of="weights"):
+    """Return the `Method` of this name; ParameterError if there is none."""
+    _load()
+    if name not in _known[of]:
+        other = "".join(f" There is one of {kind}: pass of={kind!r}." for kind in _known if name in _known[kind])
+        known = f"allowed are {listed(_known[of])}.{other or hint(name, _known[of])}"
+        raise ParameterError(f"no method of {of} is called {name!r}; {known}")
+    return _known[of][name]
+
+
+def prune(net, name, density, x=None, y=None, seeds=None, **how):
+    """Return masks of `net` by the method called `name`: see `prune_each`, which makes those of several densities."""
+    return prune_each(net, name, [density], x, y, seeds, **how)[0]
+
+
+def prune_each(
+    net, name, densities, x=None, y=None, seeds=None, of="weights", layers=None, scope=None, rounding="nearest",
+    rounds=None, within=None, **options,
+):  # fmt: skip
+    """Return masks for each of the densities, `[{name: bool (R, O, *F)}]`, or of units `[{layer: bool (R, O)}]`.
+
+    net: a folded stack, which is left as it is, or a torch module, whose masks have the names and shapes of its
+    parameters: see `modules.One`. A density is one number, one per run, or `{layer: either}` of units. x, y: as the
+    method needs them; seeds: one per run, of those that draw. layers: what is pruned, None for all that the method
+    knows. Of scores alone: scope, rounding and within, masks whose weights alone may stay, see `masks.top`; rounds,
+    see `anneal`. options: keywords of the method. ParameterError for an unknown method, and for one that lacks its x.
+    """
+    if not nets.layers(net):
+        needs = get(name, of).needs
+        alone, x = modules.One(net, x, needs == "nothing"), modules.examples(x) if needs == "examples" else None
+        how = {"layers": layers, "scope": scope, "rounding": rounding, "rounds": rounds, **options}
+        found = prune_each(alone, name, densities, x, y, seeds or [0], of, **how)
+        return [{part: mask[0] for part, mask in each.items()} for each in found]
+    found, x, y = _ready(get(name, of), x, y, options)
+    if found.draws:
+        return found.function(net, densities, x, y, seeds, **options)
+    scope, rounds = scope or SCOPES[of], found.rounds if rounds is None else rounds
+    score = functools.partial(_scored, found, layers=layers, **options)
+    if rounds != 1:
+        rest = {"scope": scope, "rounding": rounding, "x": x, "y": y, "seeds": seeds}
+        return [anneal.anneal(score, net, density, rounds, **rest) for density in densities]
+    made = score(net, x, y, seeds)
+    return [_kept(made, density, scope, rounding, within) for density in densities]
+
+
+def score(net, name, x=None, y=None, seeds=None, of="weights", layers=None, **options):
+    """Return what the method called `name` ranks by, `{name: (R, O, *F)}` or, of units, `{layer: (R, O)}`."""
+    found, x, y = _ready(get(name, of), x, y, options)
+    return _scored(found, net, x, y, seeds, layers, **options)
+
+
+def _ready(found, x, y, options):
+    """Return a method and what it reads of x and y, after a look at what it is given."""
+    if found.needs == "nothing":
+        x = y = None
+    elif x is None:
+        raise ParameterError(f"{found.name} needs {found.needs}: pass them as x, see lib/pruning/methods.py")
+    own = inspect.signature(found.function).parameters
+    if odd := [key for key in options if key not in own and "options" not in own]:
+        has = listed([*own][5 if found.draws else 4 :])
+        raise ParameterError(f"{found.name} has no keywords {odd}; it has {has}.{hint(odd[0], own)}")
+    return found, x, y
+
+
+def _scored(found, net, x, y, seeds, layers=None, **options):
+    """Return the scores of `layers`, or of all."""
+    made = found.function(net, x, y, seeds, **options)
+    if layers is None:
+        return made
+    wanted = [f"{layer}.weight" if found.of == "weights" else layer for layer in layers]
+    if odd := [name for name in wanted if name not in made]:
+        raise ParameterError(f"{found.name} has no score of {listed(odd)}; it has those of {listed(made)}")
+    return {name: made[name] for name in wanted}
+
+
+def _kept(made, density, scope, rounding, within):
+    """Return the masks of one density from scores."""
+    if isinstance(density, dict):
+        parts = (_kept({k: part}, density[k], scope, rounding, within) for k, part in made.items())
+        return {name: mask for part in parts for name, mask in part.items()}
+    if within is None:
+        return masks.top(made, density, scope, rounding)
+    return masks.top_within(made, within, density, scope, rounding)

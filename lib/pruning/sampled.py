@@ -1,0 +1,89 @@
+"""Masks that are drawn and not ranked: PHEW's walks, and the diverse sets of determinantal point processes."""
+
+import torch
+
+from lib import draws
+from lib.networks import nets
+from lib.pruning import dpp, likelihood, masks, phew, reweight
+from lib.pruning.methods import method
+
+LIKENESS = ("beta", "ridge", "form")
+
+
+@method("phew", draws=True)
+def walked(net, densities, x, y, seeds, nested=False, **options):
+    """Return PHEW's masks (arXiv 2010.11354): a series of walks for every density, or `nested` one for all of them.
+
+    options: of `phew.masks` and `phew.Walks`.
+    """
+    hops, weights = nets.graph(net), nets.weights(net)
+    if nested:
+        return phew.masks(hops, weights, list(densities), seeds, **options)
+    series = [[derived(seed, "walks", round(d * 1e9)) for seed in seeds] for d in densities]
+    return [phew.masks(hops, weights, d, own, **options) for d, own in zip(densities, series, strict=True)]
+
+
+def derived(seed, purpose, *position):
+    """Return a seed that `seed` decides, of a purpose and position of its own."""
+    return int(draws.generator(seed, purpose, *position).integers(2**62))
+
+
+@method("dpp", of="weights", needs="moments", draws=True)
+def edges(net, densities, x, y, seeds, sampler="exact", **options):
+    """Return masks of the edges into each unit, of the layers of `x`, `{layer: Moments of its inputs}`: k-DPPs.
+
+    Each unit keeps the same share of its inputs; all densities, and runs of equal weights, share the eigenpairs.
+    options: beta, ridge and form of `likelihood.likelihood`; sampler: see `dpp.sample`.
+    """
+    found = [{} for _ in densities]
+    for layer, known in _checked(x, options).items():
+        weight = reweight.plain_layer(net, layer).weight.detach()
+        shared = known.gram.dim() == 2
+        inputs = [known] * len(seeds) if shared else known.of_runs()
+        groups = _alike(weight, *([] if shared else [known.gram]))
+        matrices = {run: likelihood.Edges(inputs[run], weight[run], **options) for run, *_ in groups}
+        keeps = [masks.count(weight.shape[2], density) for density in densities]
+        drawn = _draw(matrices, groups, seeds, keeps, sampler, f"dpp_edge {layer}")
+        for each, chosen in zip(found, drawn, strict=True):
+            each[f"{layer}.weight"] = chosen
+    return found
+
+
+@method("dpp", of="units", needs="moments", draws=True)
+def units(net, densities, x, y, seeds, sampler="exact", **options):
+    """Return masks of the units of the layers of `x`, `{layer: Moments (R, O, O) of its units}`; as `edges`."""
+    found = [{} for _ in densities]
+    for layer, known in _checked(x, options).items():
+        groups = _alike(known.gram)
+        matrices = {run: likelihood.likelihood(known.gram[[run]], known.examples, **options) for run, *_ in groups}
+        keeps = [masks.count(known.gram.shape[-1], density) for density in densities]
+        drawn = _draw(matrices, groups, seeds, keeps, sampler, f"dpp_node {layer}")
+        for each, chosen in zip(found, drawn, strict=True):
+            each[layer] = chosen[:, 0]
+    return found
+
+
+def _checked(x, options):
+    """Return the moments by layer; ValueError for keywords that the likelihood does not have."""
+    if odd := sorted(set(options) - set(LIKENESS)):
+        raise ValueError(f"unknown keywords {odd}; of the likelihood allowed are {LIKENESS}")
+    return x
+
+
+def _alike(*origins):
+    """Return the groups of runs, as lists, that are equal in each of `origins (R, ...)`: copies of one network."""
+    groups = []
+    for run in range(len(origins[0])):
+        equal = [group for group in groups if all(torch.equal(o[group[0]], o[run]) for o in origins)]
+        if equal:
+            equal[0].append(run)
+        else:
+            groups.append([run])
+    return groups
+
+
+def _draw(matrices, alike, seeds, keeps, sampler, purpose):
+    """Return the sets `bool (K, R, M, N)` from the `matrices` of the first run of each group in `alike`."""
+    drawn = [dpp.sample(matrices[g[0]], list(keeps), [seeds[r] for r in g], sampler, purpose) for g in alike]
+    order = torch.tensor([run for group in alike for run in group]).argsort()
+    return torch.cat(drawn, dim=1)[:, order]

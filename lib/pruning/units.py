@@ -1,0 +1,60 @@
+"""Scores of units: one number per unit of a hidden layer, larger = kept: see `methods`. More are in `contribution`."""
+
+from lib import draws
+from lib.networks import nets
+from lib.pruning.methods import method
+from lib.pruning.scores import drawn
+
+
+@method("magnitude", of="units")
+def magnitude(net, x, y, seeds):
+    """Return the norm of every hidden unit's effective weights, `{layer: (R, O)}`: the criterion of three studies."""
+    norms = nets.unit_norms(net)
+    return {layer: norms[layer] for layer in list(norms)[:-1]}
+
+
+@method("growth", of="units", needs="history")
+def growth(net, x, y, seeds, now=None):
+    """Return by how much the norm of every hidden unit has grown, with its sign, since it was `x {layer: (R, O)}`.
+
+    What shrank goes first (arXiv 2010.12909). now: norms that stand for those of `net`.
+    """
+    return {layer: norm - x[layer] for layer, norm in (now or magnitude(net, None, None, None)).items()}
+
+
+@method("random", of="units")
+def random(net, x, y, seeds, keys=None, draw=draws.uniform):
+    """Return numbers drawn for every hidden unit from its run's seed, `{layer: (R, O)}`; keys, draw: `scores.drawn`.
+
+    Studies name keys, and a draw, of their own: those that the masks of their records were drawn by.
+    """
+    like = magnitude(net, None, None, None)
+    return drawn(like, seeds, keys or {layer: ("random_units", 0, k) for k, layer in enumerate(like)}, draw)
+
+
+@method("outgoing_l1", of="units")
+def outgoing_l1(net, x, y, seeds, signed=False):
+    """Return the sum of |w| over the weights that read a unit, `{layer: (R, O)}`.
+
+    signed: sum w itself, as published for teacher and student. ValueError for a network with shortcuts.
+    """
+    found, layers = {}, nets.layers(net)
+    for name, names in readers(net).items():
+        weights = [layers[reader].weight.detach().flatten(2) for reader in names]
+        sums = sum((weight if signed else weight.abs()).sum(1) for weight in weights)
+        found[name] = sums.unflatten(1, (layers[name].weight.shape[1], -1)).sum(2)
+    return found
+
+
+def readers(net):
+    """Return `{layer: [the layers that read its units]}` of hidden layers, in forward order.
+
+    ValueError for shortcuts that are identities: what reads their units reads sums of several layers' units.
+    """
+    into, out = {}, {}
+    for hop in nets.graph(net):
+        if hop.layer is None:
+            raise ValueError(f"{type(net).__name__} has shortcuts; who reads a unit is told of chains, MLP and VGG")
+        into[hop.target] = hop.layer
+        out.setdefault(hop.source, []).append(hop.layer)
+    return {layer: out[node] for node, layer in into.items() if node in out}

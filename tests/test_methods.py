@@ -1,0 +1,244 @@
+"""Methods: ten lines in one file are a type of the notebooks and of their summaries; any torch module can be pruned."""
+
+import contextlib
+import importlib.util
+import io
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from matplotlib.text import Text
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from lib import drawing, masks, methods, nets, phew, runs
+from lib.errors import ParameterError
+from tests.test_door import CELLS
+from tests.test_summaries import summarised
+
+WEIGHTS = '''
+from lib.networks import nets
+from lib.pruning.methods import method
+from lib.pruning.scores import slopes
+
+
+@method("fisher", of="weights", needs="examples")
+def fisher(net, x, y, seeds):
+    """Return (w · dL/dw)² of every weight, `{name: (R, O, *F)}`."""
+    found = slopes(net, x, y)
+    return {name: (weight.detach() * found[name]).square() for name, weight in nets.weights(net).items()}
+'''
+UNITS = '''
+from lib.networks import nets
+from lib.pruning.methods import method
+
+
+@method("way_through", of="units")
+def way_through(net, x, y, seeds):
+    """Return the norm of what a unit reads times that of what reads it, `{layer: (R, O)}`."""
+    layers = list(nets.layers(net).items())
+    return {name: layer.weight.detach().norm(dim=2) * after.weight.detach().norm(dim=1)
+            for (name, layer), (_, after) in zip(layers, layers[1:])}
+'''
+
+
+@pytest.fixture(scope="module", autouse=True)
+def written(tmp_path_factory):
+    """Two methods, each in a file of its own, which nothing else names."""
+    folder = tmp_path_factory.mktemp("methods")
+    for name, text in (("mine", WEIGHTS), ("yours", UNITS)):
+        (folder / f"{name}.py").write_text(text, "utf-8")
+        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNING_RUNS", str(folder / "runs"))
+        patch.setenv("PRUNING_FIGURES", str(folder / "figures"))
+        yield folder
+    del methods.METHODS["weights"]["fisher"], methods.METHODS["units"]["way_through"]
+    plt.close("all")
+
+
+def executed(name, **given):
+    """Run the cells of a notebook with these parameters."""
+    namespace = {"display": print}
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        for number, source in enumerate(CELLS[name]):
+            exec(source, namespace)
+            namespace |= {} if number else given
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """Return what stands in every figure that is saved, `{name: texts}`."""
+    found, save = {}, drawing.save
+
+    def kept(figure, name):
+        path = save(figure, name)
+        if path:
+            found[name] = {text.get_text() for text in figure.findobj(Text)}
+        return path
+
+    monkeypatch.setattr(drawing, "save", kept)
+    return found
+
+
+SMALL = {"device": "cpu", "seed": [1, 2]}
+OF_WEIGHTS = SMALL | {
+    "type": ["snip", "fisher"], "dataset": "digits32", "width": 2, "densities": [0.3, 0.1], "train_examples": 60,
+    "epochs": 1, "drops": [1], "augment": False, "watch": 20, "batch_size": 20, "examples_per_class": 2,
+}  # fmt: skip
+OF_UNITS = SMALL | {
+    "type": ["none", "magnitude", "way_through"], "dataset": "digits", "train_examples": 100, "epochs": 3, "initial": 1,
+    "increment": 1, "batch_size": 50,
+}  # fmt: skip
+
+
+def test_ten_lines_in_one_file_are_a_type_of_weights(written, texts):
+    executed("phew_density", **OF_WEIGHTS)
+    accuracy = runs.curves("phew_density", "test_accuracy").pivot(
+        index=["seed", "density"], columns="type", values="test_accuracy"
+    )
+    assert len(accuracy) == 4 and (accuracy["fisher"] == accuracy["snip"]).all(), "a square ranks as its root does"
+    assert "fisher" in summarised("summary_phew")
+    assert {name for name, found in texts.items() if "fisher" in found} >= {"phew_accuracy", "phew_layers"}
+
+
+def test_ten_lines_in_one_file_are_a_type_of_units(written, texts):
+    executed("train_time_prune", **OF_UNITS)
+    left = runs.table("train_time_prune").groupby("type")["units_left"].unique()
+    assert left["way_through"].tolist() == left["magnitude"].tolist() == [64] and left["none"].tolist() == [80]
+    assert "way_through" in summarised("summary_importance")
+    shown = {name for name, found in texts.items() if "way through" in found}
+    assert shown == {"importance_training", "importance_left", "importance_cost", "importance_recovery"}
+
+
+def test_a_type_that_no_file_has_is_no_choice():
+    for notebook, more in (("phew_density", "Did you mean 'fisher'"), ("train_time_prune", "contribution")):
+        with pytest.raises(ParameterError, match=f"fishr.*{more}"):
+            executed(notebook, type="fishr")
+
+
+# ---- the register
+
+
+def test_all_files_of_the_folder_are_looked_through():
+    """In a process that has imported nothing else."""
+    code = (
+        "from lib.pruning import methods; print(*sorted(methods.METHODS['weights']), *sorted(methods.METHODS['units']))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, capture_output=True, text=True, check=True)
+    here = [sorted(set(known) - {"fisher", "way_through"}) for known in methods.METHODS.values()]
+    assert found.stdout.split() == sum(here, [])
+
+
+def test_every_way_to_misname_is_told():
+    net = nets.init_(nets.MLP([6, 5, 3], ["no-WN"]), [0])
+    with pytest.raises(ParameterError, match="'snib'.*Did you mean 'snip'"):
+        methods.prune(net, "snib", 0.5)
+    with pytest.raises(ParameterError, match="'contribution'.*of='units'"):
+        methods.prune(net, "contribution", 0.5)
+    with pytest.raises(ParameterError, match="snip needs examples"):
+        methods.prune(net, "snip", 0.5)
+    with pytest.raises(ParameterError, match=r"no keywords \['powr'\].*power.*Did you mean 'power'"):
+        methods.prune(net, "synflow_l2", 0.5, powr=1)
+    with pytest.raises(ParameterError, match="no score of layers.7"):
+        methods.prune(net, "magnitude", 0.5, layers=["layers.7"])
+    with pytest.raises(ParameterError, match="'labels'; allowed are.*examples"):
+        methods.method("mine", needs="labels")
+    with pytest.raises(ParameterError, match="lib.pruning.scores has a method of weights called 'snip'"):
+        methods.method("snip")(lambda net, x, y, seeds: {})
+
+
+def test_densities_by_run_and_by_layer():
+    net = nets.init_(nets.MLP([9, 8, 6, 3], ["no-WN"] * 2), [0, 1])
+    found = methods.prune(net, "magnitude", [0.5, 0.25], of="units")
+    assert [kept.sum(1).tolist() for kept in found.values()] == [[4, 2], [3, 2]]
+    found = methods.prune(net, "magnitude", {"layers.1": 0.5}, of="units", layers=["layers.1"])
+    assert {name: kept.sum(1).tolist() for name, kept in found.items()} == {"layers.1": [3, 3]}
+
+
+# ---- any torch module
+
+
+def convnet():
+    torch.manual_seed(3)
+    body = [nn.Conv2d(2, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2), nn.ReLU()]
+    net = nn.Sequential(*body, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 3)).double()
+    net[1].running_mean.normal_(), net[1].running_var.uniform_(0.5, 2)
+    return net
+
+
+X, Y = torch.randn(8, 2, 9, 9, generator=torch.Generator().manual_seed(1)).double(), torch.arange(8) % 3
+NAMES = ["0.weight", "3.weight", "7.weight"]
+
+
+def highest(scores, keep):
+    """Return which of all scores are among the highest, `{name: bool}`."""
+    least = torch.cat([score.flatten() for score in scores.values()]).sort().values[-keep]
+    return {name: score >= least for name, score in scores.items()}
+
+
+def same(found, expected):
+    assert list(found) == list(expected)
+    return all(torch.equal(mask, expected[name]) for name, mask in found.items())
+
+
+def test_snip_of_a_module_is_its_own_gradient():
+    net = convnet().train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    found = methods.prune(net, "snip", 0.3, X, Y)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items()) and net.training
+    cross_entropy(net(X), Y).backward()
+    parameters = dict(net.named_parameters())
+    scores = {name: (parameters[name] * parameters[name].grad).abs() for name in NAMES}
+    assert same(found, highest(scores, masks.count(72 + 108 + 72, 0.3)))
+    assert same(methods.prune(net, "fisher", 0.3, X, Y), found)
+
+
+def test_synflow_of_a_module_by_a_loop():
+    """Weights alone: biases zero, batch normalisation the identity but for its ε; three rounds, each a sort."""
+    net, kept, total = convnet().eval(), {}, 72 + 108 + 72
+    found = methods.prune(net, "synflow", 0.05, X, rounds=3)
+    sizes = {name: p.detach().abs() for name, p in net.named_parameters() if name in NAMES}
+    for k in (1, 2, 3):
+        leaves = {name: (size * kept.get(name, 1)).requires_grad_() for name, size in sizes.items()}
+        y = nn.functional.conv2d(torch.ones(1, 2, 9, 9).double(), leaves["0.weight"], stride=2) / (1 + 1e-5) ** 0.5
+        y = nn.functional.conv2d(y.relu(), leaves["3.weight"], groups=2)
+        (nn.functional.adaptive_avg_pool2d(y.relu(), 2).flatten(1) @ leaves["7.weight"].T).sum().backward()
+        scores = {name: leaf.detach() * leaf.grad for name, leaf in leaves.items()}
+        kept = highest(scores, masks.count(total, 0.05 ** (k / 3)))
+    assert same(found, kept)
+
+
+def test_walks_and_magnitudes_of_a_module():
+    net = convnet()
+    weights, _ = phew.phew_masks(net, 70, verbose=False)
+    found = methods.prune(net, "phew", 0.3, nested=True)
+    assert same(found, {name: mask.bool() for name, mask in zip(NAMES, weights, strict=True)})
+    sizes = {name: p.detach().abs() for name, p in net.named_parameters() if name in NAMES}
+    assert same(methods.prune(net, "magnitude", 0.5), highest(sizes, 126))
+    assert all(sizes[name].shape == mask.shape for name, mask in methods.prune(net, "random", 0.5, seeds=[4]).items())
+
+
+def test_a_module_shares_what_it_shares():
+    """One layer used twice has one mask; its gradient has both uses."""
+    layer = nn.Linear(5, 5, bias=False)
+    net = nn.Sequential(layer, nn.ReLU(), layer).double()
+    x, y = torch.randn(7, 5).double(), torch.arange(7) % 5
+    found = methods.prune(net, "snip", 0.4, x, y)
+    cross_entropy(net(x), y).backward()
+    assert same(found, highest({"0.weight": (layer.weight * layer.weight.grad).abs()}, 10))
+
+
+def test_a_module_that_cannot_be_pruned_says_why():
+    with pytest.raises(ParameterError, match="pass x"):
+        methods.prune(convnet(), "synflow", 0.5)
+    with pytest.raises(ParameterError, match="neither a convolution nor a linear"):
+        methods.prune(nn.ReLU(), "magnitude", 0.5)
+    with pytest.raises(ParameterError, match="1 normalise each example"):
+        methods.prune(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)), "synflow", 0.5)
+    with pytest.raises(ParameterError, match="the module itself"):
+        methods.prune(nn.Linear(4, 3), "magnitude", 0.5)
+    assert list(methods.prune(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)), "magnitude", 0.5)) == ["0.weight"]
