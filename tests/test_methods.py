@@ -79,7 +79,8 @@ def texts(monkeypatch):
 SMALL = {"device": "cpu", "seed": [1, 2]}
 OF_WEIGHTS = SMALL | {
     "seed": 1, "type": ["snip", "fisher"], "dataset": "digits32", "width": 2, "densities": [0.3, 0.1],
-    "train_examples": 60, "epochs": 1, "drops": [1], "augment": False, "watch": 20, "batch_size": 20, "examples_per_class": 2,
+    "train_examples": 60, "epochs": 1, "drops": [1], "augment": False, "watch": 20, "batch_size": 20,
+    "examples_per_class": 2,
 }  # fmt: skip
 OF_UNITS = SMALL | {
     "type": ["none", "magnitude", "way_through"], "dataset": "digits", "train_examples": 100, "epochs": 3, "initial": 1,
