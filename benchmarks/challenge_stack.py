@@ -24,8 +24,8 @@ WIDTHS = (1, 2, 5)  # seeds in a stack, of which the fastest per seed is the bes
 def laboratory(real, seeds):
     train, test = ((x[:EXAMPLES], y[:EXAMPLES]) for x, y in (real.split("train"), real.split("test")))
     rule = {"rule": "adam", "lr": 0.001, "batch": 256, "bar": False}
-    return modes.Lab(train, test, seeds, modes.recipe("mnist", EXAMPLES, rule), epochs=EPOCHS,
-                     retrain_epochs=EPOCHS, rule=rule)  # fmt: skip
+    return modes.Lab(train, test, seeds, modes.recipe("mnist", EXAMPLES, rule), rule, epochs=EPOCHS,
+                     retrain_epochs=EPOCHS)  # fmt: skip
 
 
 def ours(real, seeds):
@@ -44,7 +44,7 @@ def one_by_one(real, seed):
             net = masks.apply_(modes.copied(dense), kept)
             for split in (lab.train, lab.test):
                 evaluate(net, *split)
-            trainer = lab.trainer(net, EPOCHS)
+            trainer = lab.trainer(net, epoch=EPOCHS)
             trainer.prune(kept)
             trainer.fit(EPOCHS)
 

@@ -4,7 +4,7 @@ threads: all cores or one, for an attempt of a wide MNIST descent, a stack of 10
 layout: images channels-last or contiguous, for a step of ResNet20 and of VGG16 with batch normalisation.
 compile: steps as they are or by torch.compile, of the MNIST descent and of ResNet20; what cannot be compiled within
 minutes, or then computes something else, has no row. stack: MNIST descents whose size is around
-`stacking.TOO_LARGE_TO_STACK`, one by one or together.
+`stacking.TOO_LARGE_TO_STACK["descent"]`, one by one or together.
 The ratio of the last line is by how much the best alternative beats the library: above 1 a choice is wrong here.
 MNIST and CIFAR-10 are needed. Run: python benchmarks/cpu_choices.py [rounds] [CHOICE ...]
 """
@@ -93,14 +93,14 @@ def stack():
     bounds, found = {"one by one": 0, "together": 10**12}, {}
     for width in WIDTHS:
         size = nets.parameters_per_run(nets.MLP([784, width, 10], ["EWN"]))
-        ours = "one by one" if size > stacking.TOO_LARGE_TO_STACK else "together"
+        ours = "one by one" if size > stacking.TOO_LARGE_TO_STACK["descent"] else "together"
         ways = {way: partial(bounded, descents(width, RUNS), bounds[way]) for way in bounds}
         found[f"{RUNS} MNIST runs of {size:,} weights"] = {ours: ways.pop(ours)} | ways
     return found
 
 
 def bounded(work, bound):
-    with mock.patch.object(stacking, "TOO_LARGE_TO_STACK", bound):
+    with mock.patch.dict(stacking.TOO_LARGE_TO_STACK, descent=bound):
         work()
 
 

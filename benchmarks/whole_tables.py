@@ -53,7 +53,7 @@ def told(name, about, results, whole, limit, spent):
 def grid(share):
     seeds, epochs = some(range(SEEDS), share), len(some(range(EPOCHS), share))
     sparsities = some(challenge_stack.SPARSITIES[::-1], share)
-    lab = modes.Lab(*workloads.mnist_whole(), seeds, {}, workloads.HIDDEN, epochs, rule=workloads.ADAM)
+    lab = modes.Lab(*workloads.mnist_whole(), seeds, {}, workloads.ADAM, hidden=workloads.HIDDEN, epochs=epochs)
     spent = seconds(lambda: [modes.during(lab, kind, sparsities) for kind in modes.KINDS])
     each, whole = len(seeds) * len(sparsities) * epochs, SEEDS * len(challenge_stack.SPARSITIES) * EPOCHS
     told("challenge", "epochs of runs of the challenge", 2 * each, 2 * whole, 180, spent)
@@ -66,7 +66,7 @@ def all_masks(share):
     def make():
         for net in NETWORKS:
             for method in METHODS:
-                spent = seconds(initial.prune, initial.Lab(real, seeds, net), method, densities)
+                spent = seconds(initial.prune, initial.lab(real, seeds, net=net), method, densities)
                 print(f"{net}, {method}: {spent:.3g} s", flush=True)
 
     each, whole = len(seeds) * len(densities), MASK_SEEDS * len(DENSITIES)

@@ -69,15 +69,15 @@ def _steps(sizes, runs, x, y, order, batch):
 
 def challenge_trainer(seeds, examples=0):
     """Return a `Trainer` of networks as the pruning challenge has it."""
-    lab = modes.Lab(*mnist_sets(examples), list(seeds), {}, HIDDEN, rule=ADAM)
+    lab = modes.Lab(*mnist_sets(examples), list(seeds), {}, ADAM, hidden=HIDDEN)
     return lab.trainer(lab.network())
 
 
 def cifar_trainer(name, seeds, images=0, augment=False, **rule):
     """Return a `Trainer` of networks of CIFAR-10 by the schedule of the PHEW study; it looks at one test image."""
     real = sets.load(CIFAR, DEVICE, train_examples=images, statistics="phew")
-    lab = initial.Lab(real, list(seeds), name, FILTERS, augment=augment, watch=1, rule=SCHEDULE | rule)
-    return lab.trainer(lab.network(), lab.seeds)
+    lab = initial.lab(real, list(seeds), net=name, width=FILTERS, augment=augment, watch=1, rule=SCHEDULE | rule)
+    return lab.trainer(lab.network())
 
 
 def compiled(made, work):

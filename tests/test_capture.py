@@ -125,7 +125,7 @@ def test_the_update_under_masks_trains_as_torchs_sgd(options, monkeypatch):
     plain = trained(**options)
     monkeypatch.setattr(optimizers, "fused", SimpleNamespace(picks=lambda name, tensor: True))
     masked = trained(**options)
-    assert isinstance(masked.optimizers[0], optimizers.MaskedSGD)
+    assert isinstance(masked.optimizer, optimizers.MaskedSGD)
     for p, q in zip(plain.net.parameters(), masked.net.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
     assert not masked.net.layers[0].weight.detach()[~MASK["layers.0.weight"]].any()

@@ -15,21 +15,19 @@ TRAIN, TEST = ((x[:n].double(), y[:n]) for n, (x, y) in ((200, DIGITS.split("tra
 KINDS = list(modes.KINDS)
 
 
-class Lab(modes.Lab):
-    """A lab of float64 networks, so that literal loops can be followed."""
-
-    def network(self, *args, **options):
-        return super().network(*args, **options).double()
-
-
 pytestmark = pytest.mark.usefixtures("shared_runs")
+
+
+def exact(lab, *args, **options):
+    """Return float64 networks, so that literal loops can be followed."""
+    return modes.build(lab, *args, **options).double()
 
 
 def lab(**changes):
     rule = {"rule": "adam", "lr": LR, "batch": BATCH, "bar": False}
     recipe = modes.recipe("digits", 200, {"lr": LR})
-    return Lab(**{"train": TRAIN, "test": TEST, "seeds": SEEDS, "recipe": recipe, "hidden": (30, 20), "epochs": 2,
-                  "retrain_epochs": 3, "rule": rule} | changes)  # fmt: skip
+    return modes.Lab(**{"train": TRAIN, "test": TEST, "seeds": SEEDS, "recipe": recipe, "hidden": (30, 20), "epochs": 2,
+                        "retrain_epochs": 3, "rule": rule, "build": exact} | changes)  # fmt: skip
 
 
 def matrices(net, run):
@@ -295,7 +293,7 @@ def test_units_are_trained_as_a_smaller_stack_where_it_can_be_done(monkeypatch):
     start, sizes = here.network(), []
     kept, units = modes.chosen(here, start, "neuron", 0.5)
     trained = Trainer.fit
-    monkeypatch.setattr(Trainer, "fit", lambda t, n: sizes.append(t.net.layers[0].weight.shape[1]) or trained(t, n))
+    monkeypatch.setattr(Trainer, "fit", lambda t, *of: sizes.append(t.net.layers[0].weight.shape[1]) or trained(t, *of))
     narrow, masked = (modes._retrained(here, start, kept, found, 2) for found in (units, None))
     assert sizes == [15, 30]
     for a, b in zip(narrow.net.parameters(), masked.net.parameters(), strict=True):

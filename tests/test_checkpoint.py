@@ -1,5 +1,6 @@
 """Trainings that are killed and go on: bit for bit where the uninterrupted ones end, and never from another's state."""
 
+import copy
 import os
 import time
 from contextlib import nullcontext
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from lib import checkpoint, images, nets, remask, runs, sets, stacking, trained
+from lib import checkpoint, images, masks, nets, remask, runs, scores, sets, trained
 from lib.errors import RecordError
 from lib.studies.importance import vae
-from lib.studies.importance.vae_study import Training
+from lib.studies.importance.vae_study import Bound
 from lib.studies.phew import initial, outcome
+from lib.training.checkpoint import States
 from lib.training.trainer import Trainer
 
 DIGITS = sets.load("digits", train_examples=60)
@@ -36,11 +38,11 @@ class Batches:
     def __init__(self, dies=None, inner=None):
         self.dies, self.inner, self.steps = dies, inner, 0
 
-    def __call__(self, epoch, index, part):
+    def __call__(self, epoch, index):
         self.steps += epoch == self.dies
         if self.steps > 2:
             raise Killed
-        return self.inner(epoch, index, part) if self.inner else TRAIN[0][index] + (epoch + 1) / 100
+        return self.inner(epoch, index) if self.inner else TRAIN[0][index] + (epoch + 1) / 100
 
 
 def mlp(seeds=SEEDS, **options):
@@ -66,7 +68,7 @@ def half(net, seed=0):
 
 def killed(path, **options):
     with pytest.raises(Killed):
-        begin(KILLED - 1, **options).fit(EPOCHS, path)
+        begin(KILLED - 1, **options).fit(EPOCHS, States(path))
 
 
 def same(found, expected):
@@ -81,7 +83,7 @@ def same(found, expected):
         expected.steps,
         expected.memory().keys(),
     )
-    for name in set(expected.columns) - {"seconds"}:
+    for name in set(expected.history) - {"seconds"}:
         np.testing.assert_array_equal(found.curve(name), expected.curve(name), err_msg=name)
     assert (np.diff(found.curve("seconds")) > 0).all()
 
@@ -89,17 +91,15 @@ def same(found, expected):
 # ---- where the uninterrupted training ends
 
 
-@pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("rule", RULES)
-def test_ends_where_the_uninterrupted_one_does(rule, masked, together, tmp_path, monkeypatch):
-    """With dropout, drops of the rate and batches that depend on the epoch, as a whole and in parts."""
-    monkeypatch.setattr(stacking, "TOO_LARGE_TO_STACK", 10**6 if together else 1)
+def test_ends_where_the_uninterrupted_one_does(rule, masked, tmp_path):
+    """With dropout, drops of the rate and batches that depend on the epoch."""
     options = RULES[rule] | {"masks": half(mlp()) if masked else None}
-    killed(tmp_path / "state", **options)
-    again = Batches()
-    found = begin(**options | {"batches": again}).fit(EPOCHS, tmp_path / "state")
-    assert len(found.parts) == (1 if together else 3)
+    killed(tmp_path, **options)
+    batches = Batches(dies=0)
+    found = begin(**options, batches=batches).fit(EPOCHS, States(tmp_path))
+    assert batches.steps == 1, "the look at the first inputs, and no step of the first epoch"
     same(found, begin(**options).fit(EPOCHS))
 
 
@@ -111,29 +111,23 @@ def test_with_batch_normalisation_bfloat16_and_moved_images(tmp_path):
         return {"net": nets.init_(net, [1, 2]), "seeds": [1, 2], "train": train, "batches": moved, "bf16": True}
 
     with pytest.raises(Killed):
-        begin(**options(1), momentum=0.9).fit(3, tmp_path / "state")
-    found = begin(**options(), momentum=0.9).fit(3, tmp_path / "state")
+        begin(**options(1), momentum=0.9).fit(3, States(tmp_path))
+    found = begin(**options(), momentum=0.9).fit(3, States(tmp_path))
     same(found, begin(**options(), momentum=0.9).fit(3))
 
 
-def test_autoencoders_go_on_too(tmp_path, monkeypatch):
-    """A `Training` has a history and inputs of its own."""
+def test_autoencoders_go_on_too(tmp_path):
+    """They have another objective, with a history of its own."""
     pixels = DIGITS.train_x.flatten(1), DIGITS.train_y
 
-    def training():
+    def training(dies=None):
         net = nets.init_(vae.VAE((1, 28, 28), 2, (8, 6), 3), [1, 2], "torch_default")
-        return Training(net, pixels, pixels, [1, 2], "adam", 0.01, 20, every=0, bar=False)
+        batches = Batches(dies, lambda epoch, at: vae.numbers(pixels[0][at]))
+        return begin(net=net, seeds=[1, 2], train=pixels, test=pixels, objective=Bound(), batches=batches, rule="adam")
 
-    whole, inputs = training().fit(3), Training._inputs
-    monkeypatch.setattr(Training, "_inputs", lambda self, *at: inputs(self, *at) if self.epoch < 2 else die())
     with pytest.raises(Killed):
-        training().fit(3, tmp_path / "state")
-    monkeypatch.setattr(Training, "_inputs", inputs)
-    same(training().fit(3, tmp_path / "state"), whole)
-
-
-def die():
-    raise Killed
+        training(2).fit(3, States(tmp_path))
+    same(training().fit(3, States(tmp_path)), training().fit(3))
 
 
 def test_masks_made_at_every_step_are_those_of_the_weights_in_the_file(tmp_path):
@@ -141,20 +135,15 @@ def test_masks_made_at_every_step_are_those_of_the_weights_in_the_file(tmp_path)
 
     def trainer(epochs):
         net = remask.RemaskedWeights(mlp([1], dropout=0.0), [0.3], ["layers.0"])
-        return begin(net=net, seeds=[1]).fit(epochs, tmp_path / "state")
+        return begin(net=net, seeds=[1]).fit(epochs, States(tmp_path))
 
     whole, found = trainer(2), trainer(2)
     assert torch.equal(found.net(TEST[0]), whole.net(TEST[0]))
 
 
-def test_a_training_may_go_on_beyond_what_was_asked_first(tmp_path):
-    begin().fit(2, tmp_path / "state")
-    same(begin().fit(EPOCHS, tmp_path / "state"), begin().fit(EPOCHS))
-
-
 def test_a_training_that_is_over_is_read(tmp_path):
-    whole, batches = begin().fit(2, tmp_path / "state"), Batches(dies=0)
-    same(begin(batches=batches).fit(2, tmp_path / "state"), whole)
+    whole, batches = begin().fit(2, States(tmp_path)), Batches(dies=0)
+    same(begin(batches=batches).fit(2, States(tmp_path)), whole)
     assert batches.steps == 1, "the look at the first inputs, and no step"
 
 
@@ -162,20 +151,32 @@ def test_a_training_that_is_over_is_read(tmp_path):
 
 
 def test_a_training_shorter_than_the_interval_writes_nothing(tmp_path):
-    begin(every=60.0).fit(2, tmp_path / "folder" / "state")
+    begin(every=60.0).fit(2, States(tmp_path / "folder"))
     assert not list(tmp_path.iterdir())
 
 
-def test_it_is_written_when_due_and_at_the_end_of_what_was_written(tmp_path, monkeypatch):
-    clock, written, save = [0.0], [], checkpoint.save
+@pytest.fixture
+def clock(monkeypatch):
+    """Return [seconds], to be moved on by who is timed."""
+    seconds = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: seconds[0])
+    return seconds
 
-    def batches(epoch, index, part):
+
+def writings(monkeypatch, what):
+    """Return the list to which every writing of a state adds `what(trainer)`."""
+    written, keep = [], checkpoint.weights.save
+    monkeypatch.setattr(checkpoint.weights, "save", lambda *args: written.append(what(args[-1])) or keep(*args))
+    return written
+
+
+def test_it_is_written_when_due_and_at_the_end_of_what_was_written(tmp_path, monkeypatch, clock):
+    def batches(epoch, index):
         clock[0] += 25 / 4  # of the steps of an epoch
         return TRAIN[0][index]
 
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(checkpoint, "save", lambda trainer, *to: written.append(trainer.epoch) or save(trainer, *to))
-    begin(every=60.0, batches=batches, net=mlp([1]), seeds=[1]).fit(7, tmp_path / "state")
+    written = writings(monkeypatch, lambda meta: meta["epoch"])
+    begin(every=60.0, batches=batches, net=mlp([1]), seeds=[1]).fit(7, States(tmp_path))
     assert written == [3, 6, 7]
 
 
@@ -198,53 +199,73 @@ OTHERS = {
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_the_state_of_another_training_is_neither_read_nor_overwritten(what, tmp_path):
-    path, shared = tmp_path / "state", {"momentum": 0.9, "masks": half(mlp()), "shuffle": what != "epoch"}
-    begin(**shared).fit(1, path)
-    before = path.read_bytes()
-    other = begin(**shared | OTHERS[what])
-    with pytest.raises(RecordError, match=rf"state of another training, with other {what}\. Give another file"):
-        other.fit(2, path)
-    assert path.read_bytes() == before and other.steps == 0
+    shared = {"momentum": 0.9, "masks": half(mlp()), "shuffle": what != "epoch"}
+    options = shared | OTHERS[what]
+    assert differ(begin(**shared), begin(**options)) == what
+    begin(**shared).fit(1, States(tmp_path))
+    ((path, before),) = [(path, path.read_bytes()) for path in states(tmp_path)]
+    other = begin(**copy.deepcopy(options)).fit(1, States(tmp_path))
+    same(other, begin(**options).fit(1))
+    assert path.read_bytes() == before and len(states(tmp_path)) == 2
 
 
-def test_members_of_a_stack_are_told_apart(tmp_path):
-    begin().fit(1, tmp_path / "state")
-    with pytest.raises(RecordError, match="with other seeds, networks"):
-        begin(net=mlp([1, 2]), seeds=[1, 2]).fit(2, tmp_path / "state")
+def differ(one, other):
+    """Return by what two trainings are told apart."""
+    here, there = (checkpoint.identity(trainer) for trainer in (one, other))
+    return ", ".join(name for name in here if here[name] != there[name])
 
 
-def test_a_state_beyond_what_is_asked_is_an_error(tmp_path):
-    begin().fit(3, tmp_path / "state")
-    with pytest.raises(RecordError, match="state after epoch 3; this training ends with epoch 2"):
-        begin().fit(2, tmp_path / "state")
+def test_members_of_a_stack_rounds_and_what_is_done_in_them_are_told_apart(tmp_path):
+    begin().fit(2, States(tmp_path))
+    begin(net=mlp([1, 2]), seeds=[1, 2]).fit(2, States(tmp_path))
+    for each, of in (([1, 1], None), ([1, 1], {"sparsities": [0.5]}), ([1, 1], {"sparsities": [0.6]}), ([3], None)):
+        assert [*begin().rounds(each, States(tmp_path), of)] == list(range(len(each)))
+    assert len(states(tmp_path)) == 6
 
 
-def rewritten(path, arrays=None, **meta):
-    there, before = runs.load_tensors(path)
-    runs.save_tensors(path, arrays(there) if arrays else there, before | meta)
-
-
-def test_what_does_not_fit_is_told_in_a_sentence(tmp_path):
-    path, told = tmp_path / "state", r"format 1\. Give another file, finish .* delete it"
-    begin(momentum=0.9).fit(1, path)
+def test_a_state_that_is_none_is_told_in_a_sentence(tmp_path):
+    begin(momentum=0.9).fit(1, States(tmp_path))
+    (path,) = states(tmp_path)
     whole = path.read_bytes()
-    rewritten(path, format=0)
-    with pytest.raises(RecordError, match=f"holds format 0; .*{told}"):
-        begin(momentum=0.9).fit(2, path)
-    trained.save(path, mlp(), {}, {"seed": 1})
-    with pytest.raises(RecordError, match=f"holds no state of a training; .*{told}"):
-        begin(momentum=0.9).fit(2, path)
-    for change in (
-        lambda arrays: arrays | {"net/layers.0.weight": arrays["net/layers.0.weight"][:, :5]},
-        lambda arrays: {name: array for name, array in arrays.items() if "layers.0.weight" not in name},
+    for damage, told in (
+        (lambda: trained.save(path, mlp(), {}, {"seed": 1}), "holds kind 'trained network'.*asked for is kind 'state"),
+        (lambda: path.write_bytes(whole[:-100]), "not hold the weights of a run.*Restore it"),
+        (lambda: begin(momentum=0.8).fit(1, States(tmp_path)) and os.replace(*states(tmp_path)), "holds digest"),
     ):
         path.write_bytes(whole)
-        rewritten(path, change)
-        with pytest.raises(RecordError, match="altered in .*net/layers.0.weight.*Delete it to train from the start"):
-            begin(momentum=0.9).fit(2, path)
-    path.write_bytes(whole[:-100])
-    with pytest.raises(RecordError, match="not hold the weights of a run.*delete it"):
-        begin(momentum=0.9).fit(2, path)
+        damage()
+        for other in set(states(tmp_path)) - {path}:
+            os.replace(other, path)
+        with pytest.raises(RecordError, match=f"{told}.*elete it"):
+            begin(momentum=0.9).fit(1, States(tmp_path))
+
+
+# ---- rounds of pruning
+
+
+def pruned_in_rounds(folder, dies=None, rule="adam"):
+    """Return a trainer of three rounds, of 2, 1 and 2 epochs, before each of which a quarter goes, and the rounds."""
+    trainer, begun = begin(dies, **RULES[rule]), []
+    for number in trainer.rounds([2, 1, 2], folder and States(folder)):
+        begun.append(number)
+        kept = trainer.masks or {name: w > -9 for name, w in nets.weights(trainer.net).items()}
+        shares = [0.75 ** (number + 1)] * len(SEEDS)
+        trainer.prune(masks.top_within(scores.magnitude(trainer.net, None, None, None), kept, shares))
+        trainer.notes.setdefault("loss", []).append(trainer.curve("test_loss")[:, -1])
+    return trainer, begun
+
+
+@pytest.mark.parametrize("dies, again", [(0, [0, 1, 2]), (1, [1, 2]), (2, [1, 2]), (3, [2]), (4, [])])
+@pytest.mark.parametrize("rule", ["nesterov", "adam"])
+def test_rounds_go_on_in_the_round_they_were_in(rule, dies, again, tmp_path):
+    """Killed in each of five epochs: in a round that had begun masks are those of the file, and are not made anew."""
+    with pytest.raises(Killed):
+        pruned_in_rounds(tmp_path, dies, rule)
+    (found, begun), (whole, rounds) = pruned_in_rounds(tmp_path, None, rule), pruned_in_rounds(None, None, rule)
+    same(found, whole)
+    assert (begun, rounds) == (again, [0, 1, 2])
+    assert all(torch.equal(found.masks[name], mask) for name, mask in whole.masks.items())
+    np.testing.assert_array_equal(found.notes["loss"], whole.notes["loss"])
 
 
 # ---- networks that are trained once, and trainings under masks
@@ -270,7 +291,7 @@ def test_networks_that_are_trained_once_go_on(tmp_path, monkeypatch):
     with pytest.raises(Killed):
         trained.obtain(start, wanted, train)
     (kept,) = states(tmp_path)
-    assert kept.parent == folder and not (folder / trained.FILE).exists()
+    assert kept.parent == folder and kept.name.startswith("training-") and not (folder / trained.FILE).exists()
     dies = None
     (folder / "training-of-a-larger-stack.safetensors").touch()  # killed for good
     net, history = trained.obtain(start, wanted, train)
@@ -311,7 +332,7 @@ def test_networks_of_one_stack_are_saved_together(tmp_path, monkeypatch, moves):
     assert not [file for file in left if file.parent.name != ".locks"]
 
 
-def test_other_members_begin_a_file_of_their_own(tmp_path, monkeypatch):
+def test_states_are_in_the_folder_of_the_first_member(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNING_RUNS", str(tmp_path))
     found = []
 
@@ -319,18 +340,17 @@ def test_other_members_begin_a_file_of_their_own(tmp_path, monkeypatch):
         found.append(state)
         raise Killed
 
-    for chosen in ([1, 2, 3], [1, 2], [2, 3], [1]):
+    for chosen in ([1, 2, 3], [2, 3]):
         with pytest.raises(Killed):
             trained.obtain(mlp([1, 2, 3][: len(chosen)]), recipes(chosen), train)
-    assert len(set(found)) == 4
-    assert [state.parent.name for state in found] == ["dense-1", "dense-1", "dense-2", "dense-1"]
+    assert [state.folder.name for state in found] == ["dense-1", "dense-2"]
 
 
 def lab(stack, **rule):
     """Return a lab of the VGG with one filter in the first block, trained for three epochs."""
     small = sets.load("digits32", train_examples=60, statistics="phew")
     rule = {"lr": 0.05, "batch": 20, "momentum": 0.9, "bar": False} | rule
-    return initial.Lab(small, [1], "vgg11", 1, 3, (2,), rule, augment=True, watch=20, stack=stack)
+    return initial.lab(small, [1], net="vgg11", width=1, epochs=3, drops=(2,), rule=rule, watch=20, stack=stack)
 
 
 @pytest.mark.parametrize("stack", [1, 0])
@@ -352,7 +372,7 @@ def test_trainings_under_masks_go_on(stack, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         outcome.train(here, "phew", starts)
     assert len(states(tmp_path)) == (2 if stack else 1)
-    assert states(tmp_path)[0].name.startswith("phew-1;epochs=3;training=")
+    assert {state.parent for state in states(tmp_path)} == {tmp_path / "trained/digits32-vgg11"}
     found = outcome.train(here, "phew", starts)
     assert seen == [0, 1, 2] * (2 if stack else 1) + [2]
     for name in whole.keys() - {"seconds"}:
@@ -360,17 +380,16 @@ def test_trainings_under_masks_go_on(stack, tmp_path, monkeypatch):
     assert not states(tmp_path)
 
 
-def test_many_short_trainings_are_a_long_one(tmp_path, monkeypatch):
+def test_many_short_trainings_are_a_long_one(tmp_path, monkeypatch, clock):
     """Three of 24 seconds each, and a state is due after a minute: what the third has come to is written."""
     monkeypatch.setenv("PRUNING_RUNS", str(tmp_path))
-    clock, epoch, written, save = [0.0], Trainer._epoch, [], checkpoint.save
+    epoch = Trainer._epoch
 
     def slow(self):
         clock[0] += 8
         epoch(self)
 
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(Trainer, "_epoch", slow)
-    monkeypatch.setattr(checkpoint, "save", lambda trainer, *to: written.append(clock[0]) or save(trainer, *to))
-    outcome.train(lab(1), "random", initial.prune(lab(1), "random", [0.5, 0.4, 0.3]))
-    assert written == [72] and not states(tmp_path)
+    starts, written = initial.prune(lab(1), "random", [0.5, 0.4, 0.3]), writings(monkeypatch, lambda meta: clock[0])
+    outcome.train(lab(1), "random", starts)
+    assert written == [64, 72] and not states(tmp_path)

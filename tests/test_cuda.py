@@ -149,7 +149,7 @@ def test_a_pass_of_augmented_images_does_not_wait_for_the_gpu():
 
 def test_a_stack_that_does_not_fit_goes_on_in_parts():
     net = nets.init_(nets.MLP([784, 37, 10], TYPES), [1, 2, 3]).to("cuda")
-    assert stacking.width(net, 128) == 3 and stacking.width(net, 128, free=1) == 1
+    assert stacking.fits(net, 128) == 3 and stacking.fits(net, 128, free=1) == 1
     width = torch.cuda.mem_get_info()[1] // 4 // 2  # half of the memory in a float for each of two
 
     def work(part):

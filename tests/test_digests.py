@@ -67,11 +67,11 @@ def test_flipped_bits_of_a_network_of_a_state_and_of_a_level_are_errors(tmp_path
     """All are read by `load_tensors`, and by nothing else."""
     net = nets.init_(nets.MLP([3, 4, 2], ["EWN"]), [1])
     examples = torch.rand(6, 3), torch.arange(6) % 2
-    trainer = Trainer(net, examples, examples, [1], bar=False)
-    of, recipe = checkpoint.identity(trainer), {"name": "toy", "type": "EWN", "seed": 1}
-    state, network, level = (tmp_path / f"{name}.safetensors" for name in ("state", "network", "level-1"))
-    checkpoint.save(trainer, state, of)
-    refused(state, lambda: checkpoint.restore(trainer, state, of, 1))
+    trainer = Trainer(net, examples, examples, [1], bar=False, every=0)
+    states, recipe = checkpoint.States(tmp_path), {"name": "toy", "type": "EWN", "seed": 1}
+    network, level = (tmp_path / f"{name}.safetensors" for name in ("network", "level-1"))
+    states.state(trainer, {}).keep(over=True)
+    refused(states.paths[0], lambda: states.state(trainer, {}))
     trained.save(network, net, {"epoch": [0.0, 1.0]}, recipe)
     refused(network, lambda: trained.load(network, net, recipe))
     descent.save(level, train.start(net, [1], [trainer.train, trainer.test]))

@@ -75,7 +75,7 @@ def test_the_network_is_two_xavier_matrices_and_a_sigmoid():
 def test_networks_learn_and_are_trained_once(net, monkeypatch):
     for run in range(2):
         assert accuracy(arrays_of(net, run), TEST) > 0.8
-    monkeypatch.setattr(study, "Trainer", None)
+    monkeypatch.setattr(study.frame, "Trainer", None)
     again = lab().dense()
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
 

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ from lib.studies.importance import study as importance
 from lib.studies.importance import vae_study
 from lib.studies.importance.study import Schedule
 from lib.studies.phew import initial
+from lib.training.checkpoint import States
 from lib.training.trainer import Trainer
 
 FILE = Path(__file__).with_name("golden.json")
@@ -158,25 +160,16 @@ def started_others():
 # ---- masks
 
 
-class Exact(initial.Lab):
-    """A lab of float64 networks."""
-
-    def network(self, *args, **options):
-        return super().network(*args, **options).double()
-
-    @property
-    def _train(self):
-        return COLOUR.split("train")[0].double(), COLOUR.train_y
-
-    @property
-    def test(self):
-        return COLOUR.split("test")[0].double()[:20], COLOUR.test_y[:20]
+def double(lab, train, test):
+    """Return a lab of float64 networks on data of their own."""
+    return replace(lab, train=train, test=test, build=lambda lab, *of, **how: type(lab).build(lab, *of, **how).double())
 
 
 def initial_lab(**options):
     rule = {"lr": 0.05, "batch": 20, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4, "bar": False}
-    return Exact(COLOUR, SEEDS, width=2, epochs=1, drops=(1,), rule=rule, augment=False, rounds=3, prune_epochs=1,
-                 examples_per_class=2, **options)  # fmt: skip
+    lab = initial.lab(COLOUR, SEEDS, width=2, epochs=1, drops=(1,), rule=rule, augment=False, rounds=3, prune_epochs=1,
+                      examples_per_class=2, **options)  # fmt: skip
+    return double(lab, *split(COLOUR, None, 20))
 
 
 @golden("at initialisation", kind=INITIAL)
@@ -223,12 +216,9 @@ def importance_study(real, **options):
     train_set, test_set = split(real, 30 if real is COLOUR else 60, 20)
     shape, schedule = tuple(real.train_x.shape[1:]), Schedule(3, 1, 1, 0.2)
     recipe = {"name": f"golden-{real.name}", "channels": options.get("channels", False)}
-    return DoubleStudy(train_set, test_set, shape, 10, recipe, (20, 12), schedule, rule=rule, **options)
-
-
-class DoubleStudy(importance.Study):
-    def network(self, *args, **options):
-        return super().network(*args, **options).double()
+    found = importance.Study(train_set, test_set, [], recipe, rule, image=shape, classes=10, hidden=(20, 12),
+                             schedule=schedule, **options)  # fmt: skip
+    return double(found, train_set, test_set)
 
 
 @golden("while training", real=["digits", "digits32"])
@@ -244,9 +234,8 @@ def autoencoders():
     picture = torch.nn.functional.pad(picture, (0, 1, 0, 1)).flatten(1)
     whole = picture, torch.zeros(24, dtype=torch.int64)
     rule = {"lr": 0.005, "batch": 8, "bar": False}
-    return vae_study.Lab(
-        whole, whole, (1, 8, 8), SEEDS, {"name": "golden-vae"}, (20, 11), 4, Schedule(2, 1, 1, 0.3), rule=rule
-    )
+    return vae_study.Lab(whole, whole, SEEDS, {"name": "golden-vae"}, rule, image=(1, 8, 8), hidden=(20, 11), latent=4,
+                         schedule=Schedule(2, 1, 1, 0.3))  # fmt: skip
 
 
 @golden("autoencoders", 1e-3)
@@ -256,18 +245,18 @@ def autoencoders_while_training():
     found = {
         kind: torch.cat(list(vae_study.chosen(lab, net, kind, 1).values()), 1) for kind in ("random", "contribution")
     }
-    return found | {"trained": weights(lab.training(net).fit(1).net)}
+    return found | {"trained": weights(lab.trainer(net).fit(1).net)}
 
 
-class DoubleLab(modes.Lab):
-    def network(self, hidden=None, scheme="torch_default"):
-        return super().network(hidden, scheme).double()
+def uniform(lab, hidden=None, scheme="torch_default"):
+    return modes.build(lab, hidden, scheme).double()
 
 
 @golden("challenge", mode=modes.MODES)
 def challenged(mode):
     rule = {"rule": "adam", "lr": 0.005, "batch": 40, "bar": False}
-    lab = DoubleLab(*split(DIGITS), SEEDS, {"name": "golden-challenge"}, (20, 12), 2, 1, rule=rule)
+    lab = modes.Lab(*split(DIGITS), SEEDS, {"name": "golden-challenge"}, rule, hidden=(20, 12), epochs=2,
+                    retrain_epochs=1, build=uniform)  # fmt: skip
     found = {kind: modes.prune(lab, mode, kind, [0.5, 0.8]) for kind in modes.TYPES}
     return {kind: torch.stack([kept(pruned.masks) for pruned in each]) for kind, each in found.items()}
 
@@ -310,11 +299,10 @@ def killed_and_resumed(folder):
             super()._epoch()
 
     options = {"batch": 16, "bar": False, "every": 0, **RULES["adam"]}
-    dying = Dying(mlp(dropout=0.2), *split(DIGITS), SEEDS, **options)
-    dying.__class__.__name__ = "Trainer"  # which a state says, so that no other training goes on from it
     with pytest.raises(Killed):
-        dying.fit(4, folder / "state.safetensors")
-    return Trainer(mlp(dropout=0.2), *split(DIGITS), SEEDS, **options).fit(4, folder / "state.safetensors")
+        Dying(mlp(dropout=0.2), *split(DIGITS), SEEDS, **options).fit(4, States(folder))
+    assert len(list(folder.glob("*.safetensors"))) == 1
+    return Trainer(mlp(dropout=0.2), *split(DIGITS), SEEDS, **options).fit(4, States(folder))
 
 
 @golden("descent", 1e-4)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,9 @@ PRUNING = ["contribution", "worst", "random", "magnitude"]
 pytestmark = pytest.mark.usefixtures("shared_runs")
 
 
-class Study(importance.Study):
-    """A study of float64 networks, so that a literal loop can be followed."""
-
-    def network(self, *args, **options):
-        return super().network(*args, **options).double()
+def exact(*args):
+    """Return float64 networks, so that a literal loop can be followed."""
+    return importance.build(*args).double()
 
 
 def sets(real, n=200):
@@ -43,7 +42,9 @@ def study(real=DIGITS, hidden=(20, 12), schedule=None, n=200, **changes):
     rule = {"rule": "sgd", "lr": 0.1, "batch": 40, "bar": False} | changes.pop("rule", {})
     recipe = {"name": f"{real.name}-importance", **{k: v for k, v in rule.items() if k != "bar"}}
     schedule = schedule or Schedule(6, 2, 2)
-    return Study(train, test, tuple(real.train_x.shape[1:]), 10, recipe, hidden, schedule, rule=rule, **changes)
+    image = tuple(real.train_x.shape[1:])
+    return importance.Study(train, test, [3], recipe, rule, build=exact, image=image, classes=10,
+                            hidden=hidden, schedule=schedule, **changes)  # fmt: skip
 
 
 # ---- the schedule
@@ -122,7 +123,7 @@ def literal_scores(ws, x, kind, seed, number):
 
 def literal_run(here, seed, kind):
     """Return (weights, units left, test accuracies right after each pruning) of a run trained by hand."""
-    ws = [layer.weight[0].detach().clone() for layer in here.network([seed]).layers]
+    ws = [layer.weight[0].detach().clone() for layer in replace(here, seeds=[seed]).network().layers]
     (x, y), (test_x, test_y), epoch, after = here.train, here.test, 0, []
     left = [torch.ones(len(w), dtype=torch.bool) for w in ws[:2]]
 
@@ -176,7 +177,7 @@ def test_is_the_literal_loop(outcomes, kind):
 
 def test_none_is_plain_training(outcomes):
     here, found = outcomes
-    trainer = here.trainer(here.network([3]), [3]).fit(6)
+    trainer = here.trainer(here.network()).fit(6)
     for name in importance.CURVES:
         np.testing.assert_allclose(found["none"].history[name], trainer.curve(name)[0], rtol=1e-8)
     assert found["none"].history["epoch"].tolist() == list(range(7))
@@ -186,8 +187,7 @@ def test_none_is_plain_training(outcomes):
 
 def test_small_is_the_remaining_architecture_from_scratch(outcomes):
     here, found = outcomes
-    narrow = here.network([3], (16, 9))
-    trainer = here.trainer(narrow, [3]).fit(6)
+    trainer = here.trainer(here.network((16, 9))).fit(6)
     assert [layer.weight.shape[1] for layer in found["small"].net.layers] == [16, 9, 10]
     np.testing.assert_allclose(found["small"].history["test_loss"], trainer.curve("test_loss")[0], rtol=1e-8)
     assert np.isnan(found["small"].after_accuracy).all()
@@ -195,9 +195,9 @@ def test_small_is_the_remaining_architecture_from_scratch(outcomes):
 
 def test_worst_takes_what_contributes_most():
     here = study()
-    net, _ = here.dense(3, 2)
+    net, _ = here.dense(2)
     scores = contribution.of_units(net, here.train[0])
-    outcome = Study.run(study(schedule=Schedule(3, 2, 1)), 3, ["worst"])["worst"]
+    outcome = study(schedule=Schedule(3, 2, 1)).run(3, ["worst"])["worst"]
     for name, score in scores.items():
         gone = (~outcome.kept[name][0]).nonzero().flatten()
         assert set(gone.tolist()) == set(score[0].topk(len(gone)).indices.tolist())
@@ -213,11 +213,10 @@ def test_a_run_does_not_depend_on_its_neighbours(outcomes):
 
 def test_the_first_epochs_are_trained_once(monkeypatch, outcomes):
     here, _ = outcomes
-    trained_epochs = []
-    fit = importance.Trainer.fit
-    monkeypatch.setattr(importance.Trainer, "fit", lambda self, n, *to: trained_epochs.append(n) or fit(self, n, *to))
+    trained_epochs, epoch = [], importance.Trainer._epoch
+    monkeypatch.setattr(importance.Trainer, "_epoch", lambda self: trained_epochs.append(self.epoch) or epoch(self))
     here.run(3, ["contribution", "none", "small"])
-    assert trained_epochs == [0, 2, 2]
+    assert trained_epochs == [2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("kind", PRUNING)
@@ -252,9 +251,9 @@ def test_momentum_of_units_that_stay_is_kept_and_of_others_is_zero(monkeypatch):
     prune = importance.Trainer.prune
 
     def watched(self, kept):
-        before = self.optimizers[0].state[self.net.layers[0].weight]["momentum_buffer"].clone()
+        before = self.optimizer.state[self.net.layers[0].weight]["momentum_buffer"].clone()
         prune(self, kept)
-        seen.append((before, self.optimizers[0].state[self.net.layers[0].weight]["momentum_buffer"].clone(), kept))
+        seen.append((before, self.optimizer.state[self.net.layers[0].weight]["momentum_buffer"].clone(), kept))
 
     monkeypatch.setattr(importance.Trainer, "prune", watched)
     study(rule={"momentum": 0.9, "lr": 0.01}).run(3, ["magnitude", "none"])
@@ -267,7 +266,7 @@ def test_momentum_of_units_that_stay_is_kept_and_of_others_is_zero(monkeypatch):
 def test_with_momentum_the_first_epochs_are_trained_with_the_others():
     """A state that is not in a file: trained straight through, none is plain training."""
     here = study(rule={"momentum": 0.9, "lr": 0.01})
-    found, trainer = here.run(3, ["none", "random"]), here.trainer(here.network([3]), [3]).fit(6)
+    found, trainer = here.run(3, ["none", "random"]), here.trainer(here.network()).fit(6)
     np.testing.assert_allclose(found["none"].history["train_loss"], trainer.curve("train_loss")[0], rtol=1e-8)
     fresh = study(rule={"momentum": 0.9, "lr": 0.01}, reset_optimizer=True).run(3, ["random"])["random"]
     losses = fresh.history["train_loss"], found["random"].history["train_loss"]
@@ -296,7 +295,7 @@ def test_as_published_overshoots_and_takes_preactivations_of_the_last_batch():
     assert (found.hidden, found.rule["batch"]) == ((50, 30), 5000)
     colour = importance.study(COLOUR, p | {"as_published": False})
     assert (colour.hidden, colour.rule["batch"], colour.schedule.total) == ((256, 128), 128, 100)
-    net = colour.network([0])
+    net = replace(colour, seeds=[0]).network()
     assert nets.parameters_per_run(net) == (3 * 9 + 1) * 16 + (16 * 9 + 1) * 32 + 2048 * 256 + 256 * 128 + 128 * 10
     assert "widths are 1 or more" in importance.complaint(p | {"hidden": [50, 0]})
 

@@ -1,6 +1,7 @@
 """Types of pruning at initialisation against the functions they are made of, literal loops, and each other."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,22 +27,14 @@ def lab(**changes):
     """Return a lab of ResNet20 with 2, 4 and 8 filters: 4,350 weights."""
     shown = {"width": 2, "epochs": 1, "drops": (1,), "rule": RULE, "augment": False, "watch": 20, "rounds": 4}
     shown["examples_per_class"] = 4
-    return initial.Lab(**{"data": DIGITS, "seeds": SEEDS, "prune_epochs": 1, **shown, **changes})
+    return initial.lab(**{"data": DIGITS, "seeds": SEEDS, "prune_epochs": 1, **shown, **changes})
 
 
-class Exact(initial.Lab):
-    """A lab of float64 networks, so that literal loops can be followed."""
-
-    def network(self, *args, **options):
-        return super().network(*args, **options).double()
-
-    @property
-    def _train(self):
-        return DIGITS.split("train")[0].double(), DIGITS.train_y
-
-    @property
-    def test(self):
-        return DIGITS.split("test")[0].double()[:50], DIGITS.test_y[:50]
+def exact(here):
+    """Return the lab with float64 networks, so that literal loops can be followed."""
+    train, test = (tuple(DIGITS.split(part)) for part in ("train", "test"))
+    return replace(here, train=(train[0].double(), train[1]), test=(test[0].double()[:50], test[1][:50]), watch=0,
+                   build=lambda *args, **options: initial.build(*args, **options).double())  # fmt: skip
 
 
 def kept(start):
@@ -154,12 +147,12 @@ def test_shuffles_and_new_weights_keep_what_they_promise(made):
 
 def test_gradual_magnitude_is_the_cubic_schedule_by_hand():
     """One network at a time: sort all weights, zero the smallest, train an epoch; two epochs to the last density."""
-    here = Exact(**vars(lab(prune_epochs=2)))
+    here = exact(lab(prune_epochs=2))
     starts = initial.prune(here, "magnitude_trained", DENSITIES)
     for run, seed in enumerate(SEEDS):
         for density, start in zip(DENSITIES, starts, strict=True):
             net = nets.take(here.dense()[0], [run])
-            trainer = Trainer(net, here._train, here.test, [seed], epoch=1, **RULE)
+            trainer = Trainer(net, here.train, here.test, [seed], epoch=1, **RULE)
             for epoch in (1, 2):
                 flat = np.concatenate([w.detach().numpy().ravel() for w in nets.weights(net).values()])
                 keep = int(len(flat) * (1 - (1 - density) * (1 - (1 - epoch / 2) ** 3)) + 0.5 + 1e-9)
@@ -210,7 +203,7 @@ def test_types_without_scores_have_no_sums():
 
 def test_linear_layers_behind_pools_are_summed_by_channel():
     """The VGG for 64×64 flattens 2×2 pixels of each channel: four inputs in a row are one unit."""
-    net = initial.Lab(sets.load("digits64", train_examples=10), [1], net="vgg11", width=2).network()
+    net = initial.lab(sets.load("digits64", train_examples=10), [1], net="vgg11", width=2).network()
     found = {name: torch.rand(w.shape, dtype=torch.float64) for name, w in nets.weights(net).items()}
     into, out_of = outcome.balance(nets.graph(net), found)
     units = [layer.weight.shape[1] for layer in nets.layers(net).values()][:-1]
@@ -222,19 +215,19 @@ def test_linear_layers_behind_pools_are_summed_by_channel():
 
 def test_training_under_masks_is_torchs_loop():
     """Two epochs of one network in float64: torch's SGD, gradients of pruned weights zeroed."""
-    here = Exact(**vars(lab(seeds=[2], epochs=2)))
+    here = exact(lab(seeds=[2], epochs=2))
     starts = initial.prune(here, "phew", DENSITIES)
     found = outcome.train(here, "phew", starts)
     assert found["test_accuracy"].shape == (1, 2) and found["watched_accuracy"].shape == (1, 2, 3)
     for k, start in enumerate(starts):
         net = masks.apply_(copy.deepcopy(start.net), start.masks)
-        order = here.trainer(copy.deepcopy(start.net), [2])
+        order = here.trainer(copy.deepcopy(start.net))
         sgd = torch.optim.SGD(net.parameters(), 0.05, 0.9, weight_decay=1e-4, nesterov=True)
         for epoch in range(2):
             order.epoch, sgd.param_groups[0]["lr"] = epoch, 0.05 * 0.1**epoch
             for at in order._orders()[0].split(20):
                 sgd.zero_grad()
-                cross_entropy(net(here._train[0][at])[0], DIGITS.train_y[at]).backward()
+                cross_entropy(net(here.train[0][at])[0], DIGITS.train_y[at]).backward()
                 for name, mask in start.masks.items():
                     net.get_parameter(name).grad[~mask] = 0
                 sgd.step()

@@ -132,7 +132,7 @@ def order_of_units(net, seeds):
 
 def challenged(kind, scope):
     def make(net, seeds):
-        lab = modes.Lab((X, Y), (X, Y), seeds, {"name": "x"}, (50, 29), scope=scope)
+        lab = modes.Lab((X, Y), (X, Y), seeds, {"name": "x"}, hidden=(50, 29), scope=scope)
         kept, units = modes.chosen(lab, net, kind, 0.6)
         found = modes._pruned_at_once(lab, net, kept, units)
         return kept | {"accuracy": torch.from_numpy(found.test_accuracy)}

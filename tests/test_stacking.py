@@ -59,14 +59,29 @@ def test_other_errors_are_not_about_memory():
     assert len(work.asked) == 1
 
 
-def test_width_is_what_memory_allows():
+def test_a_stack_is_as_wide_as_memory_allows():
     net = nets.MLP([784, 1024, 10], ["EWN"] * 9)
     each = stacking.bytes_per_run(net, 128)
     weights = 4 * (784 * 1024 + 1024 * 2 + 1024 * 10 + 10)
     assert 5 * weights < each < 10 * weights
     free = each / stacking.SHARE
-    assert [stacking.width(net, 128, share * free) for share in (0.1, 1.01, 3.5, 8.99, 1e6)] == [1, 1, 3, 8, 9]
-    assert stacking.width(net, 128) == 9, "a CPU has no bound of its own"
+    assert [stacking.fits(net, 128, share * free) for share in (0.1, 1.01, 3.5, 8.99, 1e6)] == [1, 1, 3, 8, 9]
+    assert stacking.fits(net, 128) == 9, "a CPU has no bound of its own"
+
+
+@pytest.mark.parametrize(
+    "net, together, descents",
+    [
+        (nets.MLP([784, 120, 10], ["no-WN"] * 2), 2, 1),
+        (nets.MLP([784, 130, 10], ["no-WN"] * 2), 2, 2),
+        (nets.MLP([784, 512, 10], ["no-WN"] * 2), 2, 2),
+        (nets.MLP([784, 1000, 500, 10], ["no-WN"] * 2), 1, 2),
+        (nets.VGG((3, 32, 32), 10, ["no-WN"] * 2, width=4), 2, 1),
+        (nets.VGG((3, 32, 32), 10, ["no-WN"] * 2, width=8), 1, 2),
+    ],
+)
+def test_a_cpu_trains_large_runs_one_by_one(net, together, descents):
+    assert stacking.width(net, 128) == together and len(stacking.parts(net)) == descents
 
 
 def test_a_larger_batch_and_wider_images_need_more():

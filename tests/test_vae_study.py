@@ -11,7 +11,8 @@ from lib import draws, nets, shrink, store
 from lib.errors import ParameterError
 from lib.studies.importance import vae, vae_study
 from lib.studies.importance.study import Schedule
-from lib.studies.importance.vae_study import Lab, Training
+from lib.studies.importance.vae_study import Lab
+from lib.training.trainer import Trainer
 
 IMAGE, SEEDS, BATCH, LR = (1, 8, 8), [1, 2], 8, 0.005
 STREAM = torch.Generator().manual_seed(0)
@@ -31,8 +32,14 @@ pytestmark = pytest.mark.usefixtures("shared_runs")
 
 def lab(**changes):
     rule = {"lr": LR, "batch": BATCH, "bar": False}
-    made = Lab(TRAIN, TEST, IMAGE, SEEDS, {"name": "toy-vae"}, (20, 11), 4, Schedule(5, 2, 2, 0.2), rule=rule)
+    made = Lab(TRAIN, TEST, SEEDS, {"name": "toy-vae"}, rule, image=IMAGE, hidden=(20, 11), latent=4,
+               schedule=Schedule(5, 2, 2, 0.2))  # fmt: skip
     return replace(made, **changes)
+
+
+def begun(**changes):
+    """Return a trainer behind the first epochs."""
+    return lab(**changes).resumed(*lab(**changes).begun())
 
 
 def weights(net):
@@ -73,7 +80,7 @@ def literal_epoch(net, optimizer, seed, epoch, count):
 
 def test_training_is_adam_on_the_sum_of_both_losses():
     start = lab().network()
-    ours = lab().training(copy.deepcopy(start)).fit(1)
+    ours = lab().trainer(copy.deepcopy(start)).fit(1)
     for run, seed in enumerate(SEEDS):
         net = nets.take(start, [run])
         optimizer = torch.optim.Adam(net.parameters(), LR)
@@ -85,8 +92,8 @@ def test_training_is_adam_on_the_sum_of_both_losses():
 
 def test_the_test_loss_is_that_of_the_same_noise_at_every_look(monkeypatch):
     monkeypatch.setitem(vae_study.CHUNK, "cpu", 8)
-    training = lab().training(lab().network()).fit(1)
-    first, second = training.test_losses(), training.test_losses()
+    training = lab().trainer(lab().network()).fit(1)
+    first, second = vae_study.test_losses(training), vae_study.test_losses(training)
     x = TEST[0] / 255
     for run, seed in enumerate(SEEDS):
         drawn = draws.generator(seed, "latent of the test", 0).standard_normal((21, 4), np.float32)
@@ -100,20 +107,20 @@ def test_the_test_loss_is_that_of_the_same_noise_at_every_look(monkeypatch):
 def test_a_run_does_not_depend_on_its_neighbours():
     together = vae_study.study(lab(), "random")
     alone = vae_study.study(lab(seeds=[2], recipe={"name": "alone"}), "random")
-    assert_same(nets.take(together.training.net, [1]), alone.training.net, rtol=1e-3, atol=1e-5)
+    assert_same(nets.take(together.net, [1]), alone.net, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(vae_study.noise([3, 2], "latent", 1, 6, 4)[1:], vae_study.noise([2], "latent", 1, 6, 4))
 
 
 def test_own_batches_of_each_run_are_used():
     """Runs of two seeds see different batches, so that the index has a row for each."""
-    training = lab().training(lab().network())
+    training = lab().trainer(lab().network())
     at = torch.tensor([[0, 3], [5, 1]])
-    torch.testing.assert_close(training._inputs(at, slice(0, 2)), TRAIN[0][at] / 255)
+    torch.testing.assert_close(training._inputs(at), TRAIN[0][at] / 255)
 
 
 def test_bfloat16_learns_nearly_the_same():
-    exact = lab().training(lab().network()).fit(1)
-    rough = lab(rule=lab().rule | {"bf16": True}).training(lab().network()).fit(1)
+    exact = lab().trainer(lab().network()).fit(1)
+    rough = lab(rule=lab().rule | {"bf16": True}).trainer(lab().network()).fit(1)
     ours, theirs = (t.curve("test_reconstruction")[:, -1] for t in (rough, exact))
     assert not np.array_equal(ours, theirs)
     np.testing.assert_allclose(ours, theirs, rtol=0.01)
@@ -123,23 +130,22 @@ def test_bfloat16_learns_nearly_the_same():
 
 
 def test_going_on_from_a_file_is_going_on():
-    whole = lab().training(lab().network()).fit(5)
-    assert_same(lab().begun().fit(3).net, whole.net, rtol=0, atol=0)
-    outcome = vae_study.study(lab(), "none").training
+    whole = lab().trainer(lab().network()).fit(5)
+    assert_same(begun().fit(3).net, whole.net, rtol=0, atol=0)
+    history = vae_study.study(lab(), "none").history
     for name in vae_study.HISTORY[:-1]:
-        np.testing.assert_array_equal(outcome.curve(name), whole.curve(name))
-    assert (np.diff(outcome.curve("seconds")) >= 0).all()
+        np.testing.assert_array_equal(history[name], whole.curve(name))
+    assert (np.diff(history["seconds"]) >= 0).all()
 
 
 def test_the_first_epochs_are_trained_once(monkeypatch):
-    lab().begun()
-    trained = []
-    fit = Training.fit
-    monkeypatch.setattr(Training, "fit", lambda self, epochs, *keep: trained.append(epochs) or fit(self, epochs, *keep))
+    begun()
+    trained, epoch = [], Trainer._epoch
+    monkeypatch.setattr(Trainer, "_epoch", lambda self: trained.append((self.epoch, self.seeds)) or epoch(self))
     vae_study.study(lab(), "contribution")
-    assert trained == [2, 1], "the rounds of five epochs, of which the first two were there"
+    assert trained == [(2, SEEDS), (3, SEEDS), (4, SEEDS)], "of five epochs, of which the first two were there"
     lab(seeds=[2, 3]).begun()
-    assert trained[2:] == [2], "of seed 3 alone"
+    assert trained[3:] == [(0, [3]), (1, [3])]
 
 
 def unit_masks(net, units):
@@ -154,19 +160,19 @@ def unit_masks(net, units):
 
 @pytest.mark.parametrize("kind", ["contribution", "random"])
 def test_training_on_narrow_is_training_on_masked(kind):
-    start = lab().begun()
-    wide, narrow = copy.deepcopy(start.net), lab().begun()
+    start = begun()
+    wide, narrow = copy.deepcopy(start.net), begun()
     units = vae_study.chosen(lab(), wide, kind, 1)
     start.prune(unit_masks(wide, units))
     narrow.narrow(units)
     assert narrow.steps == start.steps == 22
-    np.testing.assert_allclose(narrow.test_losses(), start.test_losses(), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(*map(vae_study.test_losses, (narrow, start)), rtol=1e-6, atol=1e-6)
     start.fit(2)
     assert_same(shrink.widen(narrow.fit(2).net, wide, units), start.net, rtol=1e-3, atol=1e-5)
 
 
 def test_moments_follow_their_weights():
-    training, kept = lab().begun(), torch.arange(20)[None].expand(2, -1) % 3 > 0
+    training, kept = begun(), torch.arange(20)[None].expand(2, -1) % 3 > 0
     before = {key: weights(stack) for key, stack in training.memory().items()}
     training.narrow({"encoder.0": kept})
     assert set(before) == {"exp_avg", "exp_avg_sq"}
@@ -178,7 +184,7 @@ def test_moments_follow_their_weights():
 
 
 def test_masks_and_narrowing_do_not_mix():
-    training = lab().begun()
+    training = begun()
     training.prune({"mean.weight": torch.ones_like(training.net.mean.weight, dtype=torch.bool)})
     with pytest.raises(ValueError, match="narrow first"):
         training.narrow({})
@@ -186,14 +192,13 @@ def test_masks_and_narrowing_do_not_mix():
 
 @pytest.mark.parametrize("changes", [{"reset_optimizer": True}, {"as_published": True}])
 def test_adam_can_forget(changes, monkeypatch):
-    lab().begun()
-    memories = []
-    fit = Training.fit
-    monkeypatch.setattr(Training, "fit", lambda self, n: memories.append(len(self.memory())) or fit(self, n))
+    begun()
+    memories, epoch = [], Trainer._epoch
+    monkeypatch.setattr(Trainer, "_epoch", lambda self: memories.append(len(self.memory())) or epoch(self))
     vae_study.study(lab(), "random")
-    assert memories == [2, 2], "both moments, in both rounds"
+    assert memories == [2, 2, 2], "both moments, in all epochs of both rounds"
     vae_study.study(lab(**changes), "random")
-    assert memories[2:] == [0, 0]
+    assert memories[3:] == [0, 2, 0]
 
 
 # ---- which units stay
@@ -244,8 +249,8 @@ def test_a_round_is_said_before_and_after(outcome):
     assert rounds["round_widths"][0].tolist() == [[20, 11, 11, 20], [16, 8, 8, 16], [12, 6, 6, 12]]
     sizes = [vae.parameters(IMAGE, tuple(map(int, w[:2])), 4) for w in rounds["round_widths"][0]]
     assert rounds["round_parameters"].tolist() == [sizes] * 2
-    assert nets.parameters_per_run(outcome.training.net) == sizes[-1]
-    curve = outcome.training.curve("test_kl")
+    assert nets.parameters_per_run(outcome.net) == sizes[-1]
+    curve = outcome.history["test_kl"]
     np.testing.assert_array_equal(rounds["before_kl"], curve[:, [0, 2, 4]])
     assert (rounds["after_reconstruction"][:, 1:] != rounds["before_reconstruction"][:, 1:]).all()
 
@@ -263,7 +268,7 @@ def test_a_schedule_without_rounds_is_plain_training():
 
 
 def test_pictures_are_what_they_are_called(outcome):
-    shown, net = outcome.pictures, outcome.training.net
+    shown, net = outcome.pictures, outcome.net
     assert {name: part.shape for name, part in shown.items()} == {
         name: (2, 16 if name == "samples" else 8, *IMAGE)
         for name in ("originals", "before", "after", "end", "samples", "walk")
@@ -304,7 +309,7 @@ def test_a_notebooks_parameters_make_a_lab():
     made = vae_study.lab(real, p, [4])
     assert made.image == (1, 28, 28) and made.train[0].shape == (50, 784) and made.train[0].dtype == torch.uint8
     assert len(made.test[0]) == len(made.test[1]) == 40
-    assert made.training(made.network()).shuffle is False
+    assert made.trainer(made.network()).shuffle is False
     saved = vae_study.study(made, "contribution")
     sizes = vae_study.parameters(p, Fake(saved))
     np.testing.assert_array_equal(sizes, saved.rounds["round_parameters"][0])

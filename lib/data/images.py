@@ -57,19 +57,18 @@ class Augmented:
     """Training batches of R runs: called with an epoch and an index it returns their inputs, cropped and mirrored.
 
     data: a `Data`; seeds: one per run, which draw the moves. `index (B,)` is a batch that all runs share, `(R, B)` one
-    of each run's own; `runs` is the slice of the stack that asks. The inputs are float32, `(B, C·H·W)` where all runs
-    see the same, else `(R, B, C·H·W)`; with no move at all they are what `data.split("train")` has.
+    of each run's own. The inputs are float32, `(B, C·H·W)` where all runs see the same, else `(R, B, C·H·W)`; with no
+    move at all they are what `data.split("train")` has.
     """
 
     def __init__(self, data, seeds, pad=PAD):
         self.data, self.seeds, self.pad, self.epoch = data, list(seeds), pad, None
 
-    def __call__(self, epoch, index, runs=slice(None)):
-        seeds = self.seeds[runs]
-        if index.dim() == 1 and len(set(seeds)) == 1:
-            return self._batch(index, *(part[index] for part in self._moves(epoch)[seeds[0]]))
-        index = index.expand(len(seeds), -1)
-        drawn = [self._moves(epoch)[seed] for seed in seeds]
+    def __call__(self, epoch, index):
+        if index.dim() == 1 and len(set(self.seeds)) == 1:
+            return self._batch(index, *(part[index] for part in self._moves(epoch)[self.seeds[0]]))
+        index = index.expand(len(self.seeds), -1)
+        drawn = [self._moves(epoch)[seed] for seed in self.seeds]
         shift, flip = (torch.stack([d[k][i] for d, i in zip(drawn, index, strict=True)]) for k in (0, 1))
         return self._batch(index, shift, flip)
 

@@ -1,36 +1,41 @@
 """The state of a `Trainer` between two epochs as one file, from which a training that was killed goes on.
 
-All that is drawn is keyed by the epoch (`draws`), so that weights, what the optimizer remembers and a few counts are
-the whole state: on a CPU the continued training ends bit for bit where the uninterrupted one does. Masks and data are
-not in the file. Who goes on brings them again, and `identity` says whether they are the same.
+All that is drawn is keyed by the epoch (`draws`), so that weights, masks, what the optimizer remembers and a few counts
+are the whole state: on a CPU the continued training ends bit for bit where the uninterrupted one does. Data are not in
+the file. Its name is a digest of all that the training depends on, so that a state is either there or not.
 """
 
 import copy
 import hashlib
 import json
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from lib.errors import RecordError, listed
 from lib.networks import nets
-from lib.records import runs
+from lib.pruning import shrink
+from lib.training import weights
 
-FORMAT = 1  # of the files; one more when they change
+FORMAT = 2  # of the files; one more when they change
 ROWS = 1000  # examples by whose inputs two data sets are told apart, spread evenly; and by the labels of all
 RULE = ("rule", "lr", "batch", "drop", "shuffle", "bf16", "epoch", "steps")  # attributes of a `Trainer`
+COUNTS = ("epoch", "steps", "seconds")  # likewise, that go into the file
+KIND = "state of a training"
 
 
 def identity(trainer):
     """Return what tells this training from any other, `{name: value}`, fit for json: all that is ahead depends on it.
 
-    Numbers, seeds, and checksums of the networks as they are now, of their masks, of what the optimizers remember, of
+    Numbers, seeds, and checksums of the networks as they are now, of their masks, of what the optimizer remembers, of
     the data, and of the inputs of the next step, which tell what `batches` does to the data.
     """
     memory = {f"{key}/{name}": p for key, stack in trainer.memory().items() for name, p in stack.named_parameters()}
     return {
-        "class": type(trainer).__name__,
+        "format": FORMAT,
+        "objective": type(trainer.objective).__name__,
         "seeds": [int(seed) for seed in trainer.seeds],
         **{name: getattr(trainer, name) for name in RULE},
         **trainer.options,
@@ -40,12 +45,12 @@ def identity(trainer):
         "memory": _checksum(memory),
         "train": _checksum(_sample(*trainer.train)),
         "test": _checksum(_sample(*trainer.test)),
-        "inputs": _checksum(dict(enumerate(trainer.next_inputs()))),
+        "inputs": _checksum({"": trainer.next_inputs()}),
     }
 
 
 def digest(of):
-    """Return 16 characters that stand for an `identity`, to be used in a name."""
+    """Return 16 characters that stand for what is fit for json, such as an `identity`, to be used in a name."""
     return hashlib.blake2b(json.dumps(of, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -61,85 +66,86 @@ def _checksum(tensors):
     return found.hexdigest()
 
 
-def save(trainer, path, of):
-    """Write the state of a trainer to one safetensors file, wholly or not at all; of: its `identity` at the start."""
-    tensors = {f"net/{name}": tensor for name, tensor in trainer.net.state_dict().items()}
-    for key, stack in trainer.memory().items():
-        tensors |= {f"memory/{key}/{name}": p for name, p in stack.named_parameters()}
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-    arrays |= {f"history/{name}": np.stack(rows) for name, rows in trainer.history.items()}
-    counts = {"epoch": trainer.epoch, "steps": trainer.steps, "seconds": trainer.seconds}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    runs.save_tensors(
-        Path(path), arrays, {"holds": {"kind": "state of a training"}, "format": FORMAT, "of": of, **counts}
-    )
+class States:
+    """Where trainings that belong together keep their states: in `folder`, by names that tell each from all others."""
+
+    def __init__(self, folder):
+        self.folder, self.paths, self.began = Path(folder), [], time.monotonic()
+        self.written = self.began
+
+    def state(self, trainer, of):
+        """Return the `State` of a trainer that begins `of`, fit for json; where it has a file, that is read."""
+        name = digest([identity(trainer), of])
+        self.paths.append(self.folder / f"training-{name}.safetensors")
+        return State(self, trainer, self.paths[-1], {"kind": KIND, "digest": name})
+
+    def due(self, every, over):
+        """Return whether a state is to be written now, at the end (`over`) of a training or on its way."""
+        now = time.monotonic()
+        due = now - (self.began if over else self.written) >= every
+        self.written = now if due else self.written
+        return due
 
 
-def restore(trainer, path, of, until):
-    """Return whether there was a file at `path`, and the trainer is now in the state that it holds.
-
-    of: the `identity` of the trainer; until: the epoch that it is to reach. RecordError, and the file stays as it is,
-    if it holds another training or a later epoch, was written by another version of this program, or is damaged.
-    """
-    if not Path(path).exists():
-        return False
-    arrays, meta = runs.load_tensors(Path(path))
-    complaint = _complaint(meta, of, until) or _misfit(trainer, arrays, meta)
-    if complaint:
-        raise RecordError(f"{path} {complaint}")
-    nets.load_(trainer.net, _under("net/", arrays))
-    trainer.resume(trainer.net, _memory(trainer.net, arrays), meta["steps"])
-    trainer.epoch, trainer.steps, trainer.seconds = (meta[name] for name in ("epoch", "steps", "seconds"))
-    trainer.history = {name: list(arrays[f"history/{name}"]) for name in trainer.columns}
-    return True
+@contextmanager
+def states(folder):
+    """Return a context of `States` whose files go at its end, unless it fails: then what came of them is safe."""
+    found = States(folder)
+    yield found
+    for path in found.paths:
+        path.unlink(missing_ok=True)
 
 
-def _complaint(meta, of, until):
-    """Return why the state in a file is none to go on from, or None."""
-    if meta.get("format") != FORMAT:
-        found = f"format {meta['format']}" if "format" in meta else "no state of a training"
-        return (
-            f"holds {found}; this version of the program goes on from format {FORMAT}. Give another file, finish the"
-            f" training by the version that wrote it, or delete it to train from the start."
+class State:
+    """The state of one trainer, and its file: what was there is taken at once."""
+
+    def __init__(self, states, trainer, path, holds):
+        self.states, self.trainer, self.path, self.holds = states, trainer, path, holds
+        if path.exists():
+            self._restore()
+
+    def keep(self, over):
+        """Write the state if that is due; over: after the last epoch of all rounds."""
+        trainer = self.trainer
+        if not self.states.due(trainer.every, over):
+            return
+        arrays = {f"masks/{name}": mask for name, mask in trainer.masks.items()}
+        for key, stack in trainer.memory().items():
+            arrays |= {f"memory/{key}/{name}": p for name, p in stack.named_parameters()}
+        for kind, columns in (("history", trainer.history), ("notes", trainer.notes)):
+            arrays |= {f"{kind}/{name}": np.stack(rows) for name, rows in columns.items()}
+        counts = {name: getattr(trainer, name) for name in COUNTS}
+        weights.save(self.path, trainer.net, arrays, {"holds": self.holds, "names": list(arrays), **counts})
+
+    def _restore(self):
+        trainer, way_out = self.trainer, "Delete it to train from the start."
+        tensors, arrays, meta = weights.load(self.path, self.holds, way_out)
+        arrays = {name: arrays[name] for name in meta["names"]}  # the order of masks is that of layers
+        net = nets.load_(_narrowed(trainer.net, tensors), tensors)
+        trainer.resume(net, _memory(net, weights.under("memory/", arrays)), meta["steps"])
+        device = next(net.parameters()).device
+        trainer.masks = {k: torch.from_numpy(v).to(device) for k, v in weights.under("masks/", arrays).items()}
+        trainer.epoch, trainer.steps, trainer.seconds = (meta[name] for name in COUNTS)
+        trainer.history, trainer.notes = (
+            {name: list(rows) for name, rows in weights.under(kind, arrays).items()} for kind in ("history/", "notes/")
         )
-    there = meta["of"]
-    differ = [name for name in [*of, *(there.keys() - of.keys())] if of.get(name) != there.get(name)]
-    if differ:
-        return (
-            f"holds the state of another training, with other {listed(differ)}. Give another file, or delete this one"
-            f" to train from the start."
-        )
-    if meta["epoch"] > until:
-        return (
-            f"holds the state after epoch {meta['epoch']}; this training ends with epoch {until}. Train at least as"
-            f" long, give another file, or delete this one to train from the start."
-        )
-    return None
 
 
-def _misfit(trainer, arrays, meta):
-    """Return which arrays of a file are not those of this training, or None."""
-    keys = {name.split("/")[1] for name in arrays if name.startswith("memory/")}
-    shapes = {f"net/{name}": tuple(tensor.shape) for name, tensor in trainer.net.state_dict().items()}
-    for name, p in trainer.net.named_parameters():
-        shapes |= {f"memory/{key}/{name}": tuple(p.shape) for key in keys}
-    for name, rows in trainer.history.items():
-        shapes[f"history/{name}"] = len(rows) + meta["epoch"] - trainer.epoch, len(trainer.seeds)
-    found = {name: array.shape for name, array in arrays.items()}
-    wrong = sorted(name for name in shapes | found if found.get(name) != shapes.get(name))
-    return f"was altered in {listed(wrong)}. Delete it to train from the start." if wrong else None
+def _narrowed(net, tensors):
+    """Return `net`, or a stack of as many units as these tensors have, where it was narrowed since it began."""
+    units = {}
+    for name, layer in nets.layers(net).items():
+        there, here = tensors[f"{name}.weight"].shape[1], layer.weight.shape[1]
+        if there < here:
+            units[name] = (torch.arange(here, device=layer.weight.device) < there).expand(nets.runs(net), -1)
+    return shrink.narrow(net, units) if units else net
 
 
 def _memory(net, arrays):
-    """Return what the optimizers remembered, stacks like `net` as `Trainer.memory` returns them."""
+    """Return what the optimizer remembered, stacks like `net` as `Trainer.memory` returns them."""
     found = {}
-    for key in dict.fromkeys(name.split("/")[1] for name in arrays if name.startswith("memory/")):
+    for key in dict.fromkeys(name.split("/")[0] for name in arrays):
         found[key] = copy.deepcopy(net).requires_grad_(False)
-        for name, tensor in _under(f"memory/{key}/", arrays).items():
-            found[key].get_parameter(name).copy_(tensor)
+        for name, value in weights.under(f"{key}/", arrays).items():
+            found[key].get_parameter(name).copy_(torch.from_numpy(value))
     return found
-
-
-def _under(prefix, arrays):
-    found = {name: array for name, array in arrays.items() if name.startswith(prefix)}
-    return {name.removeprefix(prefix): torch.from_numpy(array) for name, array in found.items()}

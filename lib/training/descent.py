@@ -20,6 +20,7 @@ from lib.kernels import twins
 from lib.networks import nets
 from lib.records import runs
 from lib.records.disk import assert_holds
+from lib.training import weights
 
 # One row of a descent's history per accepted epoch that is looked at (`looked_at`), row 0 before the first.
 HISTORY = (
@@ -125,31 +126,21 @@ def _cat(dicts):
 
 
 def save(path, descent, meta=None):
-    """Write descents to one safetensors file, atomically; float64 stays float64, so that nothing drifts."""
-    tensors = {f"net/{k}": v for k, v in descent.net.state_dict().items()}
-    tensors |= {k: getattr(descent, k) for k in VECTORS}
-    tensors |= {f"{k}/{layer}": v for k in NORMS for layer, v in getattr(descent, k).items()}
-    arrays = {k: v.detach().cpu().numpy() for k, v in tensors.items()}
+    """Write descents as one file, see `weights.save`; float64 stays float64, so that nothing drifts."""
+    arrays = {k: getattr(descent, k) for k in VECTORS}
+    arrays |= {f"{k}/{layer}": v for k in NORMS for layer, v in getattr(descent, k).items()}
     arrays |= {f"history/{k}": np.array(rows) for k, rows in enumerate(descent.history)}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    runs.save_tensors(path, arrays, {"seeds": descent.seeds, "history": list(HISTORY), **(meta or {})})
+    weights.save(path, descent.net, arrays, {"seeds": descent.seeds, "history": list(HISTORY), **(meta or {})})
 
 
 def load(path, like):
     """Return (the descents in `path`, its meta), on the device of the network `like`, whose layers they have."""
-    arrays, meta = runs.load_tensors(path)
-    device = next(like.parameters()).device
-    tensors = {k: torch.from_numpy(v) for k, v in arrays.items() if not k.startswith("history/")}
-    net = nets.take(like, [0] * len(meta["seeds"]))
-    nets.load_(net, {k.removeprefix("net/"): v for k, v in tensors.items() if k.startswith("net/")})
-    vectors = {k: tensors[k].to(device) if k in ON_DEVICE else tensors[k] for k in VECTORS}
-    norms = {kind: _under(f"{kind}/", tensors, device) for kind in NORMS}
+    tensors, arrays, meta = weights.load(path)
+    net, device = weights.stack(tensors, like, path), next(like.parameters()).device
+    tensors = {k: torch.from_numpy(v).to(device if k in ON_DEVICE else "cpu") for k, v in arrays.items()}
+    norms = {kind: {k: v.to(device) for k, v in weights.under(f"{kind}/", tensors).items()} for kind in NORMS}
     history = [[tuple(row) for row in arrays[f"history/{k}"].tolist()] for k in range(len(meta["seeds"]))]
-    return Descent(net, meta["seeds"], **vectors, **norms, history=history), meta
-
-
-def _under(prefix, tensors, device):
-    return {k.removeprefix(prefix): v.to(device) for k, v in tensors.items() if k.startswith(prefix)}
+    return Descent(net, meta["seeds"], **{k: tensors[k] for k in VECTORS}, **norms, history=history), meta
 
 
 def recipe(net, run, seed):

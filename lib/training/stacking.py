@@ -7,11 +7,12 @@ import torch
 
 from lib.networks import nets
 
-# Weights a run. A CPU streams large stacks through memory and gains nothing. Of MNIST descents in stacks of four, a run
-# takes 0.5 to 0.6 of the time alone with 51,000 weights, 0.6 to 0.8 with 102,000 to 408,000 (one and two threads).
-# Convolutions set the bound: of the VGG, forward and backward on one core, a run in a stack of three costs 0.7 of the
-# time alone with 4 filters in the first block (58,000 weights), 1.0 with 8, 1.3 with 16; of nine 0.8, 1.6, 1.6.
-TOO_LARGE_TO_STACK = 100_000
+# Weights of a run above which a CPU trains one by one: it streams large stacks through memory and gains nothing. Of
+# four MNIST networks together each takes 0.5 to 0.6 of the time alone with 51,000 weights, 0.5 to 0.8 with 102,000 to
+# 408,000 (one and two threads), and more than alone with 2.4 million. Of the VGG, forward and backward on one core, a
+# run in a stack of three costs 0.7 of the time alone with 4 filters in the first block (58,000 weights), 1.0 with 8,
+# 1.3 with 16; of nine 0.8, 1.6, 1.6. A descent of one ReLU network is written out (`passes`), which a stack forgoes.
+TOO_LARGE_TO_STACK = {"dense": 500_000, "convolutions": 100_000, "descent": 100_000}
 # An estimate of what training holds: of every parameter itself, its state before an epoch, two moments, a gradient and
 # what is being saved; of every activation its value before and after the rate of a layer, and the gradients of both.
 COPIES, TRACES = 6, 4
@@ -22,10 +23,16 @@ class MemoryWarning(UserWarning):
     """A stack did not fit into memory and goes on in smaller parts."""
 
 
+def alone(net, kind=""):
+    """Return whether a CPU trains the runs of `net` one by one; kind: of `TOO_LARGE_TO_STACK`, "" for that of `net`."""
+    flat = all(layer.weight.dim() == 3 for layer in nets.layers(net).values())
+    most = TOO_LARGE_TO_STACK[kind or ("dense" if flat else "convolutions")]
+    return next(net.parameters()).device.type == "cpu" and nets.parameters_per_run(net) > most
+
+
 def parts(net):
-    """Return the slices of the stack that are trained together: all, or one by one where a CPU does better."""
-    alone = next(net.parameters()).device.type == "cpu" and nets.parameters_per_run(net) > TOO_LARGE_TO_STACK
-    return [slice(r, r + 1) for r in range(nets.runs(net))] if alone else [slice(0, nets.runs(net))]
+    """Return the slices of a stack of descents that take steps together: all, or one by one where a CPU does better."""
+    return [slice(r, r + 1) for r in range(nets.runs(net))] if alone(net, "descent") else [slice(0, nets.runs(net))]
 
 
 def bytes_per_run(net, batch):
@@ -35,10 +42,15 @@ def bytes_per_run(net, batch):
     return COPIES * parameters + TRACES * batch * units * next(net.parameters()).element_size()
 
 
-def width(net, batch, free=None):
-    """Return how many runs of `net` are trained together, at least one and at most all: as many as memory allows.
+def width(net, batch):
+    """Return how many runs of `net` are trained together: one where a CPU does better so, else what memory allows."""
+    return 1 if alone(net) else fits(net, batch)
 
-    free: bytes; None is what the GPU of `net` has left, and no bound on a CPU, where `parts` decides.
+
+def fits(net, batch, free=None):
+    """Return how many runs of `net` memory takes together, at least one and at most all of them.
+
+    free: bytes; None is what the GPU of `net` has left, and no bound on a CPU.
     """
     device, runs = next(net.parameters()).device, nets.runs(net)
     if free is None:

@@ -47,7 +47,7 @@ def descend(
         journal = Journal(folders and folders[part], recipes[part], levels, checkpoint)
         return _descend(nets.take(net, part), data, seeds[part], journal, streams[part], batch, max_epochs)
 
-    parts = stacking.split(work, range(len(seeds)), stack or stacking.width(net, batch))
+    parts = stacking.split(work, range(len(seeds)), stack or stacking.fits(net, batch))
     return tuple([run for _, found in parts for run in found[k]] for k in (0, 1))
 
 

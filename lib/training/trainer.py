@@ -14,7 +14,7 @@ from lib import draws
 from lib.kernels import capture
 from lib.networks import nets
 from lib.pruning import masks, shrink
-from lib.training import checkpoint, optimizers, stacking
+from lib.training import optimizers
 from lib.training.evaluate import evaluate
 from lib.training.optimizers import RULES
 
@@ -28,6 +28,36 @@ HISTORY = (
     "seconds",  # of all passes so far, evaluation included, a stack's time shared among its runs
 )
 
+BATCH = 128  # examples a step, unless told otherwise
+
+
+class CrossEntropy:
+    """What a `Trainer` descends on, here the cross-entropy of labels; another objective has these names too."""
+
+    history = HISTORY
+
+    def beside(self, trainer):
+        """Return what a pass reads of every example beside its inputs, `(N,)`, or `(R, N, ...)` of each run's own."""
+        return trainer.train[1]
+
+    def outputs(self, net, x, labels):
+        """Return what the networks make of inputs, in bfloat16 where that was asked for."""
+        return net(x)
+
+    def losses(self, logits, x, labels):
+        """Return (the loss, summed over runs, and two columns of the history, summed over examples, `(R,)` each)."""
+        logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+        losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)
+        right = (logits.detach().argmax(2) == labels).sum(1)
+        return losses.sum(), losses.detach().double() * labels.shape[1], right
+
+    def columns(self, trainer, loss, correct):
+        """Return a row of the history, `{name: (R,)}`: of a pass, by the means of its sums, and of the test set."""
+        tested = evaluate(trainer.net, *trainer.test)
+        correct = np.where(np.isnan(loss), np.nan, correct)  # of a network that is no number argmax says class 0
+        loss_after, accuracy = tested.log_loss.exp().cpu().numpy(), tested.accuracy.cpu().numpy()
+        return {"train_loss": loss, "train_accuracy": correct, "test_loss": loss_after, "test_accuracy": accuracy}
+
 
 class Trainer:
     """R networks in training: `fit(epochs)` goes on from wherever they are, `prune(masks)` takes weights away for good.
@@ -36,27 +66,27 @@ class Trainer:
     `(R, N, I)` with inputs of each run's own; seeds: one per run, which order its examples (draw "order"), so that
     runs of one seed see the same batches. rule: "sgd" (momentum, nesterov), "adam" or "rms", of torch.optim.
     drops: the epochs at which lr shrinks by `drop`. shuffle=False keeps the order of the data.
-    batches: `(epoch, index, runs) -> x`, the inputs of a batch of these runs in place of `train[0][index]`
-    (augmentation); bf16 computes the products in bfloat16; epoch: passes that the networks have behind them already,
-    which orders and drops count from; every: seconds between two writings of the state that `fit` keeps on request.
-    `history` has one row of (R,) arrays per epoch, row 0 before the first. Nothing is chosen by the test set: it is
-    looked at after each epoch and that is all.
+    batches: `(epoch, index) -> x`, the inputs of a batch in place of `train[0][index]` (augmentation); objective: what
+    is descended on, see `CrossEntropy`; bf16 computes the products in bfloat16; epoch: passes that the networks have
+    behind them already, which orders and drops count from; every: seconds between two writings of the state that `fit`
+    keeps on request. `history` has one row of (R,) arrays per epoch, row 0 before the first; `notes`, lists of arrays
+    by name, is for who prunes between epochs, and goes into the state. Nothing is chosen by the test set: it is looked
+    at after each epoch and that is all.
     """
 
-    columns = HISTORY
-
     def __init__(
-        self, net, train, test, seeds, rule="sgd", lr=0.1, batch=128, momentum=0.0, nesterov=False, weight_decay=0.0,
-        drops=(), drop=0.1, shuffle=True, batches=None, bf16=False, epoch=0, bar=True, every=60.0,
+        self, net, train, test, seeds, rule="sgd", lr=0.1, batch=BATCH, momentum=0.0, nesterov=False, weight_decay=0.0,
+        drops=(), drop=0.1, shuffle=True, batches=None, objective=None, bf16=False, epoch=0, bar=True, every=60.0,
     ):  # fmt: skip
         _check(net, train, seeds, rule, lr, batch)
         if wrong := optimizers.complaint(rule, momentum, nesterov):
             raise ValueError(wrong)
         self.net, self.train, self.test, self.seeds = net, train, test, list(seeds)
         self.lr, self.batch, self.drops, self.drop, self.shuffle = lr, batch, tuple(drops), drop, shuffle
-        self.batches, self.bf16, self.bar, self.every, self.masks = batches, bf16, bar, every, {}
+        self.batches, self.objective, self.masks, self.notes = batches, objective or CrossEntropy(), {}, {}
         self.options = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        self.rule, self.epoch, self.seconds, self.history = rule, epoch, 0.0, {name: [] for name in self.columns}
+        self.rule, self.epoch, self.seconds, self.bf16, self.bar, self.every = rule, epoch, 0.0, bf16, bar, every
+        self.history = {name: [] for name in self.objective.history}
         self.resume(net)
         missing = np.full(len(seeds), np.nan)
         self._write(missing, missing, np.nan, began=None)
@@ -64,40 +94,35 @@ class Trainer:
     def reset_optimizer(self):
         """Forget momentum and second moments, as after a fresh start."""
         self.recorded = capture.wanted("fit", next(self.net.parameters()).device)
-        self.optimizers = [
-            optimizers.make(self.rule, list(net.parameters()), self.lr, self.options, self.recorded)
-            for net in self.nets
-        ]
-        self.steps, self.gone, self.launch = 0, {}, {}
+        parameters = list(self.net.parameters())
+        self.optimizer = optimizers.make(self.rule, parameters, self.lr, self.options, self.recorded)
+        self.steps, self.step = 0, None
 
     def memory(self):
-        """Return what the optimizers remember of the parameters, `{"exp_avg": a stack like net}`; {} at the start."""
+        """Return what the optimizer remembers of the parameters, `{"exp_avg": a stack like net}`; {} at the start."""
         found = {}
-        for optimizer, net, part in zip(self.optimizers, self.nets, self.parts, strict=True):
-            for name, p in net.named_parameters():
-                for key, value in optimizer.state[p].items():
-                    if getattr(value, "shape", None) == p.shape:
-                        if key not in found:
-                            found[key] = copy.deepcopy(self.net).requires_grad_(False)
-                            for parameter in found[key].parameters():
-                                parameter.zero_()
-                        found[key].get_parameter(name)[part] = value
+        for name, p in self.net.named_parameters():
+            for key, value in self.optimizer.state[p].items():
+                if getattr(value, "shape", None) == p.shape:
+                    if key not in found:
+                        found[key] = copy.deepcopy(self.net).requires_grad_(False)
+                        for parameter in found[key].parameters():
+                            parameter.zero_()
+                    found[key].get_parameter(name).copy_(value)
         return found
 
     def resume(self, net, memory=None, steps=0):
-        """Go on with the stack `net`, trained in place, and with optimizers of this `memory`, made in `steps` steps."""
-        self.net, self.parts = net, stacking.parts(net)
-        self.nets = [nets.take(net, part) if len(self.parts) > 1 else net for part in self.parts]
+        """Go on with the stack `net`, trained in place, and an optimizer of this `memory`, made in `steps` steps."""
+        self.net = net
         self.reset_optimizer()
         if memory:
             self.steps = steps
-            for optimizer, net, part in zip(self.optimizers, self.nets, self.parts, strict=True):
-                for name, p in net.named_parameters():
-                    state = {key: stack.get_parameter(name).detach()[part] for key, stack in memory.items()}
-                    if self.rule != "sgd":
-                        device = p.device if self.rule == "adam" or self.recorded else "cpu"  # as torch has it
-                        state["step"] = torch.tensor(float(steps), device=device)
-                    optimizer.state[p] = state
+            for name, p in net.named_parameters():
+                state = {key: stack.get_parameter(name).detach() for key, stack in memory.items()}
+                if self.rule != "sgd":
+                    device = p.device if self.rule == "adam" or self.recorded else "cpu"  # as torch has it
+                    state["step"] = torch.tensor(float(steps), device=device)
+                self.optimizer.state[p] = state
 
     def narrow(self, units):
         """Go on without the units that `units` drop, see `shrink.narrow`; what stays keeps its momentum and moments.
@@ -113,53 +138,51 @@ class Trainer:
         """Zero what `kept`, masks by parameter name, prunes; it stays zero for good, and so do its moments."""
         masks.apply_(self.net, kept)
         self.masks |= {name: mask & self.masks.get(name, mask) for name, mask in kept.items()}
-        for optimizer, net, part in zip(self.optimizers, self.nets, self.parts, strict=True):
-            for name, p in net.named_parameters():
-                if name in kept:
-                    moments = [v for v in optimizer.state[p].values() if getattr(v, "shape", None) == p.shape]
-                    for moment in moments:
-                        moment.masked_fill_(~kept[name][part], 0)
-        self.gone, self.launch = {}, {}  # a recorded step has the masks of its time
+        for name, p in self.net.named_parameters():
+            if name in kept:
+                for moment in self.optimizer.state[p].values():
+                    if getattr(moment, "shape", None) == p.shape:
+                        moment.masked_fill_(~kept[name], 0)
+        self.step = None  # a recorded step has the masks of its time
 
     def fit(self, epochs, keep=None):
-        """Train for `epochs` more passes; return this trainer, its history longer by as many rows.
-
-        keep: a file for the state, written after an epoch where the last writing, or the start, is `every` seconds ago,
-        and then again at the end. If it is there already, training goes on from it, and ends where it would have ended
-        without a break. It stays: who asked for it deletes it, when what came of the training is safe. Each call has a
-        file of its own. RecordError if it holds another training, which is neither read nor overwritten: see
-        `checkpoint.restore`.
-        """
-        until, saved_at = self.epoch + epochs, time.monotonic()
-        of = checkpoint.identity(self) if keep else None
-        written = bool(keep) and checkpoint.restore(self, keep, of, until)
-        passes = range(self.epoch, until)
-        before = epochs - len(passes)
-        for _ in tqdm(passes, "training", epochs, initial=before, unit="epoch", disable=not self.bar):
-            self._epoch()
-            due = time.monotonic() - saved_at >= self.every or (written and self.epoch == until)
-            if keep and due:
-                checkpoint.save(self, keep, of)
-                written, saved_at = True, time.monotonic()
+        """Train for `epochs` more passes; return this trainer, its history as many rows longer. keep: see `rounds`."""
+        for _ in self.rounds([epochs], keep):
+            pass
         return self
+
+    def rounds(self, each, keep=None, of=None):
+        """Yield the number of each round that begins, for the caller to prune, and train its epochs of `each` then.
+
+        keep: `checkpoint.States`, which writes the state after an epoch where the last writing is `every` seconds ago,
+        and at the end. Where these rounds, from networks as they are now, have a state, all goes on from it, with its
+        masks and notes, and ends where it would have ended without a break; rounds that began there are not yielded.
+        of: what the caller does between rounds, `{name: value}`, of which no other training may take the state.
+        """
+        ends = (self.epoch + np.cumsum(each)).tolist()
+        state = keep and keep.state(self, {"rounds": list(each), **(of or {})})
+        for number, (epochs, end) in enumerate(zip(each, ends, strict=True)):
+            if self.epoch <= end - epochs:
+                yield number
+            passes = range(self.epoch, end)
+            before = epochs - len(passes)
+            for _ in tqdm(passes, "training", epochs, initial=before, unit="epoch", disable=not self.bar):
+                self._epoch()
+                if state:
+                    state.keep(over=self.epoch == ends[-1])
 
     def _epoch(self):
         """Take one pass, and write a row of the history."""
         began = time.perf_counter()
         orders, rate = self._orders(), self._rate()
-        sums = [
-            self._pass(net, optimizer, orders[part], part, rate)
-            for net, optimizer, part in zip(self.nets, self.optimizers, self.parts, strict=True)
-        ]
+        sums = self._pass(orders, rate)
         self.epoch += 1
         self.steps += -(-orders.shape[1] // self.batch)
-        loss, correct = (torch.cat(columns).cpu().numpy() / orders.shape[1] for columns in zip(*sums, strict=True))
-        self._write(loss, correct, rate, began)
+        self._write(*(column.cpu().numpy() / orders.shape[1] for column in sums), rate, began)
 
     def next_inputs(self):
-        """Return the inputs of the next step, a tensor for each of `parts`: data, order and `batches` together."""
-        orders = self._orders()
-        return [self._inputs(self._index(orders[part])[..., : self.batch], part) for part in self.parts]
+        """Return the inputs of the next step: data, order and `batches` together."""
+        return self._inputs(self._index(self._orders())[..., : self.batch])
 
     def _orders(self):
         """Return every run's order of the examples `(R, N)`, drawn once for the runs of one seed."""
@@ -172,78 +195,62 @@ class Trainer:
     def _rate(self):
         return self.lr * self.drop ** sum(self.epoch >= when for when in self.drops)
 
-    def _pass(self, net, optimizer, orders, part, rate):
-        """Take one pass of steps; return the summed loss and the correct answers of every run, `(R,)` each."""
-        net.train()
-        y, index = self.train[1], self._index(orders)
-        if net not in self.gone:
-            kept = [(p, self.masks[name][part]) for name, p in net.named_parameters() if name in self.masks]
-            self.gone[net] = optimizers.hand_over(optimizer, kept)
-        loss, correct = torch.zeros(2, len(orders), dtype=torch.float64, device=y.device)
-        optimizers.set_rate(optimizer, rate)
+    def _pass(self, orders, rate):
+        """Take one pass of steps; return two sums over the examples for every run, `(R,)` each."""
+        self.net.train()
+        index, beside = self._index(orders), self.objective.beside(self)
+        if self.step is None:
+            kept = [(p, self.masks[name]) for name, p in self.net.named_parameters() if name in self.masks]
+            gone = optimizers.hand_over(self.optimizer, kept)
+            self.step = capture.Step(partial(self._learn, gone), self.recorded)
+        sums = torch.zeros(2, len(orders), dtype=torch.float64, device=index.device)
+        optimizers.set_rate(self.optimizer, rate)
         for at in index.split(self.batch, -1):
-            losses, right = self._step(net, optimizer, at, part, self.gone[net])
-            loss, correct = loss + losses * at.shape[-1], correct + right
-        return loss, correct
+            read = beside[at].expand(len(orders), -1) if beside.dim() == 1 else _rows(beside, at)
+            first, second = self.step(self._inputs(at), read)
+            sums = torch.stack([sums[0] + first, sums[1] + second])
+        return sums
 
     def _index(self, orders):
-        """Return the orders of a part on the device, `(N,)` where its runs share one, else `(R, N)`."""
+        """Return the orders on the device, `(N,)` where the runs share one, else `(R, N)`."""
         shared = bool((orders == orders[:1]).all())
         return (orders[0] if shared else orders).to(self.train[1].device)
 
-    def _step(self, net, optimizer, at, part, gone):
-        if net not in self.launch:
-            self.launch[net] = capture.Step(partial(self._learn, net, optimizer, gone), self.recorded)
-        return self.launch[net](self._inputs(at, part), self.train[1][at].expand(nets.runs(net), -1))
-
-    def _learn(self, net, optimizer, gone, x, labels):
-        """Take one step; return the losses and the correct answers of every run, `(R,)` each."""
-        with torch.autocast(labels.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            logits = net(x)
-        logits = logits.float() if self.bf16 else logits
-        losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)
-        self._update(optimizer, losses.sum(), gone)
-        return losses.detach().double(), (logits.detach().argmax(2) == labels).sum(1)
-
-    def _update(self, optimizer, loss, gone):
-        optimizer.zero_grad()
+    def _learn(self, gone, x, read):
+        """Take one step; return the objective's sums of every run, `(R,)` each."""
+        with torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+            outputs = self.objective.outputs(self.net, x, read)
+        loss, *sums = self.objective.losses(outputs, x, read)
+        self.optimizer.zero_grad()
         loss.backward()
         for p, pruned in gone:  # a zero with zero gradient and moments stays zero under every rule, decay included
             p.grad.masked_fill_(pruned, 0)
-        optimizer.step()
+        self.optimizer.step()
+        return tuple(sums)
 
-    def _inputs(self, at, part):
-        if self.batches is not None:
-            return self.batches(self.epoch, at, part)
-        x = self.train[0]
-        if x.dim() == 2:  # whole rows at once take a third of the time of x[at], and less
-            return x.index_select(0, at) if at.dim() == 1 else x[at]
-        own = x[part]
-        return own[:, at] if at.dim() == 1 else own.gather(1, at[:, :, None].expand(-1, -1, x.shape[2]))
+    def _inputs(self, at):
+        return _rows(self.train[0], at) if self.batches is None else self.batches(self.epoch, at)
 
-    def _write(self, loss, correct, rate, began):
+    def _write(self, first, second, rate, began):
         """Append a row to the history: of a pass at the rate `rate`, which started when `began` says."""
         self.net.eval()
-        tests = []
-        for net, part in zip(self.nets, self.parts, strict=True):
-            net.eval()
-            x, y = self.test
-            tests.append(evaluate(net, x if x.dim() == 2 else x[part], y))
+        row = {"lr": rate} | self.objective.columns(self, first, second)
         if began is not None:
             self.seconds += (time.perf_counter() - began) / len(self.seeds)
-        correct = np.where(np.isnan(loss), np.nan, correct)  # of a network that is no number argmax says class 0
-        everywhere = np.ones(len(self.seeds))
-        row = (
-            everywhere * self.epoch, everywhere * rate, loss, correct,
-            torch.cat([t.log_loss for t in tests]).exp().cpu().numpy(),
-            torch.cat([t.accuracy for t in tests]).cpu().numpy(), everywhere * self.seconds,
-        )  # fmt: skip
-        for name, values in zip(HISTORY, row, strict=True):
-            self.history[name].append(np.asarray(values, float))
+        row |= {"epoch": self.epoch, "seconds": self.seconds}
+        for name, rows in self.history.items():
+            rows.append(np.ones(len(self.seeds)) * row[name])
 
     def curve(self, name):
         """Return one column of the history, `(R, epochs + 1)`."""
         return np.stack(self.history[name], 1)
+
+
+def _rows(x, at):
+    """Return the examples `at`, `(n,)` or `(R, n)`, of `x (N, I)` that all runs share, or of `(R, N, I)`."""
+    if x.dim() == 2:  # whole rows at once take a third of the time of x[at], and less
+        return x.index_select(0, at) if at.dim() == 1 else x[at]
+    return x[:, at] if at.dim() == 1 else x.gather(1, at[:, :, None].expand(-1, -1, x.shape[2]))
 
 
 def _check(net, train, seeds, rule, lr, batch):

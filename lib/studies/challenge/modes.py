@@ -3,14 +3,15 @@
 Every mode returns a `Pruned` stack, one run per seed, for each sparsity, so that one notebook serves them all.
 """
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from lib.networks import nets
 from lib.pruning import masks, remask, shrink
-from lib.training import trained
+from lib.training import lab as frame
 from lib.training.evaluate import evaluate_alone
 from lib.training.trainer import Trainer
 
@@ -34,42 +35,26 @@ class Pruned:
     test_accuracy: np.ndarray
 
 
-@dataclass
-class Lab:
-    """What all modes share: the data as `(x, y)`, one seed per run, and how networks are trained.
+def build(lab, hidden=None, scheme="torch_kaiming"):
+    """Return ReLU networks without biases as they start, one per seed, of other `hidden` widths if given."""
+    sizes = [lab.train[0].shape[-1], *(hidden or lab.hidden), int(lab.train[1].max()) + 1]
+    return nets.init_(nets.MLP(sizes, ["no-WN"] * len(lab.seeds), bias=False), lab.seeds, scheme)
 
-    epochs: of a whole training; retrain_epochs: of the training after pruning; scope: see `masks.top`; rule: keywords
-    of `Trainer`; recipe: names the folders of trained networks (`runs.trained`), which are kept and taken again.
-    """
 
-    train: tuple
-    test: tuple
-    seeds: list
-    recipe: dict
+@dataclass(kw_only=True)
+class Lab(frame.Lab):
+    """What all modes share, see `frame.Lab`: epochs of a whole training, and after pruning; scope: see `masks.top`."""
+
+    build: Callable = build
     hidden: tuple = HIDDEN
     epochs: int = 5
     retrain_epochs: int = 5
     scope: str = "layer"
-    rule: dict = field(default_factory=dict)
-
-    def network(self, hidden=None, scheme="torch_kaiming"):
-        """Return ReLU networks without biases as they start, one per seed, of other `hidden` widths if given."""
-        sizes = [self.train[0].shape[-1], *(hidden or self.hidden), int(self.train[1].max()) + 1]
-        net = nets.MLP(sizes, ["no-WN"] * len(self.seeds), bias=False)
-        return nets.init_(net, self.seeds, scheme).to(self.train[0].device)
-
-    def trainer(self, net, epoch=0):
-        return Trainer(net, self.train, self.test, self.seeds, epoch=epoch, **self.rule)
 
     def dense(self, epochs, hidden=None):
         """Return (networks trained for `epochs`, their history), trained now or some time before."""
         hidden = tuple(hidden or self.hidden)
-        recipe = self.recipe | {"type": "dense", "hidden": list(hidden), "epochs": epochs}
-
-        def train(net, missing, state):
-            return replace(self, seeds=[self.seeds[run] for run in missing]).trainer(net).fit(epochs, state)
-
-        return trained.obtain(self.network(hidden), [recipe | {"seed": seed} for seed in self.seeds], train)
+        return super().dense(epochs, self.network(hidden), hidden=list(hidden))
 
 
 def complaint(p):
@@ -166,17 +151,29 @@ def hard(lab, kind, sparsities):
 
 def _retrained(lab, start, kept, units, epochs, epoch=0):
     """Return `start` trained under masks that stay; unit masks as the physically smaller stack, the same function."""
-    if units:
-        trainer = lab.trainer(shrink.narrow(start, units), epoch).fit(epochs)
-        return _outcome(shrink.widen(trainer.net, start, units), kept, trainer)
-    net = copied(start)
-    trainer = lab.trainer(net, epoch)
-    trainer.prune(kept)
-    return _outcome(net, kept, trainer.fit(epochs))
+
+    def train(lab, net, runs):
+        own = {name: mask[runs] for name, mask in kept.items()}
+        trainer = lab.trainer(net, epoch=epoch)
+        if not units:
+            trainer.prune(own)
+        trainer.fit(epochs, lab.states)
+        if units:
+            net = shrink.widen(net, nets.take(start, runs), {layer: found[runs] for layer, found in units.items()})
+        return _outcome(net, own, trainer)
+
+    return _joined(lab.split(train, shrink.narrow(start, units) if units else start))
 
 
 def _outcome(net, kept, trainer):
     return Pruned(net, kept, trainer.curve("train_accuracy"), trainer.curve("test_accuracy"))
+
+
+def _joined(parts):
+    """Return the `Pruned` of all runs of several."""
+    kept = nets.gathered(part.masks for part in parts)
+    curves = (np.concatenate([getattr(part, name) for part in parts]) for name in ("train_accuracy", "test_accuracy"))
+    return Pruned(nets.join([part.net for part in parts]), kept, *curves)
 
 
 def during(lab, kind, sparsities):
@@ -185,9 +182,9 @@ def during(lab, kind, sparsities):
     The gradient of the pruned network trains the dense weights behind it, so that what was pruned can come back.
     """
 
-    def train(net, each, grid):
+    def train(lab, net, each):
         behind = remasked(net, kind, each, lab.scope)
-        trainer = grid.trainer(behind).fit(lab.epochs)
+        trainer = lab.trainer(behind).fit(lab.epochs, lab.states)
         kept = behind.masks()
         return masks.apply_(net, kept), kept, trainer
 
@@ -201,12 +198,11 @@ def gradual(lab, kind, sparsities):
     arXiv 1710.01878). What is pruned stays zero, and so stays pruned; the last epoch trains at the final sparsity.
     """
 
-    def train(net, each, grid):
-        trainer = grid.trainer(net)
-        for epoch in range(1, lab.epochs + 1):
-            share = 1 - (1 - epoch / lab.epochs) ** 3
+    def train(lab, net, each):
+        trainer, of = lab.trainer(net), {"gradual": kind, "scope": lab.scope, "sparsities": each}
+        for number in trainer.rounds([1] * lab.epochs, lab.states, of):
+            share = 1 - (1 - (number + 1) / lab.epochs) ** 3
             trainer.prune(remasked(net, kind, [s * share for s in each], lab.scope).masks())
-            trainer.fit(1)
         return net, trainer.masks, trainer
 
     return _all_at_once(lab, sparsities, train)
@@ -217,7 +213,7 @@ def _all_at_once(lab, sparsities, train):
     each = [s for s in sparsities for _ in lab.seeds]
     net = nets.take(lab.network(), list(range(len(lab.seeds))) * len(sparsities))
     grid = replace(lab, seeds=list(lab.seeds) * len(sparsities))
-    whole = _outcome(*train(net, each, grid))
+    whole = _joined(grid.split(lambda lab, net, runs: _outcome(*train(lab, net, [each[run] for run in runs])), net))
     parts = np.split(np.arange(len(each)), len(sparsities))
     return [part_of(whole, part.tolist()) for part in parts]
 
@@ -260,7 +256,7 @@ def _only_the_last(lab, kind, sparsity):
     last = nets.MLP([lab.hidden[-1], output.shape[1]], ["no-WN"] * len(lab.seeds), bias=False).to(output)
     nets.load_(last, {f"layers.0.{k}": v for k, v in net.layers[-1].state_dict().items()})
     sets = [(_features(net, x), y) for x, y in (lab.train, lab.test)]
-    trainer = Trainer(last, *sets, lab.seeds, **lab.rule).fit(lab.epochs)
+    trainer = Trainer(last, *sets, lab.seeds, **lab.rule).fit(lab.epochs, lab.states)
     net.layers[-1].load_state_dict(last.layers[0].state_dict())
     return Pruned(net, kept, *(_so_far(trainer.curve(name)) for name in ("train_accuracy", "test_accuracy")))
 
@@ -296,5 +292,6 @@ def prune(lab, mode, kind, sparsities):
         if value not in allowed:
             raise ValueError(f"{what} is {value!r}; allowed are {list(allowed)}")
     if kind != "small":
-        return MODES[mode](lab, kind, sparsities)
+        with lab.keeping() as lab:
+            return MODES[mode](lab, kind, sparsities)
     return small(lab, FAIR.get(mode, lambda epochs, more: epochs)(lab.epochs, lab.retrain_epochs), sparsities)

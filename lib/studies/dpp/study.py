@@ -3,7 +3,8 @@
 Only the first layer is pruned: its edges, or its units. A set of pruned networks is a stack, one run per set drawn.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +16,9 @@ from lib.networks import nets
 from lib.pruning import likelihood, masks, reweight
 from lib.pruning.likelihood import Moments
 from lib.studies.dpp import arms
+from lib.training import lab as frame
 from lib.training import trained
 from lib.training.evaluate import evaluate_alone
-from lib.training.trainer import Trainer
 
 LAYER = "layers.0"
 BETAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # at which the likelihood matrices are looked at
@@ -29,41 +30,29 @@ YARDSTICK = "median"  # the beta by which sets are called diverse, whatever beta
 # ---- networks
 
 
-@dataclass
-class Lab:
-    """The data as `(x, y)`, one seed per run, and how sigmoid networks are trained on them.
+def build(lab):
+    """Return sigmoid networks as they start, one per seed: Xavier-uniform, biases zero."""
+    sizes = [lab.train[0].shape[-1], *lab.hidden, int(lab.train[1].max()) + 1]
+    net = nets.MLP(sizes, ["no-WN"] * len(lab.seeds), "sigmoid", output_bias=True, dropout=lab.dropout)
+    return nets.init_(net, lab.seeds, "xavier_uniform")
 
-    hidden: units of the hidden layers; dropout: of them; epochs; rule: keywords of `Trainer`; recipe: names the folders
-    of trained networks (`runs.trained`), which are kept and taken again.
-    """
 
-    train: tuple
-    test: tuple
-    seeds: list
-    recipe: dict
+@dataclass(kw_only=True)
+class Lab(frame.Lab):
+    """What all arms share: see `frame.Lab`. hidden: units of the hidden layers; dropout: of them."""
+
+    build: Callable = build
     hidden: tuple = (500,)
     dropout: float = 0.0
     epochs: int = 40
-    rule: dict = field(default_factory=dict)
-
-    def network(self):
-        """Return the networks as they start: Xavier-uniform, biases zero."""
-        sizes = [self.train[0].shape[-1], *self.hidden, int(self.train[1].max()) + 1]
-        net = nets.MLP(sizes, ["no-WN"] * len(self.seeds), "sigmoid", output_bias=True, dropout=self.dropout)
-        return nets.init_(net, self.seeds, "xavier_uniform").to(self.train[0].device)
 
     def dense(self, weights=""):
         """Return the trained networks: trained now or some time before, or copies of what the file `weights` holds."""
-        recipe = self.recipe | {"type": "dense", "hidden": list(self.hidden)}
-        recipe |= {"dropout": self.dropout, "epochs": self.epochs}
+        of = {"hidden": list(self.hidden), "dropout": self.dropout}
         if weights:
+            recipe = self.recipe | {"type": "dense", "epochs": self.epochs} | of
             return from_file(weights, self.network(), recipe)
-
-        def train(net, missing, state):
-            seeds = [self.seeds[run] for run in missing]
-            return Trainer(net, self.train, self.test, seeds, **self.rule).fit(self.epochs, state)
-
-        return trained.obtain(self.network(), [recipe | {"seed": seed} for seed in self.seeds], train)[0]
+        return super().dense(self.epochs, **of)[0]
 
 
 def from_file(path, net, recipe):

@@ -6,7 +6,8 @@ loses a share of the units that it still has, the network trains on, and so fort
 
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from lib.errors import ParameterError
 from lib.networks import nets
 from lib.networks.layers import Linear
 from lib.pruning import anatomy, contribution, masks, methods, shrink
-from lib.training import optimizers, trained
+from lib.training import lab as frame
+from lib.training import optimizers
 from lib.training.evaluate import evaluate
 from lib.training.trainer import HISTORY, Trainer
 
@@ -109,21 +111,26 @@ class Outcome:
     stacked: list
 
 
-@dataclass
-class Study:
-    """What all runs share: data `(x, y)`, the network, the schedule, how units are scored and networks trained.
+def build(study, widths=None):
+    """Return the networks as they start, one per seed, with other `widths` of the prunable layers if given."""
+    widths = list(widths or study.widths)
+    filters, hidden = (widths[:2], widths[2:]) if study.channels else (study.filters, widths)
+    make = convnet if study.filters else mlp
+    return nets.init_(make(study.image, filters, hidden, study.classes, len(study.seeds)), study.seeds, "torch_default")
+
+
+@dataclass(kw_only=True)
+class Study(frame.Lab):
+    """What all runs share, see `frame.Lab`: the network, the schedule, and how units are scored.
 
     image: (C, H, W); three channels get two convolutions. channels: whether their filters are pruned too. on, average,
-    maximum: see `contribution`; score_examples: "all" training examples, or those of the last mini-batch. rule:
-    keywords of `Trainer`; reset_optimizer: forget its state in every round, else what units that stay have of it stays.
-    recipe: names the folders of trained networks; stack: types trained together, 0 for all.
+    maximum: see `contribution`; score_examples: "all" training examples, or those of the last mini-batch.
+    reset_optimizer: forget its state in every round, else what units that stay have of it stays.
     """
 
-    train: tuple
-    test: tuple
+    build: Callable = build
     image: tuple
     classes: int
-    recipe: dict
     hidden: tuple
     schedule: Schedule
     channels: bool = False
@@ -132,54 +139,33 @@ class Study:
     maximum: float = 0.0
     score_examples: str = "all"
     reset_optimizer: bool = False
-    rule: dict = field(default_factory=dict)
-    stack: int = 0
 
     @property
     def filters(self):
         return FILTERS if self.image[0] == 3 else ()
-
-    def network(self, seeds, widths=None):
-        """Return the networks as they start, one per seed, with other `widths` of the prunable layers if given."""
-        widths = list(widths or self.widths)
-        filters, hidden = (widths[:2], widths[2:]) if self.channels else (self.filters, widths)
-        build = convnet if self.filters else mlp
-        net = build(self.image, filters, hidden, self.classes, len(seeds))
-        return nets.init_(net, seeds, "torch_default").to(self.train[0].device)
 
     @property
     def widths(self):
         """Return the widths of the prunable layers before any pruning."""
         return (*(self.filters if self.channels else ()), *self.hidden)
 
-    def trainer(self, net, seeds, epoch=0):
-        return Trainer(net, self.train, self.test, seeds, epoch=epoch, **self.rule)
-
-    def dense(self, seed, epochs, widths=None):
-        """Return (the network of one seed after `epochs`, its history), trained now or some time before."""
+    def dense(self, epochs, widths=None):
+        """Return (the networks after `epochs`, their history), trained now or some time before."""
         of = self.widths if widths is None else widths
-        recipe = self.recipe | {"type": "dense", "seed": seed, "widths": list(of), "epochs": epochs}
-
-        def train(net, _, state):
-            return self.trainer(net, [seed]).fit(epochs, state)
-
-        return trained.obtain(self.network([seed], widths), [recipe], train)
+        return super().dense(epochs, self.network(widths), widths=list(of))
 
     def run(self, seed, kinds):
         """Return `{type: Outcome}` of one seed; those that prune are one stack, from the shared first epochs on."""
         for kind in set(kinds) - set(CONTROLS):
             methods.get(kind, "units")  # or an error that says what there is
-        together = [kind for kind in kinds if kind != "small"]
-        size = self.stack or max(len(together), 1)
-        found = {}
-        for part in (together[k : k + size] for k in range(0, len(together), size)):
-            found |= self._pruned(seed, part)
-        return found | ({"small": self._small(seed)} if "small" in kinds else {})
+        one, together = replace(self, seeds=[seed]), [kind for kind in kinds if kind != "small"]
+        found = one._pruned(together) if together else {}
+        return found | ({"small": one._small()} if "small" in kinds else {})
 
-    def _small(self, seed):
+    def _small(self):
         """Return the control: a network of the widths that the rounds leave, trained from scratch just as long."""
         widths = self.schedule.widths(self.widths)
-        net, history = self.dense(seed, self.schedule.total, widths[-1])
+        net, history = self.dense(self.schedule.total, widths[-1])
         names, rounds = contribution.prunable(net, self.channels), len(self.schedule.rounds)
         kept = {name: torch.ones_like(net.get_submodule(name).scale, dtype=torch.bool) for name in names}
         never = np.full(rounds, np.nan)
@@ -187,47 +173,69 @@ class Study:
         of_rounds = np.array([widths[-1]] * rounds).reshape(rounds, len(names))
         return Outcome(net, kept, history, of_rounds, never, never, ["small"])
 
-    def _start(self, seed):
+    def _start(self):
         """Return (network, history, epochs behind it) that all types of a seed share.
 
         An optimiser with a state cannot be handed on through a file: its first epochs are trained in the stack.
         """
         stateless = self.rule.get("rule", "sgd") == "sgd" and not self.rule.get("momentum")
         if self.schedule.initial and stateless:
-            return *self.dense(seed, self.schedule.initial), self.schedule.initial
-        return self.network([seed]), {name: np.zeros((1, 0)) for name in HISTORY}, 0
+            return *self.dense(self.schedule.initial), self.schedule.initial
+        return self.network(), {name: np.zeros((1, 0)) for name in HISTORY}, 0
 
-    def _pruned(self, seed, kinds):
+    def _pruned(self, kinds):
         """Return `{type: Outcome}` of types trained in one stack: they share the order of examples, so the input."""
-        start, before, epoch = self._start(seed)
-        trainer = self.trainer(nets.take(start, [0] * len(kinds)), [seed] * len(kinds), epoch)
-        trainer.fit(self.schedule.initial - epoch)
-        names = contribution.prunable(trainer.net, self.channels)
-        units = {name: torch.ones_like(trainer.net.get_submodule(name).scale, dtype=torch.bool) for name in names}
-        widths, after = [], []
-        for number, epochs in enumerate(self.schedule.rounds):
-            units = self._fewer(trainer, units, kinds, number)
-            trainer.prune(masks.expand(units, dict(trainer.net.named_parameters())))
-            if self.reset_optimizer:
-                trainer.reset_optimizer()
-            widths.append(torch.stack([kept.sum(1) for kept in units.values()], 1).cpu().numpy())
-            after.append(_tested(trainer, self.test))
-            trainer.fit(epochs)
-        return {
-            kind: self._outcome(run, kinds, trainer, before, units, widths, after) for run, kind in enumerate(kinds)
-        }
+        start, before, epoch = self._start()
+        scored = ("channels", "on", "average", "maximum", "score_examples", "reset_optimizer")
+        of = {name: getattr(self, name) for name in scored} | asdict(self.schedule)
 
-    def _outcome(self, run, kinds, trainer, before, units, widths, after):
-        """Return one run of a stack that `before` says the first epochs of."""
+        def train(lab, net, chosen):
+            trainer, mine = lab.trainer(net, epoch=epoch), [kinds[run] for run in chosen]
+            each = [lab.schedule.initial - epoch, *lab.schedule.rounds]
+            for number in trainer.rounds(each, lab.states, of | {"kinds": mine}):
+                if number:
+                    lab._round(trainer, mine, number - 1)
+            return lab._outcomes(trainer, mine, before)
+
+        with replace(self, seeds=self.seeds * len(kinds)).keeping() as grid:
+            parts = grid.split(train, nets.take(start, [0] * len(kinds)))
+        return {kind: outcome for part in parts for kind, outcome in part.items()}
+
+    def _units(self, trainer):
+        """Return the units that a trainer still has, `{layer: bool (R, O)}`, as its notes say."""
+        names = contribution.prunable(trainer.net, self.channels)
+        every = {name: torch.ones_like(trainer.net.get_submodule(name).scale, dtype=torch.bool) for name in names}
+        kept = {name: trainer.notes[name][-1] for name in names if name in trainer.notes}
+        return every | {name: torch.from_numpy(units).to(every[name].device) for name, units in kept.items()}
+
+    def _round(self, trainer, kinds, number):
+        """Prune round `number`, and note which units stay, and how good the networks are right afterwards."""
+        units = self._fewer(trainer, self._units(trainer), kinds, number)
+        trainer.prune(masks.expand(units, dict(trainer.net.named_parameters())))
+        if self.reset_optimizer:
+            trainer.reset_optimizer()
+        tested = evaluate(trainer.net, *self.test)
+        found = {name: kept.cpu() for name, kept in units.items()}
+        found |= {"accuracy": tested.accuracy.cpu(), "loss": tested.log_loss.exp().cpu()}
+        for name, values in found.items():
+            trainer.notes.setdefault(name, []).append(values.numpy())
+
+    def _outcomes(self, trainer, kinds, before):
+        """Return the `Outcome` of every type of a stack that `before` says the first epochs of."""
+        units, notes, found = self._units(trainer), trainer.notes, {}
         skip = int(before["epoch"].shape[1] > 0)  # both histories know the epoch at which one ends
-        history = {name: np.concatenate([before[name][0], trainer.curve(name)[run, skip:]]) for name in trainer.history}
-        if skip:
-            history["seconds"][before["seconds"].shape[1] :] += before["seconds"][0, -1]
-        rounds, layers = len(widths), len(units)
-        of_rounds = np.array([found[run] for found in widths]).reshape(rounds, layers)
-        accuracy, loss = (np.array([found[k][run] for found in after]) for k in (0, 1))
-        kept = {name: found[[run]] for name, found in units.items()}
-        return Outcome(nets.take(trainer.net, [run]), kept, history, of_rounds, accuracy, loss, kinds)
+        for run, kind in enumerate(kinds):
+            history = {n: np.concatenate([before[n][0], trainer.curve(n)[run, skip:]]) for n in trainer.history}
+            if skip:
+                history["seconds"][before["seconds"].shape[1] :] += before["seconds"][0, -1]
+            widths = [
+                [int(kept[run].sum()) for kept in row] for row in zip(*(notes.get(n, ()) for n in units), strict=True)
+            ]
+            after = (np.array([values[run] for values in notes.get(name, ())]) for name in ("accuracy", "loss"))
+            of_rounds = np.array(widths).reshape(len(widths), len(units))
+            kept = {name: mask[[run]] for name, mask in units.items()}
+            found[kind] = Outcome(nets.take(trainer.net, [run]), kept, history, of_rounds, *after, kinds)
+        return found
 
     def _fewer(self, trainer, units, kinds, number):
         """Return the units `{layer: bool (R, O)}` that round `number` leaves of `units`: all of them of type "none"."""
@@ -263,15 +271,6 @@ class Study:
         order = draws.permutation(trainer.seeds[0], "order", trainer.epoch - 1, n)
         last = torch.from_numpy(order[(n - 1) // trainer.batch * trainer.batch :])
         return tuple(part[last.to(part.device)] for part in self.train)
-
-
-def _tested(trainer, test):
-    """Return (accuracy, loss) of every run on test, `(R,)` each."""
-    found = [evaluate(net, *test) for net in trainer.nets]
-    return (
-        torch.cat([at.accuracy for at in found]).cpu().numpy(),
-        torch.cat([at.log_loss for at in found]).exp().cpu().numpy(),
-    )
 
 
 # ---- the networks
@@ -325,14 +324,14 @@ def study(real, p):
     recipe = {"name": f"{p['dataset']}-importance", "train_examples": p["train_examples"], **rule}
     scored = {name: p[name] for name in ("channels", "on", "average", "maximum", "score_examples", "reset_optimizer")}
     return Study(
-        real.split("train"), real.split("test"), tuple(real.train_x.shape[1:]), real.classes, recipe, hidden, schedule,
-        rule=rule | {"bar": False}, stack=p["stack"], **scored,
+        real.split("train"), real.split("test"), [], recipe, rule | {"bar": False}, image=tuple(real.train_x.shape[1:]),
+        classes=real.classes, hidden=hidden, schedule=schedule, stack=p["stack"], **scored,
     )  # fmt: skip
 
 
 def record(study, outcome):
     """Return the scores, cost, arrays and axes of one run's record, for `Run.save`."""
-    rounds, whole = len(outcome.widths), nets.parameters_per_run(study.network([0]))
+    rounds, whole = len(outcome.widths), nets.parameters_per_run(replace(study, seeds=[0]).network())
     last = {f"final_{name}": float(outcome.history[name][-1]) for name in CURVES}
     arrays = {name: (outcome.history[name], ("epoch",)) for name in CURVES}
     ends = np.cumsum([study.schedule.initial, *study.schedule.rounds])[:-1]

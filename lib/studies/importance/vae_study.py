@@ -6,9 +6,8 @@ networks become narrower, and a step cheaper.
 """
 
 import copy
-import time
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,8 +20,8 @@ from lib.networks import nets
 from lib.pruning import methods
 from lib.studies.importance import vae
 from lib.studies.importance.study import Schedule, schedule_complaint
+from lib.training import lab as frame
 from lib.training import trained
-from lib.training.trainer import Trainer
 
 DATASETS = ("celeba", "mnist", "fashion_mnist", "cifar10", "digits", "digits32")
 HISTORY = (
@@ -38,57 +37,42 @@ DRAWN = 16  # images decoded from draws of the prior
 CHUNK = {"cpu": 500, "cuda": 5000}  # images that are evaluated together
 
 
-class Training(Trainer):
-    """A `Trainer` of autoencoders: images as bytes `(N, C·H·W)`, the loss summed over a batch, noise from the seeds.
+class Bound:
+    """The objective of a `Trainer` of autoencoders, see `trainer.CrossEntropy`: reconstruction + KL of a batch.
 
     The draw ε of an image in a pass depends on seed, pass and image alone (draw "latent"), not on batch or device.
     """
 
-    columns = HISTORY
+    history = HISTORY
 
-    def _pass(self, net, optimizer, orders, part, rate):
-        self.noise = noise(self.seeds[part], "latent", self.epoch, len(self.train[1]), net.latent, self.train[1].device)
-        return super()._pass(net, optimizer, orders, part, rate)
+    def beside(self, trainer):
+        y = trainer.train[1]
+        return noise(trainer.seeds, "latent", trainer.epoch, len(y), trainer.net.latent, y.device)
 
-    def _step(self, net, optimizer, at, part, gone):
-        x = self._inputs(at, part)
-        row = torch.arange(len(self.noise), device=at.device)[:, None]
-        drawn = self.noise[:, at] if at.dim() == 1 else self.noise[row, at]
-        with torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            outputs = net(x, drawn)
+    def outputs(self, net, x, drawn):
+        return net(x, drawn)
+
+    def losses(self, outputs, x, drawn):
         reconstruction, kl = vae.losses(*outputs, x)
-        self._update(optimizer, reconstruction.sum() + kl.sum(), gone)
-        return reconstruction.detach().mean(1).double(), kl.detach().sum(1).double()
+        return reconstruction.sum() + kl.sum(), *(part.detach().sum(1).double() for part in (reconstruction, kl))
 
-    def _inputs(self, at, part):
-        return vae.numbers(self.train[0][at])
+    def columns(self, trainer, reconstruction, kl):
+        tested = dict(zip(("test_reconstruction", "test_kl"), test_losses(trainer), strict=True))
+        return {"train_reconstruction": reconstruction, "train_kl": kl} | tested
 
-    def _write(self, reconstruction, kl, rate, began):
-        if began is None and self.epoch:  # networks that go on have their history with them
-            return
-        tested = self.test_losses()
-        if began is not None:
-            self.seconds += (time.perf_counter() - began) / len(self.seeds)
-        everywhere = np.ones(len(self.seeds))
-        row = everywhere * self.epoch, reconstruction, kl, *tested, everywhere * self.seconds
-        for name, values in zip(HISTORY, row, strict=True):
-            self.history[name].append(np.asarray(values, float))
 
-    def test_losses(self):
-        """Return the mean (reconstruction, KL) of the test images, twice `(R,)`; the noise is always the same."""
-        found = [self._measured(net, self.seeds[part]) for net, part in zip(self.nets, self.parts, strict=True)]
-        return [np.concatenate(column) for column in zip(*found, strict=True)]
-
-    @torch.no_grad()
-    def _measured(self, net, seeds):
-        images, device = self.test[0], next(net.parameters()).device
-        drawn = noise(seeds, "latent of the test", 0, len(images), net.latent, device)
-        sums = torch.zeros(2, len(seeds), dtype=torch.float64, device=device)
-        size = CHUNK[device.type]
-        for part, draw in zip(images.split(size), drawn.split(size, 1), strict=True):
-            x = vae.numbers(part)
-            sums += torch.stack([loss.double().sum(1) for loss in vae.losses(*net(x, draw), x)])
-        return (sums / len(images)).cpu().numpy()
+@torch.no_grad()
+def test_losses(trainer):
+    """Return the mean (reconstruction, KL) of the test images, twice `(R,)`; the noise is always the same."""
+    net, images = trainer.net, trainer.test[0]
+    device = next(net.parameters()).device
+    drawn = noise(trainer.seeds, "latent of the test", 0, len(images), net.latent, device)
+    sums = torch.zeros(2, len(drawn), dtype=torch.float64, device=device)
+    size = CHUNK[device.type]
+    for part, draw in zip(images.split(size), drawn.split(size, 1), strict=True):
+        x = vae.numbers(part)
+        sums += torch.stack([loss.double().sum(1) for loss in vae.losses(*net(x, draw), x)])
+    return (sums / len(images)).cpu().numpy()
 
 
 def noise(seeds, purpose, position, count, latent, device="cpu"):
@@ -100,74 +84,75 @@ def noise(seeds, purpose, position, count, latent, device="cpu"):
     return torch.stack([torch.from_numpy(drawn[seed]) for seed in seeds]).to(device)
 
 
-@dataclass
-class Lab:
-    """What all types share: images, one seed per run, the networks, and how they are trained and pruned.
+def build(lab):
+    """Return autoencoders as they start, one per seed: uniform in ±1/sqrt(fan-in), biases zero."""
+    net = vae.VAE(lab.image, len(lab.seeds), tuple(lab.hidden), lab.latent)
+    return nets.init_(net, lab.seeds, "torch_default")
 
-    train, test: (bytes `(N, C·H·W)`, labels, which are not used); image: (C, H, W); rule: keywords of `Trainer`;
-    schedule: when units go, and how many of each hidden layer; score_examples: how many training images
-    contributions are averaged over, the first ones, 0 for all; reset_optimizer: Adam starts anew after each round,
-    for "none" too; as_published: it does, and contributions are of values before ReLU, in the last batch; recipe:
-    names the folders of the networks after the first epochs (`runs.trained`). ParameterError without any first epochs.
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # as Adam calls them
+
+
+@dataclass(kw_only=True)
+class Lab(frame.Lab):
+    """What all types share, see `frame.Lab`: images as bytes, the networks, and how they are pruned.
+
+    train, test: (bytes `(N, C·H·W)`, labels, which are not used); image: (C, H, W); schedule: when units go, and how
+    many of each hidden layer; score_examples: how many training images contributions are averaged over, the first ones,
+    0 for all; reset_optimizer: Adam starts anew after each round, for "none" too; as_published: it does, and
+    contributions are of values before ReLU, in the last batch; recipe: names the folders of the networks after the
+    first epochs (`runs.trained`). ParameterError without any first epochs.
     """
 
-    train: tuple
-    test: tuple
+    build: Callable = build
     image: tuple
-    seeds: list
-    recipe: dict
     hidden: tuple = vae.HIDDEN
     latent: int = vae.LATENT
     schedule: Schedule = Schedule(10, 5, 5)
     score_examples: int = 0
     reset_optimizer: bool = False
     as_published: bool = False
-    rule: dict = field(default_factory=dict)
 
     def __post_init__(self):
         if not self.schedule.initial:
             raise ParameterError("initial is 0; an autoencoder is trained for an epoch at least before it is pruned")
 
-    def network(self):
-        """Return autoencoders as they start, one per seed: uniform in ±1/sqrt(fan-in), biases zero."""
-        net = vae.VAE(self.image, len(self.seeds), tuple(self.hidden), self.latent)
-        return nets.init_(net, self.seeds, "torch_default").to(self.train[0].device)
+    def trainer(self, net, epoch=0):
+        """Return a `Trainer` of autoencoders by Adam, images as numbers in [0, 1]."""
 
-    def training(self, net, epoch=0):
-        return Training(net, self.train, self.test, self.seeds, "adam", epoch=epoch, **self.rule)
+        def batches(_, at):
+            return vae.numbers(self.train[0][at])
+
+        return super().trainer(net, rule="adam", epoch=epoch, objective=Bound(), batches=batches)
 
     def begun(self):
-        """Return what all types begin with: a `Training` after the first epochs, made once and then read.
+        """Return (what all types begin with, its history): networks after the first epochs, made once and then read.
 
-        Kept with the networks are Adam's moments, so that it goes on as if it had never stopped.
+        With them are Adam's moments, so that training goes on as if it had never stopped: see `resumed`.
         """
         recipe = self.recipe | {"type": "vae", "hidden": list(self.hidden), "latent": self.latent}
 
-        def train(start, missing, state):
-            lab = replace(self, seeds=[self.seeds[run] for run in missing])
-            done = lab.training(start["net"]).fit(self.schedule.initial, state)
-            return SimpleNamespace(net=_carrier(done), history=done.history, curve=done.curve)
+        def train(start, missing, states):
+            done = self.of(missing).trainer(start["net"]).fit(self.schedule.initial, states)
+            return SimpleNamespace(net=_carrier(done.net, done.memory()), history=done.history, curve=done.curve)
 
         recipes = [recipe | {"seed": seed, "epochs": self.schedule.initial} for seed in self.seeds]
         start = self.network()
-        blank = nn.ModuleDict({"net": start, **{key: copy.deepcopy(start) for key in MOMENTS}})
-        found, history = trained.obtain(blank, recipes, train)
-        return self._resumed(found, history)
+        blank = _carrier(start, {key: copy.deepcopy(start) for key in MOMENTS})
+        return trained.obtain(blank, recipes, train, self.together(start))
 
-    def _resumed(self, found, history):
-        training = self.training(found["net"], self.schedule.initial)
-        steps = self.schedule.initial * -(-len(self.train[1]) // training.batch)
-        training.resume(found["net"], {key: found[key] for key in MOMENTS}, steps)
-        training.seconds = float(history["seconds"][:, -1].mean())
-        training.history = {name: list(history[name].T) for name in HISTORY}
-        return training
-
-
-MOMENTS = ("exp_avg", "exp_avg_sq")  # as Adam calls them
+    def resumed(self, found, history):
+        """Return a `Trainer` of what `begun` returns."""
+        trainer = self.trainer(found["net"], self.schedule.initial)
+        steps = self.schedule.initial * -(-len(self.train[1]) // trainer.batch)
+        trainer.resume(found["net"], {key: found[key] for key in MOMENTS}, steps)
+        trainer.seconds = float(history["seconds"][:, -1].mean())
+        trainer.history = {name: list(history[name].T) for name in HISTORY}
+        return trainer
 
 
-def _carrier(training):
-    return nn.ModuleDict({"net": training.net, **training.memory()})
+def _carrier(net, memory):
+    return nn.ModuleDict({"net": net, **memory})
 
 
 # ---- which units stay
@@ -213,11 +198,12 @@ def _scored_on(lab):
 class Outcome:
     """R autoencoders of one type, trained and pruned.
 
-    training: with the networks as they are in the end, and the history; rounds: `{name: (R, K + 1) or (R, K + 1,
-    layers)}`, entry 0 the start, where nothing is taken; pictures: `{name: uint8 (R, n, C, H, W)}`.
+    net: as they are in the end; history: `{column: (R, T)}`; rounds: `{name: (R, K + 1) or (R, K + 1, layers)}`, entry
+    0 the start, where nothing is taken; pictures: `{name: uint8 (R, n, C, H, W)}`.
     """
 
-    training: Training
+    net: torch.nn.Module
+    history: dict
     rounds: dict
     pictures: dict
 
@@ -226,31 +212,51 @@ def study(lab, kind):
     """Return the `Outcome` of one type: the first epochs, and rounds of pruning and training."""
     if kind != "none":
         methods.get(kind, "units")  # or an error that says what there is
-    training = lab.begun()
-    rounds = [_row(vae.VAE(lab.image, len(lab.seeds), tuple(lab.hidden), lab.latent), training, 0)]
-    shown = training.test[0][:LOOKED_AT]
-    pictures = {"before": reconstructions(training.net, shown)}
-    for number, epochs in enumerate(lab.schedule.rounds, 1):
+    found, history = lab.begun()
+
+    def run(lab, net, chosen):
+        stack = _carrier(net, {key: nets.take(found[key], chosen) for key in MOMENTS})
+        return _pruned(lab, kind, lab.resumed(stack, {name: column[chosen] for name, column in history.items()}))
+
+    with lab.keeping() as lab:
+        parts = lab.split(run, found["net"])
+    joined = (_joined([getattr(part, name) for part in parts]) for name in ("history", "rounds", "pictures"))
+    return Outcome(nets.join([part.net for part in parts]), *joined)
+
+
+def _joined(parts):
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _pruned(lab, kind, trainer):
+    """Return the `Outcome` of networks after their first epochs."""
+    shown, number = trainer.test[0][:LOOKED_AT], 0
+    start = _row(lab.network(), trainer, 0) | {"before": reconstructions(trainer.net, shown).cpu().numpy()}
+    of = {"kind": kind, "examples": lab.score_examples, "reset": lab.reset_optimizer, "published": lab.as_published}
+    for number in trainer.rounds(lab.schedule.rounds, lab.states, of | asdict(lab.schedule)):
         if kind != "none":
-            training.narrow(chosen(lab, training.net, kind, number))
+            trainer.narrow(chosen(lab, trainer.net, kind, number + 1))
         if lab.reset_optimizer or lab.as_published:
-            training.reset_optimizer()
-        rounds.append(_row(training.net, training, training.epoch))
-        if number == 1:
-            pictures["after"] = reconstructions(training.net, shown)
-        training.fit(epochs)
-    pictures = {"originals": _originals(shown, lab), "after": pictures["before"], **pictures}
-    pictures |= {"end": reconstructions(training.net, shown), "samples": samples(training.net, lab.seeds)}
-    pictures["walk"] = walk(training.net, shown)
-    pictures = {name: part.unflatten(2, lab.image).cpu().numpy() for name, part in pictures.items()}
-    return Outcome(training, {name: np.stack([row[name] for row in rounds], 1) for name in rounds[0]}, pictures)
+            trainer.reset_optimizer()
+        row = _row(trainer.net, trainer, trainer.epoch)
+        if number == 0:
+            row["after"] = reconstructions(trainer.net, shown).cpu().numpy()
+        for name, values in row.items():
+            trainer.notes.setdefault(name, []).append(values)
+    before, net = start.pop("before"), trainer.net
+    after = trainer.notes.pop("after", [before])[0]
+    pictures = {"originals": _originals(shown, lab), "before": before, "after": after}
+    pictures |= {"end": reconstructions(net, shown), "samples": samples(net, lab.seeds), "walk": walk(net, shown)}
+    pictures = {name: torch.as_tensor(part).unflatten(2, lab.image).cpu().numpy() for name, part in pictures.items()}
+    rounds = {name: np.stack([first, *trainer.notes.get(name, ())], 1) for name, first in start.items()}
+    return Outcome(net, {name: trainer.curve(name) for name in trainer.history}, rounds, pictures)
 
 
-def _row(net, training, epoch):
+def _row(net, trainer, epoch):
     """Return what is said of a round, made of `net` after so many epochs, `{name: (R,) or (R, layers)}`."""
-    ones = np.ones(len(training.seeds))
-    before = {name: training.history[f"test_{name}"][epoch] for name in ("reconstruction", "kl")}
-    after = training.test_losses() if epoch else before.values()
+    ones = np.ones(len(trainer.seeds))
+    before = {name: trainer.history[f"test_{name}"][epoch] for name in ("reconstruction", "kl")}
+    after = test_losses(trainer) if epoch else before.values()
     return {
         "round_epoch": ones * epoch,
         "round_parameters": ones * nets.parameters_per_run(net),
@@ -263,10 +269,10 @@ def _row(net, training, epoch):
 
 def content(outcome, run):
     """Return scores, arrays, axes and cost of one run's record, as keywords of `Run.save`."""
-    training, net = outcome.training, outcome.training.net
-    last = {name: float(training.curve(f"test_{name}")[run, -1]) for name in ("reconstruction", "kl")}
-    axes = {"epoch": training.curve("epoch")[run].astype(int).tolist(), "layer": list(vae.widths(net))}
-    arrays = {name: (training.curve(name)[run], ("epoch",)) for name in HISTORY[1:]}
+    net, history = outcome.net, outcome.history
+    last = {name: float(history[f"test_{name}"][run, -1]) for name in ("reconstruction", "kl")}
+    axes = {"epoch": history["epoch"][run].astype(int).tolist(), "layer": list(vae.widths(net))}
+    arrays = {name: (history[name][run], ("epoch",)) for name in HISTORY[1:]}
     for name, values in outcome.rounds.items():
         arrays[name] = values[run], ("round", "layer")[: values.ndim - 1]
     axes["round"] = list(range(outcome.rounds["round_epoch"].shape[1]))
@@ -333,7 +339,8 @@ def lab(real, p, seeds):
     train, test = (real.train_x.flatten(1), real.train_y), (real.test_x[shown].flatten(1), real.test_y[shown])
     named = {name: p[name] for name in ("latent", "score_examples", "reset_optimizer", "as_published")}
     image, hidden = tuple(real.train_x.shape[1:]), tuple(p["hidden"])
-    return Lab(train, test, image, seeds, recipe, hidden, schedule=schedule, rule=rule | {"bar": False}, **named)
+    rule |= {"bar": False}
+    return Lab(train, test, seeds, recipe, rule, image=image, hidden=hidden, schedule=schedule, **named)
 
 
 def loss(record, when):

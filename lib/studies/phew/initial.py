@@ -5,8 +5,9 @@ run per seed; what is left of it, and what it learns, `lib.studies.phew.outcome`
 """
 
 import time
-from dataclasses import dataclass, field, fields
-from functools import cached_property, partial
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,9 +20,10 @@ from lib.networks import convnets, nets
 from lib.pruning import methods, paths
 from lib.pruning.sampled import derived
 from lib.pruning.shuffle import shuffled as shuffled_masks
+from lib.records.parameters import without
 from lib.studies.phew import names
-from lib.training import optimizers, trained
-from lib.training.trainer import Trainer
+from lib.training import lab as frame
+from lib.training import optimizers
 
 # Type: (method, its keywords), where the name of a method does not say it all. nested: the masks of all densities come
 # from one series of walks, as in all published ablations; init, reinit: schemes of `nets.init_`, before the masks are
@@ -118,69 +120,48 @@ class Start:
     seconds: float = 0.0
 
 
-@dataclass
-class Lab:
-    """What all types share: the data, a seed per run, the network by its name, and how it is pruned and trained.
+def build(lab, scheme="phew", seeds=None):
+    """Return the networks as they start, one per seed of the lab, drawn by other `seeds` if given."""
+    image = tuple(lab.data.train_x.shape[1:])
+    net = convnets.build(lab.net, image, lab.data.classes, len(lab.seeds), lab.width or None)
+    return nets.init_(net, seeds or lab.seeds, scheme)
 
-    width: filters of the first stage, 0 for the published; epochs, drops, rule (keywords of `Trainer`): of a training;
-    augment: crop and mirror training images; watch: test images looked at after every epoch, 0 for all; rounds: of
-    `anneal`; examples_per_class: whose gradients SNIP and GraSP read, that many of all classes together; prune_epochs:
-    of magnitude pruning after training, 0 for at once; as_published: with the published code's own ways (`QUIRKS`);
-    stack: networks trained together, 0 for all.
+
+@dataclass(kw_only=True)
+class Lab(frame.Lab):
+    """What all types share, see `frame.Lab`: the network by its name, and how it is pruned and trained.
+
+    width: filters of the first stage, 0 for the published; epochs, drops: of a training; augment: crop and mirror
+    training images; rounds: of `anneal`; examples_per_class: whose gradients SNIP and GraSP read, that many of all
+    classes together; prune_epochs: of magnitude pruning after training, 0 for at once; as_published: with the published
+    code's own ways (`QUIRKS`).
     """
 
+    build: Callable = build
     data: Data
-    seeds: list
     net: str = "resnet20"
     width: int = 0
     epochs: int = 160
     drops: tuple = (80, 120)
-    rule: dict = field(default_factory=dict)
     augment: bool = True
-    watch: int = 0
     rounds: int = 100
     examples_per_class: int = 10
     prune_epochs: int = 10
     as_published: bool = False
-    stack: int = 0
-
-    @cached_property
-    def test(self):
-        return self.data.split("test")
-
-    @cached_property
-    def _train(self):
-        # Augmented batches are made of bytes: a standardised copy of all images would lie there unused.
-        return (self.data.train_x.flatten(1), self.data.train_y) if self.augment else self.data.split("train")
 
     @property
     def rounding(self):
         return "percentile" if self.as_published else "nearest"
 
-    def network(self, scheme="phew", seeds=None):
-        """Return the networks as they start, one per seed."""
-        image = tuple(self.data.train_x.shape[1:])
-        net = convnets.build(self.net, image, self.data.classes, len(self.seeds), self.width or None)
-        return nets.init_(net, seeds or self.seeds, scheme).to(self.data.device)
-
-    def trainer(self, net, seeds, epoch=0, drops=None):
-        """Return a `Trainer` of a stack of these seeds that has `epoch` passes behind it, and its drops before it."""
+    def trainer(self, net, epoch=0, drops=None):
+        """Return a `Trainer` of a stack that has `epoch` passes behind it, and its drops before it."""
         drops = [epoch + drop for drop in (self.drops if drops is None else drops)]
-        batches = images.Augmented(self.data, seeds) if self.augment else None
-        watched = tuple(part[: self.watch or None] for part in self.test)
-        return Trainer(net, self._train, watched, seeds, epoch=epoch, drops=drops, batches=batches, **self.rule)
+        batches = images.Augmented(self.data, self.seeds) if self.augment else None
+        return super().trainer(net, epoch=epoch, drops=drops, batches=batches)
 
     def dense(self):
         """Return (the trained dense networks, their history), trained now or some time before."""
-        recipe = {"name": f"{self.data.name}-{self.net}", "type": "dense", "width": self.width, "epochs": self.epochs}
-        recipe |= {"drops": list(self.drops), "augment": self.augment, "watch": self.watch, **self.rule}
-        recipe |= {"train_examples": len(self.data.train_y)}
-        recipe.pop("bar", None)
-
-        def train(net, missing, state):
-            return self.trainer(net, [self.seeds[run] for run in missing]).fit(self.epochs, state)
-
-        return trained.obtain(self.network(), [recipe | {"seed": seed} for seed in self.seeds], train)
+        return super().dense(self.epochs)
 
     def examples(self):
         """Return (x, y), lists of batches `(R, B, C·H·W)` and `(R, B)`: training images of each run's own choice.
@@ -194,8 +175,18 @@ class Lab:
         chosen = [draws.permutation(seed, "examples", 0, n)[:count] for seed in self.seeds]
         index = torch.from_numpy(np.stack(chosen)).to(self.data.device).split(BATCH, 1)
         seen = images.Augmented(self.data, self.seeds)
-        x = [seen(0, at) if self.augment else self._train[0][at] for at in index]
+        x = [seen(0, at) if self.augment else self.train[0][at] for at in index]
         return x, [self.data.train_y[at] for at in index]
+
+
+def lab(data, seeds, **options):
+    """Return the `Lab` of these seeds on a `Data`; options: its other fields."""
+    made = Lab((), data.split("test"), seeds, {}, data=data, **options)
+    # Augmented batches are made of bytes: a standardised copy of all images would lie there unused.
+    train = (data.train_x.flatten(1), data.train_y) if made.augment else data.split("train")
+    recipe = {"name": f"{data.name}-{made.net}", "drops": list(made.drops), "train_examples": len(data.train_y)}
+    recipe |= {name: getattr(made, name) for name in ("width", "augment", "watch")} | made.rule
+    return replace(made, train=train, recipe=without(recipe, {"bar"}))
 
 
 def labs(data, parameters, todo):
@@ -204,7 +195,7 @@ def labs(data, parameters, todo):
     rule |= {"rule": parameters["rule"], "batch": parameters["batch_size"]}
     shared = {f.name: parameters[f.name] for f in fields(Lab) if f.name in parameters} | {"rule": rule}
     kinds = dict.fromkeys(kind for _, kind in todo)
-    return {kind: Lab(data, [seed for seed, other in todo if other == kind], **shared) for kind in kinds}
+    return {kind: lab(data, [seed for seed, other in todo if other == kind], **shared) for kind in kinds}
 
 
 # ---- from a type to masks
@@ -261,16 +252,24 @@ def _gradual(lab, densities):
     final one. The training under masks that follows goes on from the weights of the last epoch.
     """
     dense, _ = lab.dense()
-    runs_each, epochs = len(lab.seeds), lab.prune_epochs
-    net = nets.take(dense, list(range(runs_each)) * len(densities))
-    trainer = lab.trainer(net, list(lab.seeds) * len(densities), epoch=lab.epochs, drops=())
-    kept = paths.complete({}, nets.weights(net))
-    for epoch in range(1, max(epochs, 1) + 1):
-        share = 1 - (1 - epoch / epochs) ** 3 if epochs else 1
-        goals = [1 - (1 - d) * share for d in densities for _ in lab.seeds]
-        kept = methods.prune(net, "magnitude", goals, rounding=lab.rounding, within=kept)
-        trainer.prune(kept)
-        trainer.fit(min(epochs, 1))
+    each, epochs = [density for density in densities for _ in lab.seeds], lab.prune_epochs
+
+    def train(lab, net, chosen):
+        trainer = lab.trainer(net, epoch=lab.epochs, drops=())
+        goals = [each[run] for run in chosen]
+        of = {"magnitude": goals, "rounding": lab.rounding}
+        for number in trainer.rounds([min(epochs, 1)] * max(epochs, 1), lab.states, of):
+            share = 1 - (1 - (number + 1) / epochs) ** 3 if epochs else 1
+            shares = [1 - (1 - density) * share for density in goals]
+            kept = trainer.masks or paths.complete({}, nets.weights(net))
+            trainer.prune(methods.prune(net, "magnitude", shares, rounding=lab.rounding, within=kept))
+        return net, trainer.masks
+
+    runs_each = len(lab.seeds)
+    grid = replace(lab, seeds=list(lab.seeds) * len(densities))
+    with grid.keeping() as grid:
+        found = grid.split(train, nets.take(dense, list(range(runs_each)) * len(densities)))
+    net, kept = nets.join([net for net, _ in found]), nets.gathered(kept for _, kept in found)
     parts = [slice(k * runs_each, (k + 1) * runs_each) for k in range(len(densities))]
     behind = lab.epochs + epochs
     return [Start(nets.take(net, part), {k: mask[part] for k, mask in kept.items()}, behind) for part in parts]

@@ -1,16 +1,13 @@
 """What pruning at initialisation leaves of networks, and what they learn: all that a record of `initial` holds."""
 
-import time
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from lib.networks import nets
 from lib.pruning import anatomy, masks, methods, path_kernel, paths
-from lib.records import runs
 from lib.studies.phew import initial
-from lib.training import checkpoint
 from lib.training.evaluate import evaluate_alone
 
 # The axis of each array of `measure`, `conservation` and `train`, behind that of the densities.
@@ -81,35 +78,24 @@ def train(lab, kind, starts):
     if kind == "dense":
         found = _tested(lab, *lab.dense())
     else:
-        found = _under_masks(lab, kind, starts)
+        found = _under_masks(lab, starts)
     split = {name: v.reshape(len(starts), len(lab.seeds), *v.shape[1:]) for name, v in found.items()}
     return {name: values.swapaxes(0, 1) for name, values in split.items()}
 
 
-def _under_masks(lab, kind, starts):
+def _under_masks(lab, starts):
     """Return what `train` does, of a stack of all starts, `{name: (D · R, ...)}`."""
-    net, began = nets.join([start.net for start in starts]), time.monotonic()
     kept = {name: torch.cat([start.masks[name] for start in starts]) for name in starts[0].masks}
-    seeds, size = list(lab.seeds) * len(starts), lab.stack or nets.runs(net)
-    outcomes, files = [], []
-    for part in (slice(k, k + size) for k in range(0, nets.runs(net), size)):
-        trainer = lab.trainer(nets.take(net, part), seeds[part], starts[0].epochs)
-        trainer.prune({name: mask[part] for name, mask in kept.items()})
-        of = checkpoint.identity(trainer)
-        files.append(_file(lab, kind, of))
-        trainer.fit(lab.epochs, files[-1])
-        if not files[-1].exists() and time.monotonic() - began >= trainer.every:
-            checkpoint.save(trainer, files[-1], of)  # many short parts are a long training too
-        outcomes.append(_tested(lab, trainer.net, {name: trainer.curve(name) for name in trainer.history}))
-    for file in files:
-        file.unlink(missing_ok=True)
+
+    def train(lab, net, chosen):
+        trainer = lab.trainer(net, starts[0].epochs)
+        trainer.prune({name: mask[chosen] for name, mask in kept.items()})
+        trainer.fit(lab.epochs, lab.states)
+        return _tested(lab, net, {name: trainer.curve(name) for name in trainer.history})
+
+    with replace(lab, seeds=list(lab.seeds) * len(starts)).keeping() as grid:
+        outcomes = grid.split(train, nets.join([start.net for start in starts]))
     return {name: np.concatenate([outcome[name] for outcome in outcomes]) for name in outcomes[0]}
-
-
-def _file(lab, kind, of):
-    """Return where a training under masks keeps its state: its masks and all else that it depends on name it."""
-    recipe = {"name": f"{lab.data.name}-{lab.net}", "type": kind, "seed": of["seeds"][0], "epochs": lab.epochs}
-    return Path(f"{runs.trained(recipe | {'training': checkpoint.digest(of)})}.safetensors")
 
 
 def _tested(lab, net, history):

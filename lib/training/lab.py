@@ -1,0 +1,80 @@
+"""The frame of a study: what all of its types share, networks that are trained once, and trainings in parts."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from lib.networks import nets
+from lib.records import runs
+from lib.training import checkpoint, stacking, trained
+from lib.training.trainer import BATCH, Trainer
+
+
+@dataclass
+class Lab:
+    """Data as `(x, y)`, one seed per run, and how networks are made and trained; a study adds its own numbers.
+
+    recipe: names the folders of trained networks (`runs.trained`), which are kept and taken again; rule: keywords of
+    `Trainer`; build: `(lab, ...) -> networks as they start`, one per seed of the lab; watch: test examples looked at
+    after every epoch, 0 for all; stack: runs trained together, 0 for as many as do best; states: for `Trainer.fit`, of
+    trainings that go on after a kill: see `keeping`.
+    """
+
+    train: tuple
+    test: tuple
+    seeds: list
+    recipe: dict
+    rule: dict = field(default_factory=dict)
+    build: Callable | None = None
+    watch: int = 0
+    stack: int = 0
+    states: checkpoint.States | None = None
+
+    def network(self, *args, **options):
+        """Return the networks as they start, one per seed, on the device of the data; arguments: of `build`."""
+        return self.build(self, *args, **options).to(self.train[0].device)
+
+    def trainer(self, net, **options):
+        """Return a `Trainer` of a stack of these seeds, by the rule and other `options`."""
+        watched = tuple(part[: self.watch or None] for part in self.test)
+        return Trainer(net, self.train, watched, self.seeds, **self.rule | options)
+
+    def of(self, chosen):
+        """Return the lab of the runs in the list `chosen`."""
+        return replace(self, seeds=[self.seeds[run] for run in chosen])
+
+    def dense(self, epochs, net=None, **recipe):
+        """Return (networks trained for `epochs`, their history), trained now or some time before.
+
+        net: as they start, `network()` if None; recipe: what else they depend on that the recipe of the lab lacks.
+        """
+        start = self.network() if net is None else net
+        shared = self.recipe | {"type": "dense", "epochs": epochs} | recipe
+
+        def train(net, missing, states):
+            return self.of(missing).trainer(net).fit(epochs, states)
+
+        return trained.obtain(start, [shared | {"seed": seed} for seed in self.seeds], train, self.together(start))
+
+    def together(self, net):
+        """Return how many runs of `net` are trained together."""
+        best = stacking.width(net, self.rule.get("batch", BATCH))
+        return min(self.stack, best) if self.stack else best
+
+    def split(self, work, net):
+        """Return [`work(lab, stack, runs)`] of consecutive runs of `net`, copied, as many as are trained together."""
+
+        def part(chosen):
+            return work(self.of(chosen), nets.take(net, chosen), chosen)
+
+        return [found for _, found in stacking.split(part, list(range(nets.runs(net))), self.together(net))]
+
+    @contextmanager
+    def keeping(self):
+        """Return a context of this lab whose trainings go on where they were killed; at its end their files go.
+
+        So what came of them is to be safe by then, or soon.
+        """
+        folder = runs.trained(self.recipe | {"type": "states", "seed": 0}).parent
+        with checkpoint.states(folder) as states:
+            yield replace(self, states=states)
