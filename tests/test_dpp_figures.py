@@ -47,14 +47,19 @@ def test_errors_are_means_with_published_values_where_we_have_the_number(axes):
     assert axes.get_yscale() == "log"
 
 
-def test_differences_are_counted_where_the_interval_is_clear_of_zero():
+def test_differences_and_claims_are_paired_by_seed():
+    frame = rows(dpp_edge=3.0, random_edge=4.0, magnitude_edge=1.0)
     figure, panels = plt.subplots(1, 4)
-    said = pd.DataFrame(figures.differences(panels, rows(dpp_edge=3.0, random_edge=4.0, magnitude_edge=1.0)))
+    figures.differences(panels, frame)
     plt.close(figure)
-    table = said.set_index(["first", "second", "weighting"])[["first better", "second better", "budgets"]]
-    assert table.loc["dpp_edge", "random_edge", "raw"].tolist() == [2, 0, 2]
-    assert table.loc["dpp_edge", "magnitude_edge", "reweighted"].tolist() == [0, 2, 2]
-    assert table.loc["dpp_node", "random_node", "raw"].tolist() == [0, 0, 0]
+    assert [len(axes.containers) for axes in panels] == [2, 2, 2, 2]
+    said = figures.claims(frame.query("weighting == 'raw'"), "left", "error", "Raw", [("dpp_edge", "random_edge", 10)])
+    table = {one["text"]: one for one in said if one["n"]}
+    more = table["Raw, 10 left: DPP edge errs less than random edge"]
+    less = table["Raw, 20 left: DPP edge errs less than magnitude edge"]
+    assert more["mean"] == pytest.approx(1) and more["main"] and more["low"] > 0
+    assert less["mean"] < 0 and not less["main"] and less["high"] < 0
+    assert len(table) == 4
 
 
 def test_gains_are_what_reweighting_changes(axes):

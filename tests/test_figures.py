@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lib import drawing, twins
+from lib import drawing, evidence, twins
 
 
 @pytest.fixture
@@ -21,17 +21,17 @@ def seeds(n):
     return pd.DataFrame([{"seed": s, "x": x, "y": rng.normal()} for s in range(n) for x in (0, 1, 2)])
 
 
-def test_below_ten_seeds_the_interval_is_students():
-    values = np.random.default_rng(1).normal(size=(7, 3))
+def test_below_thirty_seeds_the_interval_is_students():
+    values = np.random.default_rng(1).normal(size=(29, 3))
     for k in range(3):
         expected = stats.ttest_1samp(values[:, k], 0).confidence_interval()
-        assert np.allclose([side[k] for side in drawing.interval(values)], expected)
+        assert np.allclose([side[k] for side in evidence.interval(values)], expected)
 
 
-def test_from_ten_seeds_on_the_interval_is_the_bootstraps():
+def test_from_thirty_seeds_on_the_interval_is_the_bootstraps():
     values = np.random.default_rng(1).normal(size=(40, 2))
     expected = stats.bootstrap((values,), np.mean, axis=0, method="percentile", rng=0).confidence_interval
-    assert np.allclose(drawing.interval(values), (expected.low, expected.high), atol=0.03)
+    assert np.allclose(evidence.interval(values), (expected.low, expected.high), atol=0.03)
 
 
 def test_up_to_five_seeds_each_is_a_line_and_the_mean_a_thick_one(axes):

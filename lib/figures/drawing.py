@@ -1,7 +1,7 @@
 """Figures: one style, one colour and a second cue for every type, bands that say what they are, saving.
 
 The interval is computed apart from the drawing and is named in the caption: with up to five seeds every
-seed is a thin line, the mean a thick one; with more, the mean and a 95 % band, Student's t below ten seeds,
+seed is a thin line, the mean a thick one; with more, the mean and a 95 % band, Student's t below thirty seeds,
 bootstrap from there on. Published values are faint markers.
 """
 
@@ -16,10 +16,11 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.lines import AxLine
 
+from lib.figures import evidence
+
 ROOT = Path(__file__).resolve().parents[2]
 NARROW, WIDE = 3.3, 6.8  # inches: one column of a page, two columns
 FEW = 5  # up to so many seeds are drawn one by one
-BOOTSTRAP_FROM, RESAMPLES = 10, 2000
 
 # Paul Tol's bright scheme, which readers with colour-blindness can tell apart; the grey is for the rest.
 BLUE, RED, GREEN, YELLOW, CYAN, PURPLE, GREY = COLOURS = (
@@ -137,18 +138,6 @@ def ordered(kinds, known=LOOKS):
     return [kind for kind in known if kind in found] + sorted(found - set(known))
 
 
-def interval(values, seed=0):
-    """Return (low, high) of the 95 % interval of the mean over axis 0 of `values (n, ...)`, n >= 2."""
-    n, mean = len(values), np.mean(values, axis=0)
-    if n < BOOTSTRAP_FROM:
-        from scipy.stats import t
-
-        half = t.ppf(0.975, n - 1) * np.std(values, axis=0, ddof=1) / np.sqrt(n)
-        return mean - half, mean + half
-    draws = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
-    return tuple(np.quantile(np.asarray(values)[draws].mean(axis=1), (0.025, 0.975), axis=0))
-
-
 def spread(axes, table, x, y, kind, label=True, unit="seed", **line):
     """Draw `y` against `x` of one type on `axes` from a tidy table with a row per (x, unit); return the mean line.
 
@@ -161,7 +150,7 @@ def spread(axes, table, x, y, kind, label=True, unit="seed", **line):
     if 1 < len(values) <= FEW:
         axes.plot(at, values.T, linewidth=0.5, alpha=0.5, **line)
     elif len(values) > FEW:
-        axes.fill_between(at, *interval(values), color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(at, *evidence.interval(values), color=colour, alpha=0.2, linewidth=0)
     (drawn,) = axes.plot(at, values.mean(axis=0), label=name if label else None, **line)
     return drawn
 

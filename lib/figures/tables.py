@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import RecordError
-from lib.figures import drawing
+from lib.figures import drawing, evidence
 from lib.records import runs
 
 
@@ -87,14 +87,14 @@ def joined(experiment, names, columns=(), /, **where):
 def paired(frame, pairs, by, value):
     """Return how much more `value` the first type of every pair has than the second, one row per pair and group `by`.
 
-    Paired by seed: mean, low and high, the 95 % interval over seeds (`drawing.interval`; missing below two seeds), and
+    Paired by seed: mean, low and high, the 95 % interval over seeds (`evidence.interval`; missing below two seeds), and
     n. pairs: of types, [(first, second), ...], which must both have a group for it to be there.
     """
     parts = []
     for first, second in pairs:
         one, other = (frame[frame["type"] == kind].set_index([*by, "seed"])[value] for kind in (first, second))
         for key, gain in (one - other).dropna().groupby(list(by)):
-            low, high = drawing.interval(gain.to_numpy()) if len(gain) > 1 else (np.nan, np.nan)
+            low, high = evidence.interval(gain.to_numpy()) if len(gain) > 1 else (np.nan, np.nan)
             row = {"first": first, "second": second, **dict(zip(by, key, strict=True))}
             parts.append(row | {"mean": gain.mean(), "low": low, "high": high, "n": len(gain)})
     return pd.DataFrame(parts, columns=["first", "second", *by, "mean", "low", "high", "n"])

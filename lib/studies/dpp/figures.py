@@ -1,9 +1,10 @@
 """The panels of the DPP study's summary: each function draws one kind of panel from tidy rows."""
 
 import numpy as np
+import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from lib.figures import drawing, tables
+from lib.figures import drawing, evidence, gallery, tables
 
 # The first of each pair is asked to beat the second.
 PAIRS = (
@@ -43,11 +44,10 @@ def errors(axes, rows, facts):
 
 
 def differences(panels, rows):
-    """Draw how much the first of each of `PAIRS` errs more than the second, paired by seed; return counts.
+    """Draw how much the first of each of `PAIRS` errs more than the second, paired by seed.
 
-    rows: type, seed, weighting, left, error. The table counts at how many budgets the 95 % interval is clear of 0.
+    rows: type, seed, weighting, left, error.
     """
-    said = []
     for weighting, (colour, side) in HALF.items():
         found = tables.paired(rows[rows["weighting"] == weighting], PAIRS, ["left"], "error")
         for axes, (first, second) in zip(panels, PAIRS, strict=True):
@@ -60,10 +60,21 @@ def differences(panels, rows):
             axes.axhline(0, color="black", linewidth=0.5)
             axes.set_title(f"{drawing.look(first)[0]} −\n{drawing.look(second)[0]}")
             axes.set_yscale("symlog", linthresh=0.1)
-            clear = {"first better": (mine["high"] < 0).sum(), "second better": (mine["low"] > 0).sum()}
-            said.append({"first": first, "second": second, "weighting": weighting, **clear, "budgets": len(mine),
-                         "n": mine["n"].max()})  # fmt: skip
-    return said
+
+
+def claims(rows, by, value, said, main=(), unit=" points"):
+    """Return the claims that the first of each of `PAIRS` errs less than the second, at each number in the column `by`.
+
+    rows: type, seed, `by` and `value`, an error; said: what is written before; main: pairs that the verdict stands on.
+    """
+    found = []
+    for first, second in PAIRS:
+        for budget, own in rows[rows["type"] == first].groupby(by):
+            own = pd.concat([own, rows[(rows["type"] == second) & (rows[by] == budget)]])
+            text = f"{said}, {budget:g} left: {drawing.look(first)[0]} errs less than {drawing.look(second)[0]}"
+            gains = evidence.apart(own, second, first, value)
+            found.append(gallery.claim(text, gains, unit=unit, main=(first, second, budget) in main))
+    return found
 
 
 def gains(axes, rows):

@@ -3,14 +3,12 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from lib.figures import drawing, tables
+from lib.figures import drawing, evidence, tables
 
 SHARES = (0.5, 0.8, 0.9, 0.95)  # of the hidden units, pruned
 KINDS = ("no-WN", "EWN", "SWN")
 PAIRS = [("EWN", "no-WN"), ("EWN", "SWN")]
-NEEDED = 6  # paired seeds; below that the smallest p of a two-sided sign-flip test is above 0.05
 
 
 def depth(pruned, facts, shares=SHARES):
@@ -54,38 +52,25 @@ def _gains(axes, gains):
 
 
 def verdicts(pruned, shares=SHARES):
-    """Return one row for every share and pair: how far EWN is ahead at the deepest level, and since which level.
+    """Return one row for every share and pair: whether EWN is ahead at the deepest level, and since which level.
 
-    Points of accuracy, paired by seed: mean, low and high (95 %, Student's t), n, p of the two-sided sign-flip test.
-    since: the first level from which on the interval lies above zero at every level, missing if there is none. verdict:
-    "ahead" or "behind" where the interval leaves out zero, p is at most 0.05 and there are `NEEDED` seeds, else
-    "undecided".
+    Points of accuracy, paired by seed, as `evidence.judged` has them. since: the first level from which on the interval
+    lies above zero at every level, missing if there is none.
     """
     pruned = pruned[np.isclose(pruned["sparsity"].to_numpy()[:, None], shares).any(1)]
     gains = tables.paired(pruned, PAIRS, ["level", "sparsity"], "accuracy")
     rows = []
     for (second, share), own in gains.groupby(["second", "sparsity"]):
         own = own.sort_values("level")
-        last = own.iloc[0]
-        apart = differences(pruned, ("EWN", second), last["level"], share)
-        p = sign_flip(apart) if len(apart) > 1 else np.nan
+        level = own["level"].iloc[0]
         above = (own["low"] > 0).cummin()
+        found = evidence.judged(ahead(pruned, second, level, share))
         since = own["level"][above].max() if above.any() else np.nan
-        decided = last["n"] >= NEEDED and p <= 0.05
-        verdict = "ahead" if decided and last["low"] > 0 else "behind" if decided and last["high"] < 0 else "undecided"
-        row = {"than": second, "sparsity": share, **last[["level", "mean", "low", "high", "n"]], "p": p}
-        rows.append(row | {"since": since, "verdict": verdict})
+        rows.append({"than": second, "sparsity": share, "level": level, **found, "since": since})
     return pd.DataFrame(rows)
 
 
-def differences(pruned, pair, level, share):
-    """Return how much more accuracy the first type of a pair has than the second, one number per seed, `(n,)`."""
+def ahead(pruned, second, level, share):
+    """Return how much more accuracy EWN has than the type `second` at one level and share, paired by seed, `(n,)`."""
     here = pruned[(pruned["level"] == level) & np.isclose(pruned["sparsity"], share)]
-    first, second = (here[here["type"] == kind].set_index("seed")["accuracy"] for kind in pair)
-    return (first - second).dropna().to_numpy()
-
-
-def sign_flip(apart):
-    """Return the two-sided p of paired differences `(n,)` under flips of their signs, exact for few of them."""
-    found = stats.permutation_test((apart,), np.mean, permutation_type="samples", n_resamples=100_000)
-    return float(found.pvalue)
+    return evidence.apart(here, "EWN", second, "accuracy")

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from lib.figures import drawing, tables
+from lib.figures import drawing, evidence, gallery, tables
 from lib.records import runs
 
 CONTROLS = ("none", "small")  # types that no method prunes
@@ -111,7 +111,7 @@ def kept(axes, frame, split):
         mine = frame[frame["type"] == kind]
         if kind == "small":
             last = mine[mine["round"] == mine["round"].max()]
-            low, high = drawing.interval(last[split].to_numpy()) if len(last) > 1 else (last[split], last[split])
+            low, high = evidence.interval(last[split].to_numpy()) if len(last) > 1 else (last[split], last[split])
             label, colour, marker, _ = drawing.look(kind)
             middle = last[split].mean()
             axes.errorbar(last["pruned"].mean(), middle, [[middle - np.min(low)], [np.max(high) - middle]], fmt=marker,
@@ -133,6 +133,24 @@ def against_unpruned(frame):
     """
     found = tables.paired(frame, [(kind, "none") for kind in pruned(frame["type"])], ["epoch"], "test")
     return found.merge(_shares(frame), left_on=["first", "epoch"], right_on=["type", "epoch"]).drop(columns="type")
+
+
+def claims(title, frame, ends, main):
+    """Return the claims about contribution: what it costs at about 40 % of the units, and what it is better than.
+
+    frame: rows of `rounds`; ends: its last rows, one per type and seed; main: whether the verdict stands on them.
+    """
+    away = (frame[frame["type"] == "contribution"].groupby("epoch")["pruned"].mean() - 40).abs()
+    here = frame[frame["epoch"] == away.idxmin()]
+    gone = here[here["type"] == "contribution"]["pruned"].mean()
+    text = f"{title}: {gone:.0f} % of the units go for less than half a point"
+    gains = evidence.apart(here, "contribution", "none", "test")
+    found = [gallery.claim(text, gains, than=-0.5, main=main)] if len(gains) else []
+    for other in ("random", "magnitude", "worst", "small"):
+        text = f"{title}: contribution ends above {drawing.look(other)[0]}"
+        gains = evidence.apart(ends, "contribution", other, "test")
+        found.append(gallery.claim(text, gains, main=main and other in ("random", "small")))
+    return found
 
 
 def _shares(frame):

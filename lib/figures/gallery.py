@@ -1,0 +1,157 @@
+"""What came out, in words: every summary writes its part from records, the gallery and the README take it over.
+
+A part is `figures/<study>.md`: a title, the question, the verdict with its first claim, a key figure, tables of claims
+and of numbers, and the other figures folded. Between the markers `<!-- results of <study> … -->` and `<!-- end -->` the
+gallery holds the parts, and the README a row for each. `python -m lib.figures.gallery` puts them there as they are.
+"""
+
+import re
+
+import numpy as np
+
+from lib.figures import drawing, evidence
+from lib.records import disk
+
+GALLERY, README = drawing.ROOT / "figures" / "README.md", drawing.ROOT / "README.md"
+SENTENCE = re.compile(r"\*\*(?P<question>[^*]+\?)\*\* (?P<verdict>\w+)\. (?P<number>[^\n]*)")
+
+
+def claim(text, gains, than=0.0, digits=2, unit=" points", main=False):
+    """Return the row of a claim: that the mean of `gains (n,)`, paired by seed, is above `than`; see `evidence.judged`.
+
+    main: whether the study's verdict stands on it.
+    """
+    found = evidence.judged(gains, than)
+    mean, low, high = (number(found[name], digits) for name in ("mean", "low", "high"))
+    effect = f"{mean}{unit}" + (f" ({low} to {high})" if found["n"] > 1 else "")
+    return {"text": text, "effect": effect, "main": main, **found}
+
+
+def share(text, hits, main=False):
+    """Return the row of a claim about most seeds, which `hits (n,)` are for or against; see `evidence.counted`."""
+    found = evidence.counted(hits)
+    effect = f"{np.sum(hits)} of {found['n']} ({found['low']:.0%} to {found['high']:.0%})"
+    return {"text": text, "effect": effect, "main": main, **found}
+
+
+def number(value, digits=2):
+    """Return a number as text, with a true minus, and without a sign where it is rounded to zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def answer(claims):
+    """Return Yes, No, Partly or Undecided: what `claims` say together."""
+    found = {one["verdict"] for one in claims}
+    known = {frozenset(["confirmed"]): "Yes", frozenset(["refuted"]): "No", frozenset(["undecided"]): "Undecided"}
+    return known.get(frozenset(found), "Partly")
+
+
+def claims_table(claims):
+    """Return the table of claims: effect with its 95 % interval, seeds, verdict, and what would decide it."""
+    rows = []
+    for one in claims:
+        few = one["verdict"] == "undecided" and one["n"] < evidence.NEEDED
+        said = f"undecided, {evidence.NEEDED} seeds needed" if few else one["verdict"]
+        rows.append((one["text"], one["effect"], one["n"], said))
+    return pipes(["claim", "effect (95 %)", "n", "verdict"], rows)
+
+
+def folded(title, *blocks):
+    """Return blocks of Markdown behind a title to click on."""
+    return "\n\n".join([f"<details><summary>{title}</summary>", *blocks, "</details>"])
+
+
+def grid(table, row, digits=2):
+    """Return a table of means ± sd, types as columns and `row` as rows, published means in italics.
+
+    table: of `tables.beside`, its index `row` and type. A mean of one has no spread.
+    """
+    kinds = drawing.ordered(table.index.unique("type"))
+    rows = []
+    for key, own in table.groupby(level=row, sort=False):
+        own = own.droplevel(row)
+        rows.append(
+            [
+                f"{key:g}" if isinstance(key, float) else key,
+                *(_cell(own.loc[kind], digits) if kind in own.index else "" for kind in kinds),
+            ]
+        )
+    return pipes([row, *(drawing.look(kind)[0] for kind in kinds)], rows)
+
+
+def _cell(own, digits):
+    text = number(own["ours"], digits) + (f" ± {number(own['ours sd'], digits)}" if own["ours n"] > 1 else "")
+    return text + (f" *{number(own['published'], digits)}*" if np.isfinite(own["published"]) else "")
+
+
+def pipes(columns, rows):
+    """Return a Markdown table."""
+    lines = [list(columns), ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def write(study, title, question, claims, figures, *blocks, missing=()):
+    """Return the part of `study`, after writing it where figures are saved, and into the gallery and the README.
+
+    claims: rows of `claim` and `share`; the README tells the first decided main one. figures: name -> what it shows;
+    the first is the key figure, those that are not there are left out. blocks: tables and sentences from records.
+    missing: what was not run. Without any claim nothing is written, and None returned.
+    """
+    claims = [one for one in claims if one["n"]]
+    if not claims:
+        print(f"{study}: nothing is claimed, no run has a record yet")
+        return None
+    main = [one for one in claims if one["main"]] or claims[:1]
+    rest = [one for one in claims if one not in main]
+    first = next((one for one in main if one["verdict"] != "undecided"), main[0])
+    lines = [f"## {title}"]
+    lines += [f"**{question}** {answer(main)}. {first['text']}: {first['effect']}, n = {first['n']}"]
+    lines += [f"Not run: {', '.join(missing)}."] if missing else []
+    there = [name for name in figures if (drawing.folder() / f"{name}.png").exists()]
+    shown = [f"![{name}]({name}.png)\n*{figures[name]}*" for name in there]
+    more = [folded("All claims", claims_table(rest))] if rest else []
+    more += [folded("More figures", *shown[1:])] if shown[1:] else []
+    text = "\n\n".join([*lines, *shown[:1], claims_table(main), *blocks, *more]) + "\n"
+    drawing.folder().mkdir(parents=True, exist_ok=True)
+    disk.put(drawing.folder() / f"{study}.md", text.encode())
+    if drawing.folder() == GALLERY.parent:
+        include()
+    return text
+
+
+def include():
+    """Return nothing; put the parts as they are now between the markers of the gallery and of the README."""
+    with disk.lock(GALLERY):
+        for path, told in ((GALLERY, section), (README, rows)):
+            old = path.read_text("utf-8")
+            new = included(old, told)
+            if new != old:
+                disk.put(path, new.encode())
+
+
+def included(text, told):
+    """Return `text` with `told(parts)` between its markers; parts: study -> part, of those that a marker names."""
+
+    def between(found):
+        paths = {study: GALLERY.parent / f"{study}.md" for study in found[1].split()}
+        parts = {study: path.read_text("utf-8") for study, path in paths.items() if path.exists()}
+        return f"<!-- results of {found[1]} -->\n{told(parts)}\n<!-- end -->"
+
+    return re.sub(r"<!-- results of ([\w ]+) -->\n.*?\n<!-- end -->", between, text, flags=re.DOTALL)
+
+
+def section(parts):
+    """Return the gallery's parts, with an anchor before each."""
+    return "\n".join(f'<a id="{study}"></a>\n\n{part}' for study, part in parts.items())
+
+
+def rows(parts):
+    """Return the README's table, a row a study: question, verdict, one number with its n, links."""
+    found = {study: SENTENCE.search(part) for study, part in parts.items()}
+    links = "[figures](figures/README.md#{0}), [notebook](notebooks/summary_{0}.ipynb)"
+    told = [(*one.group("question", "verdict", "number"), links.format(study)) for study, one in found.items()]
+    return pipes(["question", "answer", "what says so", "more"], told)
+
+
+if __name__ == "__main__":
+    include()

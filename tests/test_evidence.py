@@ -1,0 +1,98 @@
+"""Verdicts against enumerations, SciPy's tests and hand-made numbers; what is written against texts by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lib import drawing, evidence, gallery
+
+
+def test_the_sign_flip_test_is_the_enumeration_of_all_flips():
+    apart = np.array([0.3, -0.1, 0.8, 0.5, 0.2, 0.7])
+    flips = np.array(np.meshgrid(*[[-1, 1]] * 6)).reshape(6, -1).T
+    expected = (np.abs(flips @ apart) >= abs(apart.sum()) - 1e-12).mean()
+    assert evidence.sign_flip(apart) == pytest.approx(expected)
+
+
+def test_a_verdict_needs_six_seeds_an_interval_and_a_small_p():
+    five = np.array([5.0, 5.1, 4.9, 5.2, 5.0])
+    assert evidence.judged(five)["verdict"] == "undecided" and evidence.judged(five)["low"] > 4
+    six = np.append(five, 5.1)
+    found = evidence.judged(six)
+    assert (found["verdict"], found["n"], found["p"]) == ("confirmed", 6, pytest.approx(2 / 2**6))
+    low, high = stats.ttest_1samp(six, 0).confidence_interval()
+    assert (found["low"], found["high"]) == pytest.approx((low, high))
+    assert evidence.judged(-six)["verdict"] == evidence.judged(six, than=6)["verdict"] == "refuted"
+    assert evidence.judged(six - 5)["verdict"] == "undecided"
+    outlier = np.array([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, -3.0])
+    assert evidence.judged(outlier)["verdict"] == "undecided"
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_no_pair_and_one_pair_decide_nothing(n):
+    found = evidence.judged(np.full(n, 2.0))
+    assert found["verdict"] == "undecided" and found["n"] == n and np.isnan([found["low"], found["p"]]).all()
+
+
+def test_pairs_are_seeds_that_both_types_have():
+    frame = pd.DataFrame({"type": ["a", "a", "b", "b"], "seed": [1, 2, 2, 3], "value": [1.0, 5.0, 2.0, 9.0]})
+    assert evidence.apart(frame, "a", "b", "value").tolist() == [3.0]
+    assert evidence.apart(frame, "a", "c", "value").size == 0
+
+
+def test_most_seeds_is_a_coin_that_is_not_fair():
+    assert evidence.counted([True] * 6)["verdict"] == "confirmed"
+    assert evidence.counted([True] * 5)["verdict"] == "undecided"
+    assert evidence.counted([False] * 90 + [True] * 10)["verdict"] == "refuted"
+    found = evidence.counted([True] * 93 + [False] * 7)
+    assert found["low"] == pytest.approx(stats.beta.ppf(0.025, 93, 8))
+
+
+@pytest.mark.parametrize("value, text", [(-0.004, "0.00"), (-1.25, "−1.25"), (3, "3.00"), (0.846, "0.85")])
+def test_numbers(value, text):
+    assert gallery.number(value) == text
+
+
+@pytest.mark.parametrize(
+    "verdicts, text",
+    [(("confirmed", "confirmed"), "Yes"), (("refuted",), "No"), (("confirmed", "undecided"), "Partly"),
+     (("confirmed", "refuted"), "Partly"), (("undecided",), "Undecided")],
+)  # fmt: skip
+def test_the_answer_is_what_the_main_claims_say(verdicts, text):
+    assert gallery.answer([{"verdict": one} for one in verdicts]) == text
+
+
+def test_a_part_says_verdicts_figures_and_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("PRUNING_FIGURES", str(tmp_path))
+    (tmp_path / "key.png").touch()
+    claims = [gallery.claim("more is better", np.arange(1.0, 7.0), main=True), gallery.claim("none", np.ones(2))]
+    empty = gallery.claim("nobody ran it", np.empty(0), main=True)
+    figures = {"key": "Shown.", "lost": "Not."}
+    part = gallery.write("made", "A title", "Is it so?", [*claims, empty], figures, missing="a")
+    assert part == (tmp_path / "made.md").read_text("utf-8")
+    low, high = stats.ttest_1samp(np.arange(1.0, 7.0), 0).confidence_interval()
+    assert "**Is it so?** Yes. more is better: 3.50 points" in part and f"({low:.2f} to {high:.2f}), n = 6\n" in part
+    assert "| none | 1.00 points (1.00 to 1.00) | 2 | undecided, 6 seeds needed |" in part
+    assert "![key](key.png)\n*Shown.*" in part and "lost" not in part and "nobody" not in part
+    assert gallery.rows({"made": part}).splitlines()[2].startswith("| Is it so? | Yes | more is better: 3.50 points")
+    assert gallery.write("other", "A title", "Is it so?", [empty], {}) is None and not (tmp_path / "other.md").exists()
+
+
+def test_only_what_stands_between_the_markers_is_replaced(monkeypatch, tmp_path):
+    monkeypatch.setattr(gallery, "GALLERY", tmp_path / "README.md")
+    (tmp_path / "made.md").write_text("new\n")
+    text = "before\n<!-- results of made lost -->\nold\n<!-- end -->\nafter"
+    expected = text.replace("old", '<a id="made"></a>\n\nnew\n')
+    assert gallery.included(text, gallery.section) == gallery.included(expected, gallery.section) == expected
+
+
+def test_a_grid_has_ours_and_the_published_in_italics():
+    index = pd.MultiIndex.from_tuples([(5, "EWN"), (5, "SWN"), (9, "EWN")], names=["kept", "type"])
+    table = pd.DataFrame({"ours": [1, 2, 3.0], "ours sd": [0.1, 0.2, 0.0], "ours n": [2, 2, 1]}, index)
+    table["published"] = [np.nan, 2.5, np.nan]
+    assert gallery.grid(table, "kept", digits=1).splitlines()[2:] == [
+        "| 5 | 1.0 ± 0.1 | 2.0 ± 0.2 *2.5* |",
+        "| 9 | 3.0 |  |",
+    ]
+    assert drawing.look("EWN")[0] in gallery.grid(table, "kept").splitlines()[0]
