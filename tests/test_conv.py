@@ -261,9 +261,9 @@ def test_alone_and_in_a_stack_agree(digits):
     together = train.start(stack(kinds, seeds, classes=10).double(), seeds, sets)
     alone = [train.start(stack([k], [s], classes=10).double(), [s], sets) for k, s in zip(kinds, seeds, strict=True)]
     for _ in range(3):
-        train.attempt(together, sets, ["order"] * 3, 16)
+        train.attempt(together, sets, 16)
         for state in alone:
-            train.attempt(state, sets, ["order"], 16)
+            train.attempt(state, sets, 16)
     for r, state in enumerate(alone):
         torch.testing.assert_close(together.log_loss[r], state.log_loss[0], rtol=1e-9, atol=1e-9)
 

@@ -28,8 +28,8 @@ def begin(device, dtype):
 def test_a_descent_is_the_same_in_float64():
     (here, sets), (there, cuda_sets) = begin("cpu", torch.float64), begin("cuda", torch.float64)
     for _ in range(20):
-        train.attempt(here, sets, ["order"] * 3, 32)
-        train.attempt(there, cuda_sets, ["order"] * 3, 32)
+        train.attempt(here, sets, 32)
+        train.attempt(there, cuda_sets, 32)
         torch.testing.assert_close(there.log_loss.cpu(), here.log_loss, rtol=1e-8, atol=1e-8)
     assert torch.equal(there.epoch, here.epoch)
 
@@ -38,8 +38,8 @@ def test_the_first_attempts_agree_in_float32():
     """With TF32 the log-loss would be off by a thousandth after one epoch already."""
     (here, sets), (there, cuda_sets) = begin("cpu", torch.float32), begin("cuda", torch.float32)
     for _ in range(3):
-        train.attempt(here, sets, ["order"] * 3, 32)
-        train.attempt(there, cuda_sets, ["order"] * 3, 32)
+        train.attempt(here, sets, 32)
+        train.attempt(there, cuda_sets, 32)
     torch.testing.assert_close(there.log_loss.cpu(), here.log_loss, rtol=1e-4, atol=1e-4)
 
 
@@ -110,7 +110,7 @@ def test_recorded_steps_of_a_descent_are_the_ordinary_ones(monkeypatch):
         monkeypatch.setenv(capture.VARIABLE, choice)
         state, sets = begin("cuda", torch.float64)
         for _ in range(10):
-            train.attempt(state, sets, ["order"] * 3, 32)
+            train.attempt(state, sets, 32)
         states.append(state)
     torch.testing.assert_close(states[0].log_loss, states[1].log_loss, rtol=1e-9, atol=1e-9)
     assert states[1].steps[0].take.graph is not None and states[0].steps[0].take.graph is None

@@ -7,12 +7,13 @@ import subprocess
 import pytest
 
 import lib.draws  # noqa: F401  (a module that can change a number)
-from lib import parameters, provenance, runs
+from lib import parameters, provenance, runs, store
 from lib.errors import RecordError
 from tests.test_open_run import DEFAULTS, PARAMETERS, opened, save_all, write_notebook
 
 NOTEBOOKS = runs.ROOT / "notebooks"
 EXPERIMENTS = sorted(path for path in NOTEBOOKS.glob("*.ipynb") if not path.stem.startswith("summary_"))
+DECLARED = {path.stem: runs.declared(path.stem) for path in EXPERIMENTS}
 
 
 @pytest.fixture
@@ -151,3 +152,14 @@ def test_what_does_something_is_an_edit(old, new):
 def test_a_cell_that_is_no_python_has_a_checksum_too():
     assert provenance._checksum("f(") != provenance._checksum("f((")
     assert provenance._checksum("%matplotlib inline") == provenance._checksum("%matplotlib inline")
+
+
+def test_no_committed_record_is_orphaned():
+    """Its name is what its notebook makes of its parameters, whatever was taken out since."""
+    folders = [folder for folder in sorted((runs.ROOT / "runs").glob("*/")) if folder.name in DECLARED]
+    found = [json.loads(path.read_text("utf-8")) for folder in folders for path in store.files(folder)]
+    assert len(found) > 700
+    for document in found:
+        defaults = DECLARED[document["experiment"]]
+        known = {name: value for name, value in document["parameters"].items() if name in defaults}
+        assert runs.record_name(document["type"], document["seed"], known, defaults) == document["name"]

@@ -51,14 +51,14 @@ def test_the_gallery_and_the_readme_hold_the_parts(path, told):
 
 @pytest.mark.parametrize("path", [gallery.GALLERY, gallery.README])
 def test_there_is_no_result_outside_of_the_markers(path):
-    """A percentage or a mean with its spread is a result; so is any number with two digits behind the point."""
-    assert re.findall(r".*(?:\d ?%|±|\d\.\d\d).*", RESULTS.sub("", path.read_text("utf-8"))) == []
+    """A percentage, a mean with its spread, an effect with its interval."""
+    assert re.findall(r".*(?:\d ?%|± ?\d|\d to \d|n = \d).*", RESULTS.sub("", path.read_text("utf-8"))) == []
 
 
 def test_every_summary_has_a_place_and_no_figure_is_left_over():
     text = gallery.GALLERY.read_text("utf-8")
     shown = set(re.findall(r"\]\((\w+)\.png\)", text))
-    assert set(re.findall(r'<a id="(\w+)">', text)) == {summary.removeprefix("summary_") for summary in SUMMARIES}
+    assert set(re.findall(r'<a id="(\w+)">', text)) == {"cost", *(name.removeprefix("summary_") for name in SUMMARIES)}
     assert shown == {path.stem for path in gallery.GALLERY.parent.glob("*.png")}
     assert shown == {path.stem for path in gallery.GALLERY.parent.glob("*.pdf")}
 

@@ -51,7 +51,7 @@ FILE = Path(__file__).with_name("golden.json")
 KINDS, SEEDS = ["EWN", "SWN", "no-WN"], [1, 2]
 DIGITS, COLOUR = sets.load("digits", train_examples=120), sets.load("digits32", train_examples=60, statistics="phew")
 CASES, TOLERANCE = {}, {}
-INITIAL = [kind for kind in [*initial.types(), *initial.ABLATIONS] if kind in drawing.LOOKS]
+INITIAL = [kind for kind in initial.types() if kind in drawing.LOOKS]
 
 
 def golden(name, tolerance=1e-9, /, **options):

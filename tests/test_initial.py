@@ -16,7 +16,7 @@ from lib.training.trainer import Trainer
 DIGITS = sets.load("digits32", train_examples=60, statistics="phew")
 RULE = {"lr": 0.05, "batch": 20, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4, "bar": False}
 SEEDS, DENSITIES = [1, 2], [0.3, 0.1]
-KINDS = [*initial.types(), *initial.ABLATIONS]
+KINDS = initial.types()
 UNTRAINED = [kind for kind in KINDS if kind not in ("dense", "magnitude_trained")]
 
 
@@ -283,7 +283,7 @@ def test_a_record_names_its_axes():
 
 def test_published_names_are_told_what_they_are_called_here():
     check = initial.only(initial.types())
-    assert "'inverse' of phew_ablation" in check(["Inverse_PHEW"])
+    assert "'inverse' of phew_density" in check(["Inverse_PHEW"])
     assert "'phew_res' of phew_density" in check(["phew", "PHEW_Res"])
     assert "'synflow_l2' of phew_width" in check(["SynFlowL2_Width"])
     assert "'synflow_l2'" in check(["synflow_l"]) and check(initial.types()) is None

@@ -8,9 +8,7 @@ from lib import inits, phew
 from lib.studies.phew import initial, names
 
 WALKS = set(inspect.signature(phew.Walks).parameters)
-NOTEBOOKS = {
-    "phew_density": initial.types(), "phew_ablation": initial.ABLATIONS, "phew_width": ("synflow", "synflow_l2")
-}  # fmt: skip
+NOTEBOOKS = {"phew_density": initial.types(), "phew_width": ("synflow", "synflow_l2")}
 
 
 @pytest.mark.parametrize("name", names.PUBLISHED)

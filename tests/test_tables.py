@@ -1,5 +1,7 @@
 """Tables for summaries, against small ones made by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -88,3 +90,10 @@ def test_arrays_are_joined_by_what_they_share(monkeypatch):
     monkeypatch.setattr(runs, "records", lambda experiment, **where: [record("a", 1, beta=0.3, kept=7)])
     found = tables.joined("x", ["error", "left"], ["beta", "kept"])
     assert found[["kept", "error", "left", "beta"]].to_numpy().tolist() == [[3, 0.5, 30, 0.3], [4, 0.25, 40, 0.3]]
+
+
+def test_a_parameter_that_is_gone_tells_no_records_apart(monkeypatch):
+    made = [SimpleNamespace(parameters={"width": 3, "own_order": False}), SimpleNamespace(parameters={"width": 3})]
+    made += [SimpleNamespace(parameters={"width": 4})]
+    monkeypatch.setattr(tables.runs, "filtered", lambda experiment, where: made)
+    assert tables.largest_group("any") == {"width": 3}

@@ -69,7 +69,7 @@ def test_the_descent_is_the_literal_one(digits, kind):
     state = train.start(net, [7], sets)
     for _ in range(60):
         literal.try_epoch()
-        train.attempt(state, sets, ["order"], 16)
+        train.attempt(state, sets, 16)
         assert math.isclose(state.log_loss[0], literal.level, rel_tol=1e-7)
         assert math.isclose(state.step[0], literal.rho, rel_tol=1e-12)
     assert int(state.epoch[0]) == literal.epoch < literal.attempt == int(state.attempt[0])
@@ -83,9 +83,9 @@ def test_alone_and_in_a_stack_of_nine_agree(digits):
         together = train.start(stack(kinds, seeds).to(dtype), seeds, sets)
         alone = [train.start(stack([k], [s]).to(dtype), [s], sets) for k, s in zip(kinds, seeds, strict=True)]
         for _ in range(attempts):
-            train.attempt(together, sets, ["order"] * 9, 16)
+            train.attempt(together, sets, 16)
             for state in alone:
-                train.attempt(state, sets, ["order"], 16)
+                train.attempt(state, sets, 16)
         expected = torch.cat([state.log_loss for state in alone])
         torch.testing.assert_close(together.log_loss, expected, rtol=tolerance, atol=tolerance)
 
@@ -242,12 +242,10 @@ def test_growth_is_counted_from_every_earlier_level(digits):
     assert list(last["norm"]) == ["layers.0"], "output units are never pruned"
 
 
-def test_seeds_share_the_order_and_streams_part_it(digits):
+def test_runs_of_one_seed_share_the_order(digits):
     state = train.start(stack(TYPES, [1, 1, 2]), [1, 1, 2], (digits.split("train"), digits.split("test")))
-    orders = train._orders(state, ["order", "order", "order"], 100)
+    orders = train._orders(state, 100)
     assert torch.equal(orders[0], orders[1]) and not torch.equal(orders[0], orders[2])
-    parted = train._orders(state, ["order", "order of no-WN", "order"], 100)
-    assert not torch.equal(parted[0], parted[1])
 
 
 @pytest.mark.parametrize("levels", [[], [-10, -5], [1], [-10, -10]])

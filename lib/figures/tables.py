@@ -7,6 +7,9 @@ from lib.errors import RecordError
 from lib.figures import drawing, evidence
 from lib.records import runs
 
+# Parameters that notebooks had once; at their defaults in every record, so that they tell none apart.
+GONE = ("own_order", "batch_mean_loss")
+
 
 def largest_group(experiment, free=(), **where):
     """Return the parameters shared by the largest set of comparable records, as a filter for `runs.curves`.
@@ -33,7 +36,7 @@ def _found(experiment, where):
 
 def _commonest(found, free):
     """Return the parameters that most of the records `found` share, but for those that vary in a group."""
-    ignored = {*runs.OPERATIONAL, *free}
+    ignored = {*runs.OPERATIONAL, *free, *GONE}
     settings = [{k: v for k, v in record.parameters.items() if k not in ignored} for record in found]
     return max(settings, key=settings.count)
 

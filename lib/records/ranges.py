@@ -33,7 +33,7 @@ RANGES = {
 # Where 0 stands for something else: the published number, all, nothing trained.
 _AT_INITIALISATION = {"width": "[0, 65536]", "epochs": "[0, 1000000]"}
 OWN = {
-    "phew_density": _AT_INITIALISATION, "phew_ablation": _AT_INITIALISATION, "phew_width": _AT_INITIALISATION,
+    "phew_density": _AT_INITIALISATION, "phew_width": _AT_INITIALISATION,
     "train_time_prune": {"hidden": "[0, 65536]", "batch_size": SOME},
     "vae_prune": {"score_examples": SOME},
 }  # fmt: skip

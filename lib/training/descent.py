@@ -91,16 +91,14 @@ class Descent:
         return dict(zip(HISTORY, rows[chosen].T, strict=True))
 
 
-def report(found, end, levels, batch_mean_loss=False):
+def report(found, end, levels):
     """Return what a record keeps of one run's descent, as keywords of `runs.Run.save`.
 
     found: `{level: Descent}`, end: where it ended; a level of `levels` that was not reached has missing scores.
-    The curves are thinned. batch_mean_loss: the test loss as the EWN study averaged it, over batches.
+    The curves are thinned.
     """
     at = {level: found[level].last() if level in found else {} for level in levels}
     curve = end.thinned(keep=[row["epoch"] for row in at.values() if row])
-    if batch_mean_loss:
-        curve["test_log_loss"] = curve["test_log_loss_of_batches"]
     kept = ("log_loss", "train_accuracy", "test_accuracy", "test_log_loss", "step", "attempt")
     scored = ("test_accuracy", "log_loss", "epoch", "attempt")
     return {

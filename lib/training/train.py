@@ -18,7 +18,7 @@ SMALLEST_STEP = 1e-30  # a run whose step has shrunk to this has stalled
 
 
 def descend(
-    net, data, seeds, levels, *, folders=None, recipes=None, streams=None, batch=128, max_epochs=10_000,
+    net, data, seeds, levels, *, folders=None, recipes=None, batch=128, max_epochs=10_000,
     checkpoint=60.0, stack=0, trained=False,
 ):  # fmt: skip
     """Return (levels reached, ends): per run `{level: Descent}` of the levels of log-loss that it reached, and its end.
@@ -31,13 +31,13 @@ def descend(
     net: a fresh stack of R runs on the device of `data`; levels: negative log-losses, each below the one before;
     folders: one per run, where its levels are kept and where it goes on from; recipes: what each run is, as for
     `runs.trained`, which its files say and are compared with; trained: nothing is to be trained, all levels are there.
-    streams: names of the random streams that order the examples (default: runs of one seed share theirs). A run that
-    stalls, or takes more than `max_epochs`, misses its remaining levels. `checkpoint`: seconds between two. `stack`:
-    runs trained together, 0 for as many as memory allows; fewer, with a warning, where it does not suffice.
+    Runs of one seed see the examples in one order. A run that stalls, or takes more than `max_epochs`, misses its
+    remaining levels. `checkpoint`: seconds between two. `stack`: runs trained together, 0 for as many as memory allows;
+    fewer, with a warning, where it does not suffice.
     RecordError for a file that holds something else, or is not there though `trained`.
     """
     _check(net, seeds, levels, folders)
-    streams, levels = streams or ["order"] * len(seeds), [float(level) for level in levels]
+    levels = [float(level) for level in levels]
     recipes = recipes or [descent.recipe(net, run, seed) for run, seed in enumerate(seeds)]
     if trained:
         descent.assert_trained(folders, levels)
@@ -45,13 +45,13 @@ def descend(
     def work(runs):
         part = slice(runs[0], runs[-1] + 1)
         journal = Journal(folders and folders[part], recipes[part], levels, checkpoint)
-        return _descend(nets.take(net, part), data, seeds[part], journal, streams[part], batch, max_epochs)
+        return _descend(nets.take(net, part), data, seeds[part], journal, batch, max_epochs)
 
     parts = stacking.split(work, range(len(seeds)), stack or stacking.fits(net, batch))
     return tuple([run for _, found in parts for run in found[k]] for k in (0, 1))
 
 
-def _descend(net, data, seeds, journal, streams, batch, max_epochs):
+def _descend(net, data, seeds, journal, batch, max_epochs):
     """Return what `descend` does, of runs that are trained as one stack."""
     levels = journal.levels
     sets = data.split("train"), data.split("test")
@@ -59,7 +59,7 @@ def _descend(net, data, seeds, journal, streams, batch, max_epochs):
         reached, live, state = _resume(net, seeds, sets, journal)
         ends = [found[min(found)] if found else None for found in reached]
         while live:
-            attempt(state, sets, [streams[run] for run in live], batch, _goals(state, live, reached, levels))
+            attempt(state, sets, batch, _goals(state, live, reached, levels))
             _note_levels(state, live, reached, journal, sets[1])
             live, state = _set_aside(state, live, reached, ends, levels, max_epochs, sets[1])
             _show(bar, levels, ends, live, state)
@@ -133,7 +133,7 @@ def start(net, seeds, sets):
     return state
 
 
-def attempt(state, sets, streams, batch, goals=None, screened=True):
+def attempt(state, sets, batch, goals=None, screened=True):
     """Try one epoch for every run; accept it where the training loss fell, undo it elsewhere.
 
     goals (R,): a run that comes below its goal is measured whole; screened: leave out what `screening` says is lost in
@@ -143,7 +143,7 @@ def attempt(state, sets, streams, batch, goals=None, screened=True):
     goals = torch.full_like(state.log_loss, -torch.inf) if goals is None else goals
     before = {k: v.detach().clone() for k, v in state.net.named_parameters()}
     norms = nets.unit_norms(state.net)
-    orders = _orders(state, streams, sets[0][1].shape[0])
+    orders = _orders(state, sets[0][1].shape[0])
     found = [_try(state, part, sets[0], orders, batch, goals, before, screened) for part in stacking.parts(state.net)]
     log_loss, losses, right, moved = (torch.cat(parts) for parts in zip(*found, strict=True))
     # Not <=: a loss that stays what it is would be accepted for ever.
@@ -182,13 +182,11 @@ def _try(state, part, train_set, orders, batch, goals, before, screened):
     return log_loss, found.losses, found.right, found.moved
 
 
-def _orders(state, streams, n):
-    """Return every run's order of the examples `(R, n)`, drawn once for the runs that share a stream."""
-    drawn = {}
-    for key in zip(state.seeds, streams, state.attempt.tolist(), strict=True):
-        if key not in drawn:
-            drawn[key] = torch.from_numpy(draws.permutation(*key, n))
-    return torch.stack([drawn[k] for k in zip(state.seeds, streams, state.attempt.tolist(), strict=True)])
+def _orders(state, n):
+    """Return every run's order of the examples `(R, n)`, drawn once for the runs that share a seed."""
+    keys = list(zip(state.seeds, state.attempt.tolist(), strict=True))
+    drawn = {key: torch.from_numpy(draws.permutation(key[0], "order", key[1], n)) for key in dict.fromkeys(keys)}
+    return torch.stack([drawn[key] for key in keys])
 
 
 @torch.no_grad()

@@ -140,6 +140,8 @@ def claims(title, frame, ends, main):
 
     frame: rows of `rounds`; ends: its last rows, one per type and seed; main: whether the verdict stands on them.
     """
+    if "contribution" not in set(frame["type"]):
+        return []
     away = (frame[frame["type"] == "contribution"].groupby("epoch")["pruned"].mean() - 40).abs()
     here = frame[frame["epoch"] == away.idxmin()]
     gone = here[here["type"] == "contribution"]["pruned"].mean()

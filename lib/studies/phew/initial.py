@@ -57,9 +57,10 @@ BATCH = 256  # examples that a score looks at together, as published
 
 
 def types():
-    """Return the types of `phew_density`: the dense network, all methods of weights, and what is made of them."""
+    """Return the types of `phew_density`: the dense network, all methods, what is made of them, and ablations."""
     renamed = [name for name, options in VARIANTS.values() if not options]
-    return ["dense", *(name for name in methods.names() if name not in renamed), *VARIANTS, "magnitude_trained"]
+    plain = [name for name in methods.names() if name not in renamed]
+    return ["dense", *plain, *VARIANTS, "magnitude_trained", *ABLATIONS]
 
 
 def method_of(kind):
@@ -207,7 +208,7 @@ def prune(lab, kind, densities, shuffle=None, reinit=None):
     shuffle, reinit: whether its masks are then shuffled, see `shuffled`, and its weights drawn anew, see `restarted`;
     None leaves that to the type. ParameterError for an unknown type.
     """
-    if kind not in (known := [*types(), *ABLATIONS]):
+    if kind not in (known := types()):
         raise ParameterError(f"type is {kind!r}; allowed are {listed(known)}.{hint(kind, known)}")
     found, options = method_of(kind)
     scheme, own_width, own_scheme = (options.pop(name, None) for name in ("init", "shuffle", "reinit"))
