@@ -35,7 +35,6 @@ def obtain(start, recipes, train, most=0):
 
     with ExitStack() as held:
         for path in sorted(path for path in paths if not path.exists()):
-            path.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(runs.lock(path))
         stacking.split(work, [run for run, path in enumerate(paths) if not path.exists()], most)
     for path in paths:  # what was killed there, after its network was saved or in another stack, nobody takes up again

@@ -18,7 +18,6 @@ def save(path, net, arrays, meta, later=False):
     """
     tensors = {f"net/{name}": tensor for name, tensor in net.state_dict().items()} | arrays
     found = {k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else v for k, v in tensors.items()}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     disk.save_tensors(Path(path), found, meta, later)
 
 
