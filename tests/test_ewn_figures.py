@@ -52,6 +52,7 @@ def test_the_figure_has_every_share_and_what_was_published():
     told = frame[(frame["seed"] < 3) & (frame["level"] != -50)]
     figure = figures.depth(frame, told)
     assert len(figure.axes) == 2 * len(figures.SHARES)
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert labels == ["no-WN", "no-WN, published", "EWN", "EWN, published", "SWN", "SWN, published"]
-    assert len(figures.depth(frame, told[:0]).axes[0].get_legend().get_texts()) == 3
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[:6] == ["no-WN", "no-WN, published", "EWN", "EWN, published", "SWN", "SWN, published"]
+    assert labels[6:] == ["EWN ahead of no-WN", "EWN ahead of SWN"]
+    assert len(figures.depth(frame, told[:0]).legends[0].get_texts()) == 5

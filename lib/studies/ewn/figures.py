@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from lib.figures import drawing, evidence, tables
 
@@ -22,12 +23,15 @@ def depth(pruned, facts, shares=SHARES):
     for share, top, bottom in zip(shares, *rows, strict=True):
         _errors(top, pruned[np.isclose(pruned["sparsity"], share)], facts[np.isclose(facts["sparsity"], share)])
         top.set(title=f"{share:.0%} of the units pruned", yscale="log")
+        top.yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50]))
+        top.yaxis.set_major_formatter("{x:g}")
+        top.yaxis.set_minor_locator(NullLocator())
         _gains(bottom, gains[np.isclose(gains["sparsity"], share)])
         bottom.set_xlabel("−log-loss")
     rows[0, 0].set_ylabel("test error (%)")
-    rows[1, 0].set_ylabel("EWN is ahead by (points)")
-    rows[0, 0].legend(loc="lower left")
-    rows[1, 0].legend(loc="upper left")
+    rows[1, 0].set_ylabel("ahead by (points)")
+    shown = [axes.get_legend_handles_labels() for axes in rows[:, 0]]
+    figure.legend(*(sum(parts, []) for parts in zip(*shown, strict=True)), loc="outside upper center", ncols=4)
     return figure
 
 
@@ -36,7 +40,7 @@ def _errors(axes, ours, told):
         _, colour, marker, _ = drawing.look(kind)
         own = ours[ours["type"] == kind].assign(depth=lambda t: -t["level"], error=lambda t: 100 - t["accuracy"])
         if len(own):
-            drawing.spread(axes, own, "depth", "error", kind)
+            drawing.spread(axes, own, "depth", "error", kind, marker=marker)
         published = told[told["type"] == kind].groupby("level")["accuracy"].mean()
         axes.plot(-published.index, 100 - published, marker, color=colour, markersize=5, markerfacecolor="white",
                   markeredgewidth=1.2, zorder=3, label=f"{kind}, published" if len(published) else None)  # fmt: skip
@@ -47,8 +51,9 @@ def _gains(axes, gains):
     for first, second in PAIRS:
         _, colour, _, dashes = drawing.look(second)
         rows = gains[(gains["first"] == first) & (gains["second"] == second)].sort_values("level", ascending=False)
-        axes.plot(-rows["level"], rows["mean"], dashes, color=colour, label=f"than {second}")
-        axes.fill_between(-rows["level"], rows["low"], rows["high"], color=colour, alpha=0.2, linewidth=0)
+        spread = (rows["mean"] - rows["low"], rows["high"] - rows["mean"])
+        axes.errorbar(-rows["level"], rows["mean"], spread, color=colour, fmt=f"o{dashes}", elinewidth=0.8, capsize=2,
+                      label=f"EWN ahead of {second}")  # fmt: skip
 
 
 def verdicts(pruned, shares=SHARES):
