@@ -32,8 +32,8 @@ def mnist_cost(sets, runs):
     net = nets.init_(nets.MLP([784, 1024, 10], [KIND] * runs), list(range(runs))).to(sets[0][0].device)
     state = train.start(net, list(range(runs)), sets)
     with train.full_precision():
-        train.attempt(state, sets, ["order"] * runs, 128)
-        return seconds(train.attempt, state, sets, ["order"] * runs, 128) / runs
+        train.attempt(state, sets, 128)
+        return seconds(train.attempt, state, sets, 128) / runs
 
 
 def add_sizes(report, name, sizes, cost, unit, rounds):

@@ -82,7 +82,7 @@ def compare(report, level, state, sets, rounds):
     times = {"whole": [], "screened": []}
     for _ in range(rounds):
         times["whole"].append(seconds(several, plain, theirs, sets, steps) / ATTEMPTS)
-        times["screened"].append(seconds(several, train.attempt, ours, sets, ["order"], BATCH) / ATTEMPTS)
+        times["screened"].append(seconds(several, train.attempt, ours, sets, BATCH) / ATTEMPTS)
     report.add(f"all examples, at {level}", times["whole"])
     return report.add(f"{100 * share:.0f} % of them, at {level}", times["screened"], f"all examples, at {level}")
 
@@ -95,7 +95,7 @@ def path(state, sets, screened, dtype=torch.float32, written_out=True):
         state.steps[0] = passes.Steps(state.net)
     losses = []
     for _ in range(SAME):
-        train.attempt(state, sets, ["order"], BATCH, screened=screened)
+        train.attempt(state, sets, BATCH, screened=screened)
         losses.append(float(state.log_loss))
     return torch.tensor(losses, dtype=torch.float64)
 
