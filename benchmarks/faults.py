@@ -84,7 +84,7 @@ class Campaign:
             if "error" in answer and "KeyboardInterrupt" not in answer["error"]:
                 wrong += [f"another error: {answer}"]
             if "done" in answer or self.rng.random() < 0.3 or wrong or row.tried == begun + often - 1:
-                of_all, furthest = notebook.finish(folder)
+                of_all, furthest = notebook.finish(folder, **values)
                 wrong, apart = wrong + of_all, max(apart, furthest)
                 shutil.rmtree(folder)
                 folder = shutil.copytree(notebook.folder, self.fresh()) if values else self.fresh()

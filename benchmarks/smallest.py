@@ -113,9 +113,9 @@ class Notebook:
             wrong += [f"{name} stays behind" for name in left if not name.endswith((".lock", ".owner"))]
         return wrong, max(apart, default=0.0)
 
-    def finish(self, folder):
+    def finish(self, folder, **values):
         """Return what `look` does, after a run that nothing interrupts."""
-        answer = Child(self.run, folder).end()
+        answer = Child(lambda: self.run(folder, **values)).end()
         wrong, apart = self.look(folder, done=True)
         return ([] if "done" in answer else [f"the next run fails: {answer}"]) + wrong, apart
 
