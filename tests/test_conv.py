@@ -10,7 +10,7 @@ from torch.nn.functional import conv2d
 
 from lib import evaluate, masks, nets, stacking, train, twins
 from lib import sets as data
-from lib.studies.ewn import criteria
+from lib.studies.ewn import study as ewn
 
 TYPES = ["EWN", "SWN", "no-WN"]
 PUBLISHED_WIDTHS = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
@@ -248,7 +248,7 @@ def test_a_descent_goes_down_and_resumes_bit_for_bit(digits, tmp_path, monkeypat
 @pytest.mark.parametrize("as_text", [False, True])
 def test_every_convolution_is_pruned_and_the_output_never(digits, as_text):
     net, sets = stack(classes=10), (digits.split("train"), digits.split("test"))
-    found = criteria.norm_criteria({-1: train.start(net, [0, 1, 2], sets)}, -1, as_text=as_text)
+    found = ewn.norm_criteria({-1: train.start(net, [0, 1, 2], sets)}, -1, as_text=as_text)
     assert list(found["norm"]) == [f"convs.{k}" for k in range(13)]
     accuracy = evaluate.pruned_accuracy(net, *sets[1], found["norm"], [0.0, 0.5])
     assert torch.equal(accuracy[:, 0], evaluate.evaluate(net, *sets[1]).accuracy)
@@ -277,7 +277,7 @@ def test_a_pass_holds_a_bounded_number_of_activations():
 def test_norms_sort_as_texts_in_the_published_way():
     """Lowest first: shrunken ones by magnitude, e-notation by its mantissa; the order of a printed list."""
     numbers = torch.tensor([[0.5, -0.25, 9.9e-05, -0.001, 10.0, 2.0, -3e-06, 0.05]])
-    ranks = criteria.text_ranks({"a": numbers})["a"]
+    ranks = ewn.text_ranks({"a": numbers})["a"]
     assert numbers[0][ranks[0].argsort()].tolist() == pytest.approx(
         [-0.001, -0.25, -3e-06, 0.05, 0.5, 10.0, 2.0, 9.9e-05], rel=1e-6
     )
@@ -287,9 +287,7 @@ def test_norms_sort_as_texts_in_the_published_way():
 def overlap(numbers, share):
     """Return how many of the units pruned by number are pruned by text too."""
     prune = int(share * numbers.shape[1])
-    by_number, by_text = (
-        set(s[0].argsort()[:prune].tolist()) for s in (numbers, criteria.text_ranks({"": numbers})[""])
-    )
+    by_number, by_text = (set(s[0].argsort()[:prune].tolist()) for s in (numbers, ewn.text_ranks({"": numbers})[""]))
     return len(by_number & by_text) / prune
 
 
@@ -304,4 +302,4 @@ def test_the_text_order_departs_as_published():
 
 def test_a_growth_that_is_no_number_has_no_place():
     with pytest.raises(ValueError, match="NaN"):
-        criteria.text_ranks({"a": torch.tensor([[1.0, float("nan")]])})
+        ewn.text_ranks({"a": torch.tensor([[1.0, float("nan")]])})

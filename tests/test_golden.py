@@ -39,7 +39,8 @@ from lib.networks.layers import Dropout
 from lib.pruning.likelihood import moments, unit_moments
 from lib.studies.challenge import modes
 from lib.studies.dpp import arms, committee
-from lib.studies.ewn import criteria, toys
+from lib.studies.ewn import study as ewn
+from lib.studies.ewn import toys
 from lib.studies.importance import study as importance
 from lib.studies.importance import vae_study
 from lib.studies.importance.study import Schedule
@@ -310,7 +311,7 @@ def descended():
     """To be compared within float32: the data of a descent are."""
     net = nets.init_(nets.MLP([784, 12, 10], KINDS), [1, 1, 2], "torch_default")
     _, ends = train.descend(net, DIGITS, [1, 1, 2], [-200], batch=16, max_epochs=9)
-    ranked = [criteria.norm_criteria({-200: end}, -200) for end in ends]
+    ranked = [ewn.norm_criteria({-200: end}, -200) for end in ends]
     found = {
         f"units by {name}": torch.cat([kept(masks.top_units(each[name], 0.5)) for each in ranked]) for name in ranked[0]
     }

@@ -9,7 +9,7 @@ import torch
 from lib import descent, draws, nets, train, twins
 from lib import sets as data
 from lib.errors import RecordError
-from lib.studies.ewn import criteria
+from lib.studies.ewn import study as ewn
 
 TYPES = ["EWN", "SWN", "no-WN"]
 
@@ -218,15 +218,16 @@ def test_a_loss_that_stays_what_it_is_ends_in_a_stall(digits):
 def test_a_run_that_does_not_get_there_is_missing_its_level(digits):
     reached, ends = train.descend(stack(["EWN"], [1]), digits, [1], [-0.5, -50], batch=16, max_epochs=20)
     assert list(reached[0]) == [-0.5]
-    record = descent.report(reached[0], ends[0], [-0.5, -50])
+    p = {"levels": [-0.5, -50], "sparsities": [0.0]}
+    record = ewn.record(reached[0], ends[0], torch.zeros(2, 3, 1), p)
     assert record["scores"]["test_accuracy_at_-0.5"] > 0.3
     assert record["scores"]["test_accuracy_at_-50"] is None
 
 
 def test_stale_norms_are_one_epoch_older(digits):
     reached, ends = train.descend(stack(["EWN"], [1]), digits, [1], [-50], batch=16, max_epochs=1)
-    (layer,) = criteria.norm_criteria({-50: ends[0]}, -50)["norm"]
-    stale, now = (criteria.norm_criteria({-50: ends[0]}, -50, stale=s) for s in (True, False))
+    (layer,) = ewn.norm_criteria({-50: ends[0]}, -50)["norm"]
+    stale, now = (ewn.norm_criteria({-50: ends[0]}, -50, stale=s) for s in (True, False))
     assert torch.equal(stale["norm"][layer], ends[0].norms_start[layer])
     assert torch.equal(now["norm"][layer], nets.unit_norms(ends[0].net)[layer])
     assert not stale["since_init"][layer].any()
@@ -234,8 +235,8 @@ def test_stale_norms_are_one_epoch_older(digits):
 
 def test_growth_is_counted_from_every_earlier_level(digits):
     reached, _ = train.descend(stack(["SWN"], [1]), digits, [1], [-1, -2, -3], batch=16)
-    assert list(criteria.norm_criteria(reached[0], -1)) == ["norm", "since_init"]
-    last = criteria.norm_criteria(reached[0], -3)
+    assert list(ewn.norm_criteria(reached[0], -1)) == ["norm", "since_init"]
+    last = ewn.norm_criteria(reached[0], -3)
     assert list(last) == ["norm", "since_init", "since_-1", "since_-2"]
     now, then = (nets.unit_norms(reached[0][level].net)["layers.0"] for level in (-3, -1))
     assert torch.equal(last["since_-1"]["layers.0"], now - then)

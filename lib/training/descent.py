@@ -91,25 +91,6 @@ class Descent:
         return dict(zip(HISTORY, rows[chosen].T, strict=True))
 
 
-def report(found, end, levels):
-    """Return what a record keeps of one run's descent, as keywords of `runs.Run.save`.
-
-    found: `{level: Descent}`, end: where it ended; a level of `levels` that was not reached has missing scores.
-    The curves are thinned.
-    """
-    at = {level: found[level].last() if level in found else {} for level in levels}
-    curve = end.thinned(keep=[row["epoch"] for row in at.values() if row])
-    kept = ("log_loss", "train_accuracy", "test_accuracy", "test_log_loss", "step", "attempt")
-    scored = ("test_accuracy", "log_loss", "epoch", "attempt")
-    return {
-        "scores": {f"{name}_at_{level:g}": row.get(name) for level, row in at.items() for name in scored},
-        "axes": {"epoch": curve["epoch"]},
-        "arrays": {name: (curve[name], ("epoch",)) for name in kept},
-        "cost": {"parameters": nets.parameters_per_run(end.net), "macs": nets.macs_per_run(end.net)},
-        "seconds": end.last()["seconds"],
-    }
-
-
 def join(descents):
     """Return one stack of descents from several."""
     vectors = {k: torch.cat([getattr(d, k) for d in descents]) for k in VECTORS}
