@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from lib import evaluate, nets
+from lib import evaluate, masks, nets
 
 
 @pytest.fixture
@@ -74,6 +74,20 @@ def test_pruned_accuracy_is_that_of_networks_without_the_units(case):
             kept = scores["layers.0"][r].argsort()[int(sparsity * 9) :]
             logits = torch.relu(x @ w0[r][kept].T + b0[r][kept]) @ w1[r][:, kept].T
             assert found[r, k] == (logits.argmax(1) == y).double().mean()
+
+
+@pytest.mark.parametrize("sizes", [[5, 4], [5, 9, 4], [5, 9, 7, 4]])
+def test_what_is_made_once_is_what_the_whole_pruned_network_says(sizes):
+    """Of a unit whose activation of nothing is not nothing, through no, one and two hidden layers."""
+    net = nets.init_(nets.MLP(sizes, ["EWN", "no-WN"], "sigmoid"), [1, 2]).double()
+    x, y = torch.randn(2100, 5, dtype=torch.float64), torch.randint(4, (2100,))
+    scores = {f"layers.{k}": torch.rand(2, size) for k, size in enumerate(sizes[1:-1])}
+    found = evaluate.pruned_accuracy(net, x, y, scores, [0.0, 0.5])
+    for k, sparsity in enumerate([0.0, 0.5]):
+        pruned = nets.fold(net)
+        units = masks.top_units(scores, 1 - sparsity, "prune_floor")
+        masks.apply_(pruned, masks.expand(units, dict(pruned.named_parameters())))
+        assert torch.equal(found[:, k], evaluate.evaluate(pruned, x, y).accuracy)
 
 
 def test_pruning_leaves_the_network_as_it_was(case):
