@@ -37,6 +37,14 @@ def test_ahead_since_the_level_at_which_the_sign_turned():
     assert verdict(made(lambda level: 5 if level <= -100 else -5), "SWN")["verdict"] == "confirmed"
 
 
+def test_a_level_that_few_seeds_reached_decides_nothing():
+    frame = made(lambda level: 5 if level == -300 else -5)
+    row = verdict(frame[(frame["level"] > -300) | (frame["seed"] < 2)])
+    assert (row["level"], row["n"], row["verdict"]) == (-100, 6, "refuted") and np.isnan(row["since"])
+    assert figures.deepest(frame) == -300 and figures.deepest(frame[frame["seed"] < 2]) == -300
+    assert figures.deepest(frame[(frame["level"] > -100) | (frame["type"] == "EWN")]) == -50
+
+
 def test_behind_and_a_lead_that_was_lost():
     row = verdict(made(lambda level: 5 if level == -50 else -5))
     assert row["verdict"] == "refuted" and np.isnan(row["since"])

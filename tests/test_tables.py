@@ -36,6 +36,22 @@ def test_the_largest_group_is_of_runs_that_differ_in_seed_and_type_alone(monkeyp
         tables.largest_group("x")
 
 
+@pytest.mark.parametrize("seeds, width", [(6, 64), (5, 2)])
+def test_the_deepest_group_is_the_one_that_can_decide(monkeypatch, seeds, width):
+    """Six pairs at -100, in records of two depths, before one at -300; with five of them nine at -10."""
+    found = [record(kind, 1, width=8, levels=[-10, -300]) for kind in ("EWN", "no-WN")]
+    for seed in range(seeds):
+        deeper = [-10, -100, -200] if seed == 2 else [-10, -100]
+        found += [record(kind, seed, width=64, levels=deeper) for kind in ("EWN", "no-WN")]
+    found += [record("EWN", seed, width=4, levels=[-10, -400]) for seed in range(9)]
+    found += [record(kind, seed, width=2, levels=[-10]) for seed in range(9) for kind in ("EWN", "no-WN")]
+    monkeypatch.setattr(runs, "records", lambda experiment, **where: found)
+    assert tables.deepest_group("x") == {"width": width}
+    pairs = [one for one in found if one.parameters["width"] == 8]
+    monkeypatch.setattr(runs, "records", lambda experiment, **where: pairs)
+    assert tables.deepest_group("x") == {"width": 8}, "where nothing can decide, the deepest"
+
+
 def test_of_a_run_at_two_depths_the_deeper_stays():
     rows = [("EWN", 1, "-10", 0), ("EWN", 1, "-10,-100", 1), ("EWN", 1, "-10,-100", 2), ("EWN", 2, "-10", 3)]
     frame = pd.DataFrame(rows, columns=["type", "seed", "levels", "value"])

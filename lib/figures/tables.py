@@ -21,10 +21,23 @@ def largest_group(experiment, free=(), **where):
 
 
 def deepest_group(experiment, **where):
-    """Return what `largest_group` does, of the records that reached the deepest of all their `levels`."""
-    found = _found(experiment, where)
-    lowest = min(min(record.parameters["levels"]) for record in found)
-    return _commonest([record for record in found if min(record.parameters["levels"]) == lowest], ["levels"])
+    """Return what `largest_group` does, of the records that went deepest with enough seeds of two types to decide.
+
+    Records that differ in `levels` are comparable: one of -300 has passed -100. Without enough seeds
+    (`evidence.NEEDED`) anywhere, the deepest are taken.
+    """
+    found, settings, rows = _found(experiment, where), [], []
+    for record in found:
+        setting = _setting(record, ["levels"])
+        settings += [] if setting in settings else [setting]
+        at = settings.index(setting)
+        rows += [(at, level, record.type, record.seed) for level in record.parameters["levels"]]
+    frame = pd.DataFrame(rows, columns=["at", "level", "type", "seed"])
+    seeds = frame.groupby(["at", "level", "type"])["seed"].nunique()
+    pairs = seeds.groupby(["at", "level"]).agg(lambda n: n.nlargest(2).min() if len(n) > 1 else 0)
+    decided = pairs[pairs >= evidence.NEEDED]
+    at, _ = min((decided if len(decided) else pairs).index, key=lambda key: (key[1], key[0]))
+    return settings[at]
 
 
 def _found(experiment, where):
@@ -36,9 +49,13 @@ def _found(experiment, where):
 
 def _commonest(found, free):
     """Return the parameters that most of the records `found` share, but for those that vary in a group."""
-    ignored = {*runs.OPERATIONAL, *free, *GONE}
-    settings = [{k: v for k, v in record.parameters.items() if k not in ignored} for record in found]
+    settings = [_setting(record, free) for record in found]
     return max(settings, key=settings.count)
+
+
+def _setting(record, free):
+    ignored = {*runs.OPERATIONAL, *free, *GONE}
+    return {k: v for k, v in record.parameters.items() if k not in ignored}
 
 
 def deepest(frame):

@@ -57,22 +57,32 @@ def _gains(axes, gains):
 
 
 def verdicts(pruned, shares=SHARES):
-    """Return one row for every share and pair: whether EWN is ahead at the deepest level, and since which level.
+    """Return one row for every share and pair: whether EWN is ahead at the level `deepest`, and since which level.
 
-    Points of accuracy, paired by seed, as `evidence.judged` has them. since: the first level from which on the interval
-    lies above zero at every level, missing if there is none.
+    Points of accuracy, paired by seed, as `evidence.judged` has them. since: the first level from which on, down to
+    there, the interval lies above zero at every level; missing if there is none.
     """
     pruned = pruned[np.isclose(pruned["sparsity"].to_numpy()[:, None], shares).any(1)]
     gains = tables.paired(pruned, PAIRS, ["level", "sparsity"], "accuracy")
     rows = []
     for (second, share), own in gains.groupby(["second", "sparsity"]):
-        own = own.sort_values("level")
-        level = own["level"].iloc[0]
+        level = deepest(pruned, second)
+        own = own[own["level"] >= level].sort_values("level")
         above = (own["low"] > 0).cummin()
         found = evidence.judged(ahead(pruned, second, level, share))
         since = own["level"][above].max() if above.any() else np.nan
         rows.append({"than": second, "sparsity": share, "level": level, **found, "since": since})
     return pd.DataFrame(rows)
+
+
+def deepest(pruned, second="no-WN"):
+    """Return the deepest level with enough seeds to decide between EWN and `second`; if none has, the deepest of all.
+
+    A level that one of the two never reached is none of theirs; the types are compared where there are both.
+    """
+    seeds = pruned[pruned["type"].isin(["EWN", second])].groupby(["level", "type"])["seed"].nunique().unstack()
+    pairs = seeds.dropna().min(axis=1)
+    return (pairs[pairs >= evidence.NEEDED] if (pairs >= evidence.NEEDED).any() else pairs).index.min()
 
 
 def ahead(pruned, second, level, share):
