@@ -84,10 +84,10 @@ def main(count, rounds, kinds):
 def compare(report, kind, loader, sets, rounds, real):
     """Report one type's two times and return their ratio."""
     net = nets.init_(nets.VGG(real.train_x.shape[1:], real.classes, [kind]), [0], "torch_kaiming_output_first")
-    state, other = train.start(net.to(DEVICE), [0], sets), plain_network(kind).to(DEVICE)
+    states, other = [train.start(net.to(DEVICE), [0], sets)], plain_network(kind).to(DEVICE)
     times, work = {"plain": [], "ours": []}, operations(len(sets[0][1]))
     for _ in range(rounds):
-        times["ours"].append(seconds(our_attempt, state, sets))
+        times["ours"].append(seconds(our_attempt, states, sets))
         times["plain"].append(seconds(plain_attempt, other, loader, 0.0))
     report.add(f"{kind}, plain PyTorch", times["plain"], flops=work)
     return report.add(f"{kind}, ours", times["ours"], f"{kind}, plain PyTorch", flops=work)

@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+import mnist_epoch  # noqa: E402
 import toy_stack  # noqa: E402
 from measure import DEVICE, Report, seconds  # noqa: E402
 
-from lib import drawing, nets, train  # noqa: E402
+from lib import drawing, train  # noqa: E402
 from lib import sets as data  # noqa: E402
 
 XOR, MNIST = (1, 3, 10, 30, 100, 300, 1000), (1, 2, 4, 8, 16) + ((32, 64) if DEVICE == "cuda" else ())
@@ -29,11 +30,10 @@ def xor_cost(runs):
 
 def mnist_cost(sets, runs):
     """Return seconds of one attempt of one run."""
-    net = nets.init_(nets.MLP([784, 1024, 10], [KIND] * runs), list(range(runs))).to(sets[0][0].device)
-    state = train.start(net, list(range(runs)), sets)
+    states = mnist_epoch.our_stacks([KIND] * runs, sets)
     with train.full_precision():
-        train.attempt(state, sets, 128)
-        return seconds(train.attempt, state, sets, 128) / runs
+        mnist_epoch.our_attempt(states, sets)
+        return seconds(mnist_epoch.our_attempt, states, sets) / runs
 
 
 def add_sizes(report, name, sizes, cost, unit, rounds):

@@ -30,12 +30,12 @@ WIDTHS = (64, 120, 130, 256)  # with 120 units a run is just below the bound, wi
 SAME = 1e-3  # of a weight, after some steps in another order of operations
 
 
-def descents(width, runs):
-    """Return a call that makes an attempt of `runs` MNIST descents."""
+def descents(width, runs, together=0):
+    """Return a call that makes an attempt of `runs` MNIST descents, so many `together`, 0 as the library has it."""
     sets = workloads.mnist_sets(EXAMPLES)
     with mock.patch.object(mnist_epoch, "WIDTH", width):
-        state = mnist_epoch.our_stack(workloads.kinds(runs), sets)
-    return partial(mnist_epoch.our_attempt, state, sets)
+        states = mnist_epoch.our_stacks(workloads.kinds(runs), sets, together)
+    return partial(mnist_epoch.our_attempt, states, sets)
 
 
 # ---- the choices: each returns {what: {way: a call}}, the library's way first
@@ -90,18 +90,13 @@ def compiled(make):
 
 
 def stack():
-    bounds, found = {"one by one": 0, "together": 10**12}, {}
+    found = {}
     for width in WIDTHS:
         size = nets.parameters_per_run(nets.MLP([784, width, 10], ["EWN"]))
         ours = "one by one" if size > stacking.TOO_LARGE_TO_STACK["descent"] else "together"
-        ways = {way: partial(bounded, descents(width, RUNS), bounds[way]) for way in bounds}
+        ways = {way: descents(width, RUNS, size) for way, size in (("one by one", 1), ("together", RUNS))}
         found[f"{RUNS} MNIST runs of {size:,} weights"] = {ours: ways.pop(ours)} | ways
     return found
-
-
-def bounded(work, bound):
-    with mock.patch.dict(stacking.TOO_LARGE_TO_STACK, descent=bound):
-        work()
 
 
 CHOICES = {"threads": threads, "layout": layout, "compile": compiling, "stack": stack}

@@ -92,7 +92,7 @@ def path(state, sets, screened, dtype=torch.float32, written_out=True):
     state, sets = state.take([0]), [(x.to(dtype), y) for x, y in sets]
     state.net = state.net.to(dtype)
     if not written_out:
-        state.steps[0] = passes.Steps(state.net)
+        state.steps = passes.Steps(state.net)
     losses = []
     for _ in range(SAME):
         train.attempt(state, sets, BATCH, screened=screened)

@@ -16,7 +16,7 @@ from torch import nn
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 from measure import DEVICE, Report, seconds  # noqa: E402
 
-from lib import nets, train  # noqa: E402
+from lib import nets, stacking, train  # noqa: E402
 from lib import sets as data  # noqa: E402
 
 TYPES = ("no-WN", "EWN", "SWN")
@@ -78,14 +78,18 @@ def plain_loader(real, folder):
     return torch.utils.data.DataLoader(found, batch_size=BATCH, shuffle=True)
 
 
-def our_stack(kinds, sets):
-    net = nets.MLP([784, WIDTH, 10], kinds)
-    nets.init_(net, list(range(len(kinds)))).to(sets[0][0].device)
-    return train.start(net, list(range(len(kinds))), sets)
+def our_stacks(kinds, sets, together=0):
+    """Return the descents of these runs in stacks of so many, 0 for as many as the library has in one."""
+    seeds = list(range(len(kinds)))
+    net = nets.init_(nets.MLP([784, WIDTH, 10], kinds), seeds).to(sets[0][0].device)
+    together = together or stacking.width(net, BATCH, kind="descent")
+    parts = [seeds[k : k + together] for k in range(0, len(seeds), together)]
+    return [train.start(nets.take(net, part), part, sets) for part in parts]
 
 
-def our_attempt(state, sets):
-    train.attempt(state, sets, BATCH)
+def our_attempt(states, sets):
+    for state in states:
+        train.attempt(state, sets, BATCH)
 
 
 def operations(examples):
@@ -110,11 +114,11 @@ def main(rounds):
 
 def compare(report, kind, loader, sets, rounds):
     """Report one type's two times and return their ratio."""
-    net, state, work = plain_network(kind).to(DEVICE), our_stack([kind], sets), operations(len(sets[0][1]))
+    net, states, work = plain_network(kind).to(DEVICE), our_stacks([kind], sets), operations(len(sets[0][1]))
     times = {"plain": [], "ours": []}
     for _ in range(rounds):
         times["plain"].append(seconds(plain_attempt, net, loader, 0.0))
-        times["ours"].append(seconds(our_attempt, state, sets))
+        times["ours"].append(seconds(our_attempt, states, sets))
     report.add(f"{kind}, plain PyTorch", times["plain"], flops=work)
     return report.add(f"{kind}, ours", times["ours"], f"{kind}, plain PyTorch", flops=work)
 
@@ -122,10 +126,10 @@ def compare(report, kind, loader, sets, rounds):
 def stacked(report, sets, rounds):
     """Report the time per run alone, and of nine runs in one stack."""
     kinds = [kind for kind in TYPES for _ in range(3)]
-    nine, alone = our_stack(kinds, sets), [our_stack([kind], sets) for kind in TYPES]
+    nine, alone = our_stacks(kinds, sets), [our_stacks([kind], sets) for kind in TYPES]
     single, together = [], []
     for _ in range(rounds):
-        single.append(sum(seconds(our_attempt, state, sets) for state in alone) / len(alone))
+        single.append(sum(seconds(our_attempt, states, sets) for states in alone) / len(alone))
         together.append(seconds(our_attempt, nine, sets) / len(kinds))
     report.add("a run alone, mean of the types", single)
     report.add("a run in a stack of nine", together, "a run alone, mean of the types")

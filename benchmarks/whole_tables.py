@@ -129,9 +129,9 @@ def descent(share):
     train, test = workloads.mnist_whole()
     count = len(some(range(len(train[1])), share))
     sets = tuple(part[:count] for part in train), tuple(part[:1] for part in test)
-    state = mnist_epoch.our_stack(workloads.kinds(DESCENTS), sets)
-    mnist_epoch.our_attempt(state, sets)
-    spent = [seconds(mnist_epoch.our_attempt, state, sets) for _ in range(5)]
+    states = mnist_epoch.our_stacks(workloads.kinds(DESCENTS), sets)
+    mnist_epoch.our_attempt(states, sets)
+    spent = [seconds(mnist_epoch.our_attempt, states, sets) for _ in range(5)]
     report = Report("whole_tables.descent", f"{DESCENTS} descents, {count:,} of {len(train[1]):,} images")
     report.add("an attempt of all", spent, flops=DESCENTS * mnist_epoch.operations(count))
     for level, attempts in ATTEMPTS.items():

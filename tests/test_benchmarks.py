@@ -190,18 +190,18 @@ def test_choices_stand_beside_their_alternatives(load, saved, monkeypatch, capsy
         assert f"weights: the library has {first}; {second} takes" in capsys.readouterr().out or first == "one by one"
 
 
-def test_layouts_and_bounds_are_what_they_are_called(load):
+def test_layouts_and_stacks_are_what_they_are_called(load, monkeypatch):
     choices = load("cpu_choices")
-    from lib import nets, stacking
+    monkeypatch.setattr(choices, "EXAMPLES", 64)
+    from lib import nets
 
     images, strides = torch.rand(2, 3 * 4 * 4), []
     look = lambda: strides.append(nets.pixels(images, (3, 4, 4)).stride())  # noqa: E731
     look(), choices.contiguous(look)
     assert strides == [(48, 1, 12, 3), (48, 16, 4, 1)]
-    sizes, net = [], nets.MLP([4, 3, 2], ["EWN"] * 2)
-    for bound in (0, 10**12):
-        choices.bounded(lambda: sizes.append(len(stacking.parts(net))), bound)
-    assert sizes == [2, 1]
+    for together, sizes in ((1, [1, 1, 1]), (2, [2, 1]), (0, [3])):
+        states, _ = choices.descents(8, 3, together).args
+        assert [len(state.seeds) for state in states] == sizes
 
 
 def test_what_cannot_be_compiled_has_a_reason(load, saved, monkeypatch):

@@ -113,7 +113,7 @@ def test_recorded_steps_of_a_descent_are_the_ordinary_ones(monkeypatch):
             train.attempt(state, sets, 32)
         states.append(state)
     torch.testing.assert_close(states[0].log_loss, states[1].log_loss, rtol=1e-9, atol=1e-9)
-    assert states[1].steps[0].take.graph is not None and states[0].steps[0].take.graph is None
+    assert states[1].steps.take.graph is not None and states[0].steps.take.graph is None
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")

@@ -69,7 +69,7 @@ class Descent:
     norms_start: dict
     norms_before: dict
     history: list = field(default_factory=list)
-    steps: dict = field(default_factory=dict, repr=False, compare=False)  # how `train` trains `net`; never saved
+    steps: object = field(default=None, repr=False, compare=False)  # of `passes`, how `net` is trained; never saved
 
     def take(self, chosen):
         """Return the descents of the runs in the list `chosen`, copied."""

@@ -58,8 +58,7 @@ class Lab:
 
     def together(self, net):
         """Return how many runs of `net` are trained together."""
-        best = stacking.width(net, self.rule.get("batch", BATCH))
-        return min(self.stack, best) if self.stack else best
+        return stacking.width(net, self.rule.get("batch", BATCH), self.stack)
 
     def split(self, work, net):
         """Return [`work(lab, stack, runs)`] of consecutive runs of `net`, copied, as many as are trained together."""

@@ -30,11 +30,6 @@ def alone(net, kind=""):
     return next(net.parameters()).device.type == "cpu" and nets.parameters_per_run(net) > most
 
 
-def parts(net):
-    """Return the slices of a stack of descents that take steps together: all, or one by one where a CPU does better."""
-    return [slice(r, r + 1) for r in range(nets.runs(net))] if alone(net, "descent") else [slice(0, nets.runs(net))]
-
-
 def bytes_per_run(net, batch):
     """Return about how many bytes the training of one run of `net` holds, by batches of `batch` examples."""
     parameters = sum(p[0].numel() * p.element_size() for p in net.parameters())
@@ -42,9 +37,13 @@ def bytes_per_run(net, batch):
     return COPIES * parameters + TRACES * batch * units * next(net.parameters()).element_size()
 
 
-def width(net, batch):
-    """Return how many runs of `net` are trained together: one where a CPU does better so, else what memory allows."""
-    return 1 if alone(net) else fits(net, batch)
+def width(net, batch, most=0, kind=""):
+    """Return how many runs of `net` are trained together: one where a CPU does better so, else what memory allows.
+
+    most: at most so many, 0 for no bound; kind: as for `alone`.
+    """
+    best = 1 if alone(net, kind) else fits(net, batch)
+    return min(most, best) if most else best
 
 
 def fits(net, batch, free=None):

@@ -47,7 +47,7 @@ def descend(
         journal = Journal(folders and folders[part], recipes[part], levels, checkpoint)
         return _descend(nets.take(net, part), data, seeds[part], journal, batch, max_epochs)
 
-    parts = stacking.split(work, range(len(seeds)), stack or stacking.fits(net, batch))
+    parts = stacking.split(work, range(len(seeds)), stacking.width(net, batch, stack, "descent"))
     return tuple([run for _, found in parts for run in found[k]] for k in (0, 1))
 
 
@@ -144,42 +144,31 @@ def attempt(state, sets, batch, goals=None, screened=True):
     before = {k: v.detach().clone() for k, v in state.net.named_parameters()}
     norms = nets.unit_norms(state.net)
     orders = _orders(state, sets[0][1].shape[0])
-    found = [_try(state, part, sets[0], orders, batch, goals, before, screened) for part in stacking.parts(state.net)]
-    log_loss, losses, right, moved = (torch.cat(parts) for parts in zip(*found, strict=True))
+    found = _try(state, sets[0], orders, batch, goals, before, screened)
     # Not <=: a loss that stays what it is would be accepted for ever.
-    accepted = (log_loss < state.log_loss) & (log_loss > -torch.inf)
+    accepted = (found.log_loss < state.log_loss) & (found.log_loss > -torch.inf) & found.complete
     _undo(state.net, before, ~accepted)
-    _advance(state, accepted, log_loss, norms)
-    state.losses = torch.where(accepted[:, None], losses, state.losses)
-    state.train_accuracy, state.moved = (
-        torch.where(accepted, new, old) for new, old in ((right, state.train_accuracy), (moved, state.moved))
-    )
+    _advance(state, accepted, found, norms)
     state.seconds = state.seconds + (time.perf_counter() - began) / len(state.seeds)
-    write_history(
-        state, [run for run in accepted.nonzero()[:, 0].tolist() if looked_at(int(state.epoch[run]))], sets[1]
-    )
+    seen = [run for run in accepted.nonzero()[:, 0].tolist() if looked_at(int(state.epoch[run]))]
+    write_history(state, seen, sets[1])
 
 
-def _try(state, part, train_set, orders, batch, goals, before, screened):
-    """Take an epoch of the runs in the slice `part`; return (log-loss, losses, accuracy, moved), inf where undone.
+def _try(state, train_set, orders, batch, goals, before, screened):
+    """Take an epoch of every run; return what `screening.measure` says of it.
 
     Where an example that was left out came back, the epoch is undone and taken again with all of them.
     """
-    if part.start not in state.steps:
-        state.steps[part.start] = passes.make(nets.take(state.net, part))
-    steps, level, losses = state.steps[part.start], state.log_loss[part], state.losses[part]
-    trained = screening.counted(losses, level, next(steps.net.parameters()).dtype)
+    state.steps = state.steps or passes.make(state.net)
+    trained = screening.counted(state.losses, state.log_loss, next(state.net.parameters()).dtype)
     trained = trained if screened else torch.ones_like(trained)
     counted = None if bool(trained.all()) else trained
-    steps.epoch(*train_set, orders[part], state.step[part], level, batch, counted)
-    found = screening.measure(steps, *train_set, losses, level, trained, state.moved[part], goals[part])
-    if found.returned:
-        _undo(
-            steps.net, {name: tensor[part] for name, tensor in before.items()}, torch.ones_like(level, dtype=torch.bool)
-        )
-        return _try(state, part, train_set, orders, batch, goals, before, screened=False)
-    log_loss = found.log_loss if found.complete else torch.full_like(level, torch.inf)
-    return log_loss, found.losses, found.right, found.moved
+    state.steps.epoch(*train_set, orders, state.step, state.log_loss, batch, counted)
+    found = screening.measure(state.steps, *train_set, state.losses, state.log_loss, trained, state.moved, goals)
+    if not found.returned:
+        return found
+    _undo(state.net, before, torch.ones_like(state.log_loss, dtype=torch.bool))
+    return _try(state, train_set, orders, batch, goals, before, screened=False)
 
 
 def _orders(state, n):
@@ -195,11 +184,14 @@ def _undo(net, before, rejected):
         p.copy_(torch.where(rejected.reshape(-1, *[1] * (p.dim() - 1)), before[name], p))
 
 
-def _advance(state, accepted, log_loss, norms):
-    state.log_loss = torch.where(accepted, log_loss, state.log_loss)
+def _advance(state, accepted, found, norms):
+    state.log_loss = torch.where(accepted, found.log_loss, state.log_loss)
     state.step = torch.where(accepted, state.step * GROWTH, state.step / GROWTH)
     state.epoch, state.attempt = state.epoch + accepted.cpu(), state.attempt + 1
     state.norms_before = {k: torch.where(accepted[:, None], norms[k], old) for k, old in state.norms_before.items()}
+    state.losses = torch.where(accepted[:, None], found.losses, state.losses)
+    state.train_accuracy = torch.where(accepted, found.right, state.train_accuracy)
+    state.moved = torch.where(accepted, found.moved, state.moved)
 
 
 def write_history(state, chosen, test_set):
