@@ -16,7 +16,7 @@ import mnist_epoch  # noqa: E402
 import toy_stack  # noqa: E402
 from measure import DEVICE, Report, seconds  # noqa: E402
 
-from lib import drawing, train  # noqa: E402
+from lib import descend, drawing  # noqa: E402
 from lib import sets as data  # noqa: E402
 
 XOR, MNIST = (1, 3, 10, 30, 100, 300, 1000), (1, 2, 4, 8, 16) + ((32, 64) if DEVICE == "cuda" else ())
@@ -31,7 +31,7 @@ def xor_cost(runs):
 def mnist_cost(sets, runs):
     """Return seconds of one attempt of one run."""
     states = mnist_epoch.our_stacks([KIND] * runs, sets)
-    with train.full_precision():
+    with descend.full_precision():
         mnist_epoch.our_attempt(states, sets)
         return seconds(mnist_epoch.our_attempt, states, sets) / runs
 

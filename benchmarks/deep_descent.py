@@ -1,7 +1,7 @@
 """Attempts of the MNIST descent far down, at log-losses of -100 and -300, beside a descent that leaves nothing out.
 
 The baseline takes every example of every batch by autograd and measures all of them in the order of the data, stopping
-where the loss is certainly not lower: what `train.descend` did before it had `screening`. Both begin with copies of one
+where the loss is certainly not lower: what `descend` did before it had `screening`. Both begin with copies of one
 state and make the same attempts, in turn. The states are made here, once, on a part of MNIST, and kept with the trained
 networks (hours for EWN and SWN). Run: python benchmarks/deep_descent.py [rounds] [images] [type]
 """
@@ -16,7 +16,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import workloads  # noqa: E402
 from measure import DEVICE, Report, seconds  # noqa: E402
 
-from lib import draws, nets, passes, runs, screening, train, twins  # noqa: E402
+from lib import descend, draws, nets, passes, runs, screening, twins  # noqa: E402
 from lib import sets as data  # noqa: E402
 
 LEVELS, BATCH, WIDTH, SEED = [-50, -100, -300], 128, 1024, 9192
@@ -36,7 +36,7 @@ def states(real, images, kind):
     recipe |= {"seed": SEED, "type": kind}
     net = nets.init_(nets.MLP([784, WIDTH, 10], [kind]), [SEED]).to(real.device)
     given = {"folders": [runs.trained(recipe)], "recipes": [recipe], "batch": BATCH}
-    return train.descend(net, real, [SEED], LEVELS, **given)[0][0]
+    return descend.descend(net, real, [SEED], LEVELS, **given)[0][0]
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def plain(state, sets, steps):
         with torch.no_grad():
             for p, old in zip(net.parameters(), before, strict=True):
                 p.copy_(old)
-    state.step = state.step * train.GROWTH if accepted else state.step / train.GROWTH
+    state.step = state.step * descend.GROWTH if accepted else state.step / descend.GROWTH
     state.log_loss = found if accepted else state.log_loss
     state.epoch, state.attempt = state.epoch + int(accepted), state.attempt + 1
 
@@ -82,7 +82,7 @@ def compare(report, level, state, sets, rounds):
     times = {"whole": [], "screened": []}
     for _ in range(rounds):
         times["whole"].append(seconds(several, plain, theirs, sets, steps) / ATTEMPTS)
-        times["screened"].append(seconds(several, train.attempt, ours, sets, BATCH) / ATTEMPTS)
+        times["screened"].append(seconds(several, descend.attempt, ours, sets, BATCH) / ATTEMPTS)
     report.add(f"all examples, at {level}", times["whole"])
     return report.add(f"{100 * share:.0f} % of them, at {level}", times["screened"], f"all examples, at {level}")
 
@@ -95,7 +95,7 @@ def path(state, sets, screened, dtype=torch.float32, written_out=True):
         state.steps = passes.Steps(state.net)
     losses = []
     for _ in range(SAME):
-        train.attempt(state, sets, BATCH, screened=screened)
+        descend.attempt(state, sets, BATCH, screened=screened)
         losses.append(float(state.log_loss))
     return torch.tensor(losses, dtype=torch.float64)
 
@@ -122,7 +122,7 @@ def main(rounds=5, images=10_000, kind="no-WN"):
     sets = real.split("train"), test
     report = Report("deep_descent", f"{kind}, 784-{WIDTH}-10, {images} images of MNIST: an attempt, float32")
     found = states(real, images, kind)
-    with train.full_precision():
+    with descend.full_precision():
         agree(report, found[LEVELS[0]], sets)
         ratios = {level: compare(report, level, found[level], sets, rounds) for level in LEVELS[1:]}
     report.close(ratios[LEVELS[1]])

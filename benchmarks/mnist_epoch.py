@@ -16,7 +16,7 @@ from torch import nn
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 from measure import DEVICE, Report, seconds  # noqa: E402
 
-from lib import nets, stacking, train  # noqa: E402
+from lib import descend, nets, stacking  # noqa: E402
 from lib import sets as data  # noqa: E402
 
 TYPES = ("no-WN", "EWN", "SWN")
@@ -84,12 +84,12 @@ def our_stacks(kinds, sets, together=0):
     net = nets.init_(nets.MLP([784, WIDTH, 10], kinds), seeds).to(sets[0][0].device)
     together = together or stacking.width(net, BATCH, kind="descent")
     parts = [seeds[k : k + together] for k in range(0, len(seeds), together)]
-    return [train.start(nets.take(net, part), part, sets) for part in parts]
+    return [descend.start(nets.take(net, part), part, sets) for part in parts]
 
 
 def our_attempt(states, sets):
     for state in states:
-        train.attempt(state, sets, BATCH)
+        descend.attempt(state, sets, BATCH)
 
 
 def operations(examples):

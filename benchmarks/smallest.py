@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from trials import Child, Steps, kind_of
 
-from lib import disk, parameters, provenance, runs, sets, store, train, trainer
+from lib import descend, disk, parameters, provenance, runs, sets, store, trainer
 from lib.errors import RecordError
 
 TIMES = re.compile("seconds|latency")  # in the names of numbers that are measured, and differ each time
@@ -68,7 +68,7 @@ def prepare(train_images=40, test_images=20):
     provenance.origin, provenance._checksum = lambda root: origin, functools.cache(provenance._checksum)
     *others, _ = trainer.Trainer.__init__.__defaults__
     trainer.Trainer.__init__.__defaults__ = (*others, 0.0)
-    train.descend.__kwdefaults__["checkpoint"] = 0.0
+    descend.descend.__kwdefaults__["checkpoint"] = 0.0
 
 
 class Notebook:

@@ -125,7 +125,7 @@ def by_functions(found):
 
 
 def where(file, line, function):
-    """Return a function's place, such as "lib/training/train.py:134 attempt"."""
+    """Return a function's place, such as "lib/training/descend.py:134 attempt"."""
     path = Path(file)
     short = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(*path.parts[-2:])
     return f"{short}:{line} {function}"

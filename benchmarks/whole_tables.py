@@ -27,7 +27,7 @@ from measure import DEVICE, Report, seconds, timed  # noqa: E402
 from lib import dpp, likelihood, masks, reweight  # noqa: E402
 from lib import sets as data  # noqa: E402
 from lib.studies.challenge import modes  # noqa: E402
-from lib.studies.phew import initial  # noqa: E402
+from lib.studies.phew import study  # noqa: E402
 
 PIECES = ("challenge", "masks", "dpp", "epoch", "descent")
 EPOCHS, SEEDS = 100, 5
@@ -66,7 +66,7 @@ def all_masks(share):
     def make():
         for net in NETWORKS:
             for method in METHODS:
-                spent = seconds(initial.prune, initial.lab(real, seeds, net=net), method, densities)
+                spent = seconds(study.prune, study.lab(real, seeds, net=net), method, densities)
                 print(f"{net}, {method}: {spent:.3g} s", flush=True)
 
     each, whole = len(seeds) * len(densities), MASK_SEEDS * len(DENSITIES)

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 import torch
 from measure import DEVICE
 
-from lib import nets, passes, sets, train
+from lib import descend, nets, passes, sets
 from lib.studies.challenge import modes
 from lib.studies.ewn import toys
-from lib.studies.phew import initial
+from lib.studies.phew import study
 
 MNIST, CIFAR = "mnist", "cifar10"
 UNITS, HIDDEN, FILTERS = 1024, modes.HIDDEN, 0  # of the descents, the challenge, and ResNets, 0 for the published
@@ -61,8 +61,8 @@ def _steps(sizes, runs, x, y, order, batch):
     steps, none = passes.Steps(net), torch.zeros(runs, device=DEVICE)
 
     def one_pass():
-        with train.full_precision():
-            steps.epoch(x, y, order.expand(runs, -1), none + train.FIRST_STEP, none, batch)
+        with descend.full_precision():
+            steps.epoch(x, y, order.expand(runs, -1), none + descend.FIRST_STEP, none, batch)
 
     return steps, one_pass, -(-len(order) // batch)
 
@@ -76,7 +76,7 @@ def challenge_trainer(seeds, examples=0):
 def cifar_trainer(name, seeds, images=0, augment=False, **rule):
     """Return a `Trainer` of networks of CIFAR-10 by the schedule of the PHEW study; it looks at one test image."""
     real = sets.load(CIFAR, DEVICE, train_examples=images, statistics="phew")
-    lab = initial.lab(real, list(seeds), net=name, width=FILTERS, augment=augment, watch=1, rule=SCHEDULE | rule)
+    lab = study.lab(real, list(seeds), net=name, width=FILTERS, augment=augment, watch=1, rule=SCHEDULE | rule)
     return lab.trainer(lab.network())
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from lib import checkpoint, images, masks, nets, remask, runs, scores, sets, trained
+from lib import checkpoint, images, masks, nets, once, remask, runs, scores, sets
 from lib.errors import RecordError
 from lib.studies.importance import vae
 from lib.studies.importance.vae_study import Bound
-from lib.studies.phew import initial, outcome
+from lib.studies.phew import outcome
+from lib.studies.phew import study as phew
 from lib.training.checkpoint import States
 from lib.training.trainer import Trainer
 
@@ -228,7 +229,7 @@ def test_a_state_that_is_none_is_told_in_a_sentence(tmp_path):
     (path,) = states(tmp_path)
     whole = path.read_bytes()
     for damage, told in (
-        (lambda: trained.save(path, mlp(), {}, {"seed": 1}), "holds kind 'trained network'.*asked for is kind 'state"),
+        (lambda: once.save(path, mlp(), {}, {"seed": 1}), "holds kind 'trained network'.*asked for is kind 'state"),
         (lambda: path.write_bytes(whole[:-100]), "not hold the weights of a run.*Restore it"),
         (lambda: begin(momentum=0.8).fit(1, States(tmp_path)) and os.replace(*states(tmp_path)), "holds digest"),
     ):
@@ -272,7 +273,7 @@ def test_rounds_go_on_in_the_round_they_were_in(rule, dies, again, tmp_path):
 
 
 def states(folder):
-    return sorted(path for path in folder.rglob("*.safetensors") if path.name != trained.FILE)
+    return sorted(path for path in folder.rglob("*.safetensors") if path.name != once.FILE)
 
 
 def recipes(seeds):
@@ -289,12 +290,12 @@ def test_networks_that_are_trained_once_go_on(tmp_path, monkeypatch):
 
     start = mlp(SEEDS[:2])
     with pytest.raises(Killed):
-        trained.obtain(start, wanted, train)
+        once.obtain(start, wanted, train)
     (kept,) = states(tmp_path)
-    assert kept.parent == folder and kept.name.startswith("training-") and not (folder / trained.FILE).exists()
+    assert kept.parent == folder and kept.name.startswith("training-") and not (folder / once.FILE).exists()
     dies = None
     (folder / "training-of-a-larger-stack.safetensors").touch()  # killed for good
-    net, history = trained.obtain(start, wanted, train)
+    net, history = once.obtain(start, wanted, train)
     whole = begin(net=nets.take(start, [0, 1]), seeds=SEEDS[:2]).fit(EPOCHS)
     for name, tensor in whole.net.state_dict().items():
         assert torch.equal(net.state_dict()[name], tensor)
@@ -302,8 +303,8 @@ def test_networks_that_are_trained_once_go_on(tmp_path, monkeypatch):
     assert not states(tmp_path)
     for name in kept.name, f"{kept.name}.new":  # killed between the last network and the end of its state
         (folder / name).touch()
-    trained.obtain(start, wanted, None)
-    assert [path.name for path in folder.iterdir() if path.is_file()] == [trained.FILE]
+    once.obtain(start, wanted, None)
+    assert [path.name for path in folder.iterdir() if path.is_file()] == [once.FILE]
 
 
 @pytest.mark.parametrize("moves", range(4))
@@ -324,8 +325,8 @@ def test_networks_of_one_stack_are_saved_together(tmp_path, monkeypatch, moves):
 
     with monkeypatch.context() as patch, pytest.raises(Killed) if moves < 3 else nullcontext():
         patch.setattr(os, "replace", replace)
-        trained.obtain(start, recipes(SEEDS[:2]), train)
-    net, _ = trained.obtain(start, recipes(SEEDS[:2]), train)
+        once.obtain(start, recipes(SEEDS[:2]), train)
+    net, _ = once.obtain(start, recipes(SEEDS[:2]), train)
     assert asked == [[0, 1]] * (2 if moves == 0 else 1)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), trainer.net.parameters(), strict=True))
     left = [*tmp_path.rglob("*.new"), *tmp_path.rglob(".saving-*")]
@@ -342,7 +343,7 @@ def test_states_are_in_the_folder_of_the_first_member(tmp_path, monkeypatch):
 
     for chosen in ([1, 2, 3], [2, 3]):
         with pytest.raises(Killed):
-            trained.obtain(mlp([1, 2, 3][: len(chosen)]), recipes(chosen), train)
+            once.obtain(mlp([1, 2, 3][: len(chosen)]), recipes(chosen), train)
     assert [state.folder.name for state in found] == ["dense-1", "dense-2"]
 
 
@@ -350,7 +351,7 @@ def lab(stack, **rule):
     """Return a lab of the VGG with one filter in the first block, trained for three epochs."""
     small = sets.load("digits32", train_examples=60, statistics="phew")
     rule = {"lr": 0.05, "batch": 20, "momentum": 0.9, "bar": False} | rule
-    return initial.lab(small, [1], net="vgg11", width=1, epochs=3, drops=(2,), rule=rule, watch=20, stack=stack)
+    return phew.lab(small, [1], net="vgg11", width=1, epochs=3, drops=(2,), rule=rule, watch=20, stack=stack)
 
 
 @pytest.mark.parametrize("stack", [1, 0])
@@ -358,7 +359,7 @@ def test_trainings_under_masks_go_on(stack, tmp_path, monkeypatch):
     """PHEW at two densities, killed in the last epoch of its last training: nothing else is trained again."""
     monkeypatch.setenv("PRUNING_RUNS", str(tmp_path))
     here, epoch, seen = lab(stack, every=0), Trainer._epoch, []
-    starts = initial.prune(here, "phew", [0.5, 0.3])
+    starts = phew.prune(here, "phew", [0.5, 0.3])
     whole = outcome.train(here, "phew", starts)
     assert not states(tmp_path)
 
@@ -390,6 +391,6 @@ def test_many_short_trainings_are_a_long_one(tmp_path, monkeypatch, clock):
         epoch(self)
 
     monkeypatch.setattr(Trainer, "_epoch", slow)
-    starts, written = initial.prune(lab(1), "random", [0.5, 0.4, 0.3]), writings(monkeypatch, lambda meta: clock[0])
+    starts, written = phew.prune(lab(1), "random", [0.5, 0.4, 0.3]), writings(monkeypatch, lambda meta: clock[0])
     outcome.train(lab(1), "random", starts)
     assert written == [64, 72] and not states(tmp_path)

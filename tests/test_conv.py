@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
-from lib import evaluate, masks, nets, stacking, train, twins
+from lib import descend, evaluate, masks, nets, stacking, twins
 from lib import sets as data
 from lib.studies.ewn import study as ewn
 
@@ -225,7 +225,7 @@ def digits():
 
 
 def test_a_descent_goes_down_and_resumes_bit_for_bit(digits, tmp_path, monkeypatch):
-    seeds, folders, made, real = [1, 1, 1], [tmp_path / kind for kind in TYPES], [], train.attempt
+    seeds, folders, made, real = [1, 1, 1], [tmp_path / kind for kind in TYPES], [], descend.attempt
     fresh = functools.partial(stack, TYPES, seeds, width=2, classes=10)
 
     def stop(*arguments):
@@ -235,11 +235,11 @@ def test_a_descent_goes_down_and_resumes_bit_for_bit(digits, tmp_path, monkeypat
         real(*arguments)
 
     keywords = {"batch": 16, "max_epochs": 3}
-    _, whole = train.descend(fresh(), digits, seeds, [-1], **keywords)
+    _, whole = descend.descend(fresh(), digits, seeds, [-1], **keywords)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "attempt", stop)
-        train.descend(fresh(), digits, seeds, [-1], folders=folders, checkpoint=0.0, **keywords)
-    _, again = train.descend(fresh(), digits, seeds, [-1], folders=folders, checkpoint=0.0, **keywords)
+        patch.setattr(descend, "attempt", stop)
+        descend.descend(fresh(), digits, seeds, [-1], folders=folders, checkpoint=0.0, **keywords)
+    _, again = descend.descend(fresh(), digits, seeds, [-1], folders=folders, checkpoint=0.0, **keywords)
     for a, b in zip(whole, again, strict=True):
         assert a.log_loss[0] < a.history[0][0][2], "the loss fell"
         assert all(torch.equal(tensor, b.net.state_dict()[name]) for name, tensor in a.net.state_dict().items())
@@ -248,7 +248,7 @@ def test_a_descent_goes_down_and_resumes_bit_for_bit(digits, tmp_path, monkeypat
 @pytest.mark.parametrize("as_text", [False, True])
 def test_every_convolution_is_pruned_and_the_output_never(digits, as_text):
     net, sets = stack(classes=10), (digits.split("train"), digits.split("test"))
-    found = ewn.norm_criteria({-1: train.start(net, [0, 1, 2], sets)}, -1, as_text=as_text)
+    found = ewn.norm_criteria({-1: descend.start(net, [0, 1, 2], sets)}, -1, as_text=as_text)
     assert list(found["norm"]) == [f"convs.{k}" for k in range(13)]
     accuracy = evaluate.pruned_accuracy(net, *sets[1], found["norm"], [0.0, 0.5])
     assert torch.equal(accuracy[:, 0], evaluate.evaluate(net, *sets[1]).accuracy)
@@ -258,12 +258,12 @@ def test_alone_and_in_a_stack_agree(digits):
     sets = tuple((digits.split(part)[0].double()[:48], digits.split(part)[1][:48]) for part in ("train", "test"))
     kinds, seeds = ["EWN", "SWN", "no-WN"], [1, 2, 2]
     assert stacking.width(stack(kinds, seeds, width=2), 16, kind="descent") == 3, "these are trained as one"
-    together = train.start(stack(kinds, seeds, classes=10).double(), seeds, sets)
-    alone = [train.start(stack([k], [s], classes=10).double(), [s], sets) for k, s in zip(kinds, seeds, strict=True)]
+    together = descend.start(stack(kinds, seeds, classes=10).double(), seeds, sets)
+    alone = [descend.start(stack([k], [s], classes=10).double(), [s], sets) for k, s in zip(kinds, seeds, strict=True)]
     for _ in range(3):
-        train.attempt(together, sets, 16)
+        descend.attempt(together, sets, 16)
         for state in alone:
-            train.attempt(state, sets, 16)
+            descend.attempt(state, sets, 16)
     for r, state in enumerate(alone):
         torch.testing.assert_close(together.log_loss[r], state.log_loss[0], rtol=1e-9, atol=1e-9)
 

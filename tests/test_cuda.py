@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from lib import capture, descent, evaluate, images, nets, passes, stacking, train, twins
+from lib import capture, descend, descent, evaluate, images, nets, passes, stacking, twins
 from lib import sets as data
 from lib.training.trainer import Trainer
 
@@ -22,14 +22,14 @@ def begin(device, dtype):
     few = digits(device)
     sets = tuple((few.split(part)[0].to(dtype), few.split(part)[1]) for part in ("train", "test"))
     net = nets.init_(nets.MLP([784, 37, 10], TYPES), [1, 2, 3]).to(device, dtype)
-    return train.start(net, [1, 2, 3], sets), sets
+    return descend.start(net, [1, 2, 3], sets), sets
 
 
 def test_a_descent_is_the_same_in_float64():
     (here, sets), (there, cuda_sets) = begin("cpu", torch.float64), begin("cuda", torch.float64)
     for _ in range(20):
-        train.attempt(here, sets, 32)
-        train.attempt(there, cuda_sets, 32)
+        descend.attempt(here, sets, 32)
+        descend.attempt(there, cuda_sets, 32)
         torch.testing.assert_close(there.log_loss.cpu(), here.log_loss, rtol=1e-8, atol=1e-8)
     assert torch.equal(there.epoch, here.epoch)
 
@@ -38,8 +38,8 @@ def test_the_first_attempts_agree_in_float32():
     """With TF32 the log-loss would be off by a thousandth after one epoch already."""
     (here, sets), (there, cuda_sets) = begin("cpu", torch.float32), begin("cuda", torch.float32)
     for _ in range(3):
-        train.attempt(here, sets, 32)
-        train.attempt(there, cuda_sets, 32)
+        descend.attempt(here, sets, 32)
+        descend.attempt(there, cuda_sets, 32)
     torch.testing.assert_close(there.log_loss.cpu(), here.log_loss, rtol=1e-4, atol=1e-4)
 
 
@@ -47,8 +47,8 @@ def test_a_stack_is_saved_and_goes_on(tmp_path):
     folders = [tmp_path / kind for kind in TYPES]
     keywords = {"folders": folders, "batch": 32, "checkpoint": 0.0}
     net = nets.init_(nets.MLP([784, 37, 10], TYPES), [1, 2, 3]).to("cuda")
-    train.descend(nets.take(net, slice(0, 3)), digits("cuda"), [1, 2, 3], [-1], **keywords)
-    reached, _ = train.descend(net, digits("cuda"), [1, 2, 3], [-1, -2], **keywords)
+    descend.descend(nets.take(net, slice(0, 3)), digits("cuda"), [1, 2, 3], [-1], **keywords)
+    reached, _ = descend.descend(net, digits("cuda"), [1, 2, 3], [-1, -2], **keywords)
     assert all(float(found[-2].log_loss) < -2 for found in reached)
     again, _ = descent.load(descent.level_path(folders[0], -2), nets.MLP([784, 37, 10], ["EWN"]).to("cuda"))
     assert again.net.layers[0].weight.is_cuda
@@ -110,7 +110,7 @@ def test_recorded_steps_of_a_descent_are_the_ordinary_ones(monkeypatch):
         monkeypatch.setenv(capture.VARIABLE, choice)
         state, sets = begin("cuda", torch.float64)
         for _ in range(10):
-            train.attempt(state, sets, 32)
+            descend.attempt(state, sets, 32)
         states.append(state)
     torch.testing.assert_close(states[0].log_loss, states[1].log_loss, rtol=1e-9, atol=1e-9)
     assert states[1].steps.take.graph is not None and states[0].steps.take.graph is None
@@ -163,5 +163,5 @@ def test_convolutions_of_a_descent_keep_float32():
     """TF32 keeps ten bits of a factor: a product of thousands then differs in the third digit."""
     x, w = (torch.randn(1, 64, 33, 33).cuda(), torch.randn(1, 64, 64, 3, 3).cuda())
     expected = twins.convolve(x.double(), w.double(), None)
-    with train.full_precision():
+    with descend.full_precision():
         torch.testing.assert_close(twins.convolve(x, w, None).double(), expected, rtol=1e-4, atol=1e-3)

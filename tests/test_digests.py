@@ -8,7 +8,7 @@ import safetensors.numpy
 import torch
 from flips import refused
 
-from lib import checkpoint, descent, disk, nets, runs, store, train, trained
+from lib import checkpoint, descend, descent, disk, nets, once, runs, store
 from lib.errors import RecordError
 from lib.training.trainer import Trainer
 
@@ -72,7 +72,7 @@ def test_flipped_bits_of_a_network_of_a_state_and_of_a_level_are_errors(tmp_path
     network, level = (tmp_path / f"{name}.safetensors" for name in ("network", "level-1"))
     states.state(trainer, {}).keep(over=True)
     refused(states.paths[0], lambda: states.state(trainer, {}))
-    trained.save(network, net, {"epoch": [0.0, 1.0]}, recipe)
-    refused(network, lambda: trained.load(network, net, recipe))
-    descent.save(level, train.start(net, [1], [trainer.train, trainer.test]))
+    once.save(network, net, {"epoch": [0.0, 1.0]}, recipe)
+    refused(network, lambda: once.load(network, net, recipe))
+    descent.save(level, descend.start(net, [1], [trainer.train, trainer.test]))
     refused(level, lambda: descent.load(level, net))

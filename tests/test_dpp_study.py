@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import nets, sets, trained
+from lib import nets, once, sets
 from lib.errors import RecordError
 from lib.studies.dpp import arms, committee, committee_study, study
 
@@ -101,7 +101,7 @@ def test_weights_come_from_the_studys_checkpoints(tmp_path):
 
 def test_weights_come_from_our_own_files(net, tmp_path):
     recipe = lab().recipe | {"type": "dense", "hidden": [HIDDEN], "dropout": 0.0, "epochs": lab().epochs}
-    trained.save(tmp_path / "own.safetensors", nets.take(net, [1]), {}, recipe | {"seed": 77})
+    once.save(tmp_path / "own.safetensors", nets.take(net, [1]), {}, recipe | {"seed": 77})
     taken = lab().dense(tmp_path / "own.safetensors")
     assert all(torch.equal(t[0], t[1]) for t in taken.parameters())
     assert torch.equal(taken.layers[0].weight[0], net.layers[0].weight[1])

@@ -128,7 +128,7 @@ def test_the_tests_see_every_way_to_import():
     source = "import lib.networks.nets\nfrom lib import draws\nfrom lib.pruning import masks\nfrom . import x"
     source += "\nfrom lib.pruning.phew import walk"
     assert imports(source) == {"networks.nets", "draws", "pruning.masks", "relative.x", "pruning.phew.walk"}
-    assert imports("def f():\n    from lib.training import train") == {"training.train"}
+    assert imports("def f():\n    from lib.training import descend") == {"training.descend"}
     assert imports("import library\nfrom libs import x\nimport torch") == set()
 
 
@@ -140,12 +140,14 @@ def test_the_tests_see_what_is_wrong():
 
     assert wrong("networks.inits", "from lib.pruning.phew import walk") == ["networks.inits imports pruning.phew"]
     assert wrong("records.runs", "from lib.networks import nets") == ["records.runs imports networks.nets"]
-    assert wrong("training.train", "from lib.studies.dpp import arms") == ["training.train imports studies.dpp.arms"]
+    assert wrong("training.descend", "from lib.studies.dpp import arms") == [
+        "training.descend imports studies.dpp.arms"
+    ]
     assert wrong("studies.ewn.toys", "from lib.studies.phew import names") == [
         "studies.ewn.toys imports studies.phew.names"
     ]
-    assert wrong("training.train", "from lib import nets") == ["training.train imports nets"]
-    assert wrong("training.train", "from lib import draws\nfrom lib.networks.nets import MLP") == []
+    assert wrong("training.descend", "from lib import nets") == ["training.descend imports nets"]
+    assert wrong("training.descend", "from lib import draws\nfrom lib.networks.nets import MLP") == []
     assert wrong("studies.dpp.study", "from lib.studies.dpp import arms") == []
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c", "d"]
     assert cycle({"a": {"b"}, "b": set()}) == []

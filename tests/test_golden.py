@@ -22,6 +22,7 @@ import torch
 from lib import (
     anneal,
     convnets,
+    descend,
     drawing,
     draws,
     images,
@@ -33,7 +34,6 @@ from lib import (
     scores,
     sets,
     store,
-    train,
 )
 from lib.networks.layers import Dropout
 from lib.pruning.likelihood import moments, unit_moments
@@ -44,7 +44,7 @@ from lib.studies.ewn import toys
 from lib.studies.importance import study as importance
 from lib.studies.importance import vae_study
 from lib.studies.importance.study import Schedule
-from lib.studies.phew import initial
+from lib.studies.phew import study as phew
 from lib.training.checkpoint import States
 from lib.training.trainer import Trainer
 
@@ -52,7 +52,7 @@ FILE = Path(__file__).with_name("golden.json")
 KINDS, SEEDS = ["EWN", "SWN", "no-WN"], [1, 2]
 DIGITS, COLOUR = sets.load("digits", train_examples=120), sets.load("digits32", train_examples=60, statistics="phew")
 CASES, TOLERANCE = {}, {}
-INITIAL = [kind for kind in initial.types() if kind in drawing.LOOKS]
+INITIAL = [kind for kind in phew.types() if kind in drawing.LOOKS]
 
 
 def golden(name, tolerance=1e-9, /, **options):
@@ -168,7 +168,7 @@ def double(lab, train, test):
 
 def initial_lab(**options):
     rule = {"lr": 0.05, "batch": 20, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4, "bar": False}
-    lab = initial.lab(COLOUR, SEEDS, width=2, epochs=1, drops=(1,), rule=rule, augment=False, rounds=3, prune_epochs=1,
+    lab = phew.lab(COLOUR, SEEDS, width=2, epochs=1, drops=(1,), rule=rule, augment=False, rounds=3, prune_epochs=1,
                       examples_per_class=2, **options)  # fmt: skip
     return double(lab, *split(COLOUR, None, 20))
 
@@ -176,19 +176,19 @@ def initial_lab(**options):
 @golden("at initialisation", kind=INITIAL)
 def at_initialisation(kind):
     densities = [0.2] if kind == "magnitude_trained" else [0.3, 0.1]
-    return {"": torch.stack([kept(start.masks) for start in initial.prune(initial_lab(), kind, densities)])}
+    return {"": torch.stack([kept(start.masks) for start in phew.prune(initial_lab(), kind, densities)])}
 
 
 @golden("at initialisation, as published", kind=["phew", "synflow_l2", "grasp", "random", "synflow_shuffled"])
 def as_published(kind):
-    return {"": kept(initial.prune(initial_lab(as_published=True), kind, [0.2])[0].masks)}
+    return {"": kept(phew.prune(initial_lab(as_published=True), kind, [0.2])[0].masks)}
 
 
 @golden("at initialisation, more", 1e-4)
 def restarted_and_shuffled():
     lab = initial_lab()
-    starts = {f"shuffle {width}": initial.prune(lab, "snip", [0.2], width)[0] for width in (0.0, 0.5)}
-    starts |= {scheme: initial.prune(lab, "random", [0.2], None, scheme)[0] for scheme in ("phew", "evci", "liu")}
+    starts = {f"shuffle {width}": phew.prune(lab, "snip", [0.2], width)[0] for width in (0.0, 0.5)}
+    starts |= {scheme: phew.prune(lab, "random", [0.2], None, scheme)[0] for scheme in ("phew", "evci", "liu")}
     found = {name: kept(start.masks) for name, start in starts.items()}
     found |= {f"{name} weights": weights(starts[name].net) for name in ("phew", "evci", "liu")}
     x, y = lab.examples()
@@ -310,7 +310,7 @@ def killed_and_resumed(folder):
 def descended():
     """To be compared within float32: the data of a descent are."""
     net = nets.init_(nets.MLP([784, 12, 10], KINDS), [1, 1, 2], "torch_default")
-    _, ends = train.descend(net, DIGITS, [1, 1, 2], [-200], batch=16, max_epochs=9)
+    _, ends = descend.descend(net, DIGITS, [1, 1, 2], [-200], batch=16, max_epochs=9)
     ranked = [ewn.norm_criteria({-200: end}, -200) for end in ends]
     found = {
         f"units by {name}": torch.cat([kept(masks.top_units(each[name], 0.5)) for each in ranked]) for name in ranked[0]

@@ -9,14 +9,14 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lib import anneal, masks, nets, phew, scores, sets
-from lib.studies.phew import initial, outcome
+from lib.studies.phew import outcome, study
 from lib.training.evaluate import evaluate
 from lib.training.trainer import Trainer
 
 DIGITS = sets.load("digits32", train_examples=60, statistics="phew")
 RULE = {"lr": 0.05, "batch": 20, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4, "bar": False}
 SEEDS, DENSITIES = [1, 2], [0.3, 0.1]
-KINDS = initial.types()
+KINDS = study.types()
 UNTRAINED = [kind for kind in KINDS if kind not in ("dense", "magnitude_trained")]
 
 
@@ -27,14 +27,14 @@ def lab(**changes):
     """Return a lab of ResNet20 with 2, 4 and 8 filters: 4,350 weights."""
     shown = {"width": 2, "epochs": 1, "drops": (1,), "rule": RULE, "augment": False, "watch": 20, "rounds": 4}
     shown["examples_per_class"] = 4
-    return initial.lab(**{"data": DIGITS, "seeds": SEEDS, "prune_epochs": 1, **shown, **changes})
+    return study.lab(**{"data": DIGITS, "seeds": SEEDS, "prune_epochs": 1, **shown, **changes})
 
 
 def exact(here):
     """Return the lab with float64 networks, so that literal loops can be followed."""
     train, test = (tuple(DIGITS.split(part)) for part in ("train", "test"))
     return replace(here, train=(train[0].double(), train[1]), test=(test[0].double()[:50], test[1][:50]), watch=0,
-                   build=lambda *args, **options: initial.build(*args, **options).double())  # fmt: skip
+                   build=lambda *args, **options: study.build(*args, **options).double())  # fmt: skip
 
 
 def kept(start):
@@ -43,7 +43,7 @@ def kept(start):
 
 @pytest.fixture(scope="module")
 def made():
-    return {kind: initial.prune(lab(), kind, DENSITIES) for kind in UNTRAINED}
+    return {kind: study.prune(lab(), kind, DENSITIES) for kind in UNTRAINED}
 
 
 # ---- masks
@@ -53,7 +53,7 @@ def made():
 def test_every_type_keeps_what_was_asked(made, kind):
     """Walks go on until enough is kept, and may then keep the rest of a walk; all others keep the exact count."""
     total, longest = kept(made[kind][0]).shape[1], 20
-    surplus = longest * (9 if kind.startswith("kernel") else 1) if initial.method_of(kind)[0].name == "phew" else 0
+    surplus = longest * (9 if kind.startswith("kernel") else 1) if study.method_of(kind)[0].name == "phew" else 0
     if kind == "kernel_walk":  # the shortcuts are kept whole
         surplus += 2 * 4 + 4 * 8
     for density, start in zip(DENSITIES, made[kind], strict=True):
@@ -64,8 +64,8 @@ def test_every_type_keeps_what_was_asked(made, kind):
 @pytest.mark.parametrize("kind", UNTRAINED)
 def test_a_run_does_not_depend_on_its_neighbours(kind):
     """Neither on other seeds nor, but for types that nest, on other densities."""
-    (alone,) = initial.prune(lab(seeds=[2]), kind, DENSITIES[1:])
-    beside = initial.prune(lab(seeds=[1, 2, 3]), kind, DENSITIES)[1]
+    (alone,) = study.prune(lab(seeds=[2]), kind, DENSITIES[1:])
+    beside = study.prune(lab(seeds=[1, 2, 3]), kind, DENSITIES)[1]
     assert torch.equal(kept(alone)[0], kept(beside)[1])
     for name, weight in nets.weights(alone.net).items():
         assert torch.equal(weight[0], nets.weights(beside.net)[name][1])
@@ -96,19 +96,19 @@ def test_types_are_the_functions_that_they_name(made):
         "magnitude_init": masks.top({k: w.abs() for k, w in weights.items()}, 0.1, "global"),
     }
     for kind, found in expected.items():
-        assert torch.equal(kept(made[kind][1]), kept(initial.Start(net, found))), kind
+        assert torch.equal(kept(made[kind][1]), kept(study.Start(net, found))), kind
 
 
 def test_as_published_is_the_published_way():
     here, net = lab(as_published=True), lab().network()
-    found = {kind: initial.prune(here, kind, [0.1])[0] for kind in ("phew_res", "synflow_l2", "random", "grasp")}
+    found = {kind: study.prune(here, kind, [0.1])[0] for kind in ("phew_res", "synflow_l2", "random", "grasp")}
     expected = {
         "phew_res": phew.masks(nets.graph(net), nets.weights(net), 0.1, SEEDS, legacy_branch=True),
         "random": masks.top(scores.random(net, None, None, SEEDS), 0.1, "global", "percentile"),
         "grasp": masks.top(scores.grasp(net, *here.examples(), SEEDS, over="all"), 0.1, "global", "percentile"),
     }
     for kind, wanted in expected.items():
-        assert torch.equal(kept(found[kind]), kept(initial.Start(net, wanted))), kind
+        assert torch.equal(kept(found[kind]), kept(study.Start(net, wanted))), kind
     total = kept(found["synflow_l2"]).shape[1]
     assert kept(found["synflow_l2"]).sum(1).tolist() == [total - 1 - int(0.9 * (total - 1))] * 2
 
@@ -138,7 +138,7 @@ def test_shuffles_and_new_weights_keep_what_they_promise(made):
         assert torch.equal(kept(other), kept(start))
         for name, weight in nets.weights(other.net).items():
             assert not bool((weight[start.masks[name]] == nets.weights(start.net)[name][start.masks[name]]).any())
-    asked = initial.prune(lab(), "random", [0.1], shuffle=0.5, reinit="evci")[0]
+    asked = study.prune(lab(), "random", [0.1], shuffle=0.5, reinit="evci")[0]
     assert bool((asked.net.stem.weight[~asked.masks["stem.weight"]] == 0).all())
 
 
@@ -148,7 +148,7 @@ def test_shuffles_and_new_weights_keep_what_they_promise(made):
 def test_gradual_magnitude_is_the_cubic_schedule_by_hand():
     """One network at a time: sort all weights, zero the smallest, train an epoch; two epochs to the last density."""
     here = exact(lab(prune_epochs=2))
-    starts = initial.prune(here, "magnitude_trained", DENSITIES)
+    starts = study.prune(here, "magnitude_trained", DENSITIES)
     for run, seed in enumerate(SEEDS):
         for density, start in zip(DENSITIES, starts, strict=True):
             net = nets.take(here.dense()[0], [run])
@@ -168,10 +168,10 @@ def test_gradual_magnitude_is_the_cubic_schedule_by_hand():
 
 def test_without_pruning_epochs_magnitude_goes_at_once():
     here = lab(prune_epochs=0)
-    (start,) = initial.prune(here, "magnitude_trained", [0.1])
+    (start,) = study.prune(here, "magnitude_trained", [0.1])
     dense, _ = here.dense()
     wanted = masks.top({k: w.detach().abs() for k, w in nets.weights(dense).items()}, 0.1, "global")
-    assert torch.equal(kept(start), kept(initial.Start(dense, wanted))) and start.epochs == 1
+    assert torch.equal(kept(start), kept(study.Start(dense, wanted))) and start.epochs == 1
 
 
 # ---- what is left, and what it learns
@@ -203,7 +203,7 @@ def test_types_without_scores_have_no_sums():
 
 def test_linear_layers_behind_pools_are_summed_by_channel():
     """The VGG for 64×64 flattens 2×2 pixels of each channel: four inputs in a row are one unit."""
-    net = initial.lab(sets.load("digits64", train_examples=10), [1], net="vgg11", width=2).network()
+    net = study.lab(sets.load("digits64", train_examples=10), [1], net="vgg11", width=2).network()
     found = {name: torch.rand(w.shape, dtype=torch.float64) for name, w in nets.weights(net).items()}
     into, out_of = outcome.balance(nets.graph(net), found)
     units = [layer.weight.shape[1] for layer in nets.layers(net).values()][:-1]
@@ -216,7 +216,7 @@ def test_linear_layers_behind_pools_are_summed_by_channel():
 def test_training_under_masks_is_torchs_loop():
     """Two epochs of one network in float64: torch's SGD, gradients of pruned weights zeroed."""
     here = exact(lab(seeds=[2], epochs=2))
-    starts = initial.prune(here, "phew", DENSITIES)
+    starts = study.prune(here, "phew", DENSITIES)
     found = outcome.train(here, "phew", starts)
     assert found["test_accuracy"].shape == (1, 2) and found["watched_accuracy"].shape == (1, 2, 3)
     for k, start in enumerate(starts):
@@ -239,13 +239,13 @@ def test_training_under_masks_is_torchs_loop():
 
 def test_stacks_of_any_size_train_the_same_networks():
     one, all_at_once = lab(stack=1), lab()
-    starts = initial.prune(one, "random", DENSITIES)
+    starts = study.prune(one, "random", DENSITIES)
     found = [outcome.train(here, "random", starts) for here in (one, all_at_once)]
     assert np.allclose(found[0]["train_loss"], found[1]["train_loss"], rtol=0.02, equal_nan=True)
 
 
 def test_the_dense_type_is_one_trained_network_for_all():
-    found = outcome.train(lab(), "dense", initial.prune(lab(), "dense", [1.0]))
+    found = outcome.train(lab(), "dense", study.prune(lab(), "dense", [1.0]))
     net, history = lab().dense()
     assert np.array_equal(found["watched_accuracy"][:, 0], history["test_accuracy"])
     assert np.allclose(found["test_accuracy"][:, 0], evaluate(net, *lab().test).accuracy)
@@ -261,8 +261,8 @@ def test_what_is_measured_is_of_the_masks(made):
 
 
 def test_nothing_left_has_no_path_kernel():
-    start = initial.prune(lab(), "random", [0.1])[0]
-    gone = initial.Start(start.net, {name: torch.zeros_like(mask) for name, mask in start.masks.items()})
+    start = study.prune(lab(), "random", [0.1])[0]
+    gone = study.Start(start.net, {name: torch.zeros_like(mask) for name, mask in start.masks.items()})
     assert np.isnan(outcome.measure([gone])["log_path_kernel"]).all()
 
 
@@ -282,27 +282,27 @@ def test_a_record_names_its_axes():
 
 
 def test_published_names_are_told_what_they_are_called_here():
-    check = initial.only(initial.types())
+    check = study.only(study.types())
     assert "'inverse' of phew_density" in check(["Inverse_PHEW"])
     assert "'phew_res' of phew_density" in check(["phew", "PHEW_Res"])
     assert "'synflow_l2' of phew_width" in check(["SynFlowL2_Width"])
-    assert "'synflow_l2'" in check(["synflow_l"]) and check(initial.types()) is None
+    assert "'synflow_l2'" in check(["synflow_l"]) and check(study.types()) is None
     assert "does nothing" in check(["IMAG"])
 
 
 def test_bad_values_are_told():
     with pytest.raises(ValueError, match="allowed.*Did you mean 'snip'"):
-        initial.prune(lab(), "snib", [0.1])
+        study.prune(lab(), "snib", [0.1])
 
 
 def test_labs_take_the_parameters_that_a_notebook_has():
     parameters = {"net": "resnet32", "width": 3, "epochs": 4, "drops": [2], "augment": False, "rounds": 7, "lr": 0.2,
                   "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "bf16": False, "rule": "adam",
                   "batch_size": 9, "dataset": "digits32"}  # fmt: skip
-    found = initial.labs(DIGITS, parameters, [(1, "snip"), (2, "snip"), (2, "phew")])
+    found = study.labs(DIGITS, parameters, [(1, "snip"), (2, "snip"), (2, "phew")])
     assert {kind: here.seeds for kind, here in found.items()} == {"snip": [1, 2], "phew": [2]}
     here = found["snip"]
     assert (here.net, here.width, here.rounds, here.examples_per_class) == ("resnet32", 3, 7, 10)
     assert here.rule == {"rule": "adam", "lr": 0.2, "batch": 9, "momentum": 0.0, "nesterov": False,
                          "weight_decay": 0.0, "bf16": False}  # fmt: skip
-    assert initial.labs(None, parameters, []) == {}
+    assert study.labs(None, parameters, []) == {}

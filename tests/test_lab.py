@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from lib import nets, runs, sets, stacking, trained
+from lib import nets, once, runs, sets, stacking
 from lib.studies.challenge import modes
 from lib.studies.dpp import study as dpp
 from lib.studies.importance import study as importance
 from lib.studies.importance import vae_study
 from lib.studies.importance.study import Schedule
-from lib.studies.phew import initial
+from lib.studies.phew import study as phew
 from lib.training.trainer import Trainer
 
 DIGITS = sets.load("digits", train_examples=50)
@@ -49,7 +49,7 @@ NAMES = {  # of folders in which networks of earlier versions lie, and are to be
         TRAIN, TEST, [3], {"name": "digits-dpp", "train_examples": 50, "lr": 0.1}, {"lr": 0.1}, hidden=[500]
     ).dense(),
     "digits32-resnet20/dense-3;augment=True;batch=128;bf16=False;drops=80,120;epochs=160;lr=0.1;momentum=0.9;"
-    "nesterov=True;rule=sgd;train_examples=20;watch=2000;weight_decay=0.0001;width=4": lambda: initial.labs(
+    "nesterov=True;rule=sgd;train_examples=20;watch=2000;weight_decay=0.0001;width=4": lambda: phew.labs(
         COLOUR, PHEW, [(3, "phew")]
     )["phew"].dense(),
     "digits-importance/dense-3;batch=5000;epochs=30;lr=0.1;momentum=0.0;rule=sgd;train_examples=50;widths=50,30": (
@@ -75,7 +75,7 @@ def test_networks_lie_where_earlier_versions_put_them(name, monkeypatch):
         found.extend(str(runs.trained(recipe).relative_to(runs.folder() / "trained")) for recipe in recipes)
         raise Stopped
 
-    monkeypatch.setattr(trained, "obtain", stop)
+    monkeypatch.setattr(once, "obtain", stop)
     with pytest.raises(Stopped):
         NAMES[name]()
     assert found == [name]
@@ -123,8 +123,8 @@ def autoencoders(options):
 
 def magnitude(options):
     rule = {"lr": 0.05, "batch": 10, "momentum": 0.9} | NEVER
-    lab = initial.lab(COLOUR, [1, 2], width=2, epochs=1, drops=(), rule=rule, watch=5, prune_epochs=4, **options)
-    return [(start.net, *start.masks.values()) for start in initial.prune(lab, "magnitude_trained", [0.3, 0.1])]
+    lab = phew.lab(COLOUR, [1, 2], width=2, epochs=1, drops=(), rule=rule, watch=5, prune_epochs=4, **options)
+    return [(start.net, *start.masks.values()) for start in phew.prune(lab, "magnitude_trained", [0.3, 0.1])]
 
 
 LOOPS = {

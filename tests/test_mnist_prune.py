@@ -69,7 +69,7 @@ def test_the_record_says_where_it_comes_from(found):
     record = runs.records("mnist_prune", type="EWN", seed=1)[0]
     assert record.provenance["data"] and record.provenance["seconds"] > 0 and record.provenance["device"] == "cpu"
     assert record.provenance["stacked_with"] == ["EWN-1", "no-WN-1", "EWN-2", "no-WN-2"]
-    assert record.provenance["versions"]["torch"] and "lib/training/train.py" in record.provenance["code"]
+    assert record.provenance["versions"]["torch"] and "lib/training/descend.py" in record.provenance["code"]
     assert record.cost == {"parameters": 784 * 16 + 16 + 16 + 160, "macs": 784 * 16 + 160}
 
 

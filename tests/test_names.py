@@ -5,10 +5,10 @@ import inspect
 import pytest
 
 from lib import inits, phew
-from lib.studies.phew import initial, names
+from lib.studies.phew import names, study
 
 WALKS = set(inspect.signature(phew.Walks).parameters)
-NOTEBOOKS = {"phew_density": initial.types(), "phew_width": ("synflow", "synflow_l2")}
+NOTEBOOKS = {"phew_density": study.types(), "phew_width": ("synflow", "synflow_l2")}
 
 
 @pytest.mark.parametrize("name", names.PUBLISHED)
@@ -27,9 +27,9 @@ def test_names_without_an_experiment_and_unknown_ones():
     assert names.meaning("kernelPHEW") == ""
 
 
-@pytest.mark.parametrize("kind", [*initial.VARIANTS, *initial.ABLATIONS])
+@pytest.mark.parametrize("kind", [*study.VARIANTS, *study.ABLATIONS])
 def test_every_keyword_of_a_type_exists(kind):
-    method, keywords = initial.method_of(kind)
+    method, keywords = study.method_of(kind)
     own = set(keywords) - {"nested", "init", "reinit", "shuffle"}
     assert own <= (WALKS if method.name == "phew" else set(inspect.signature(method.function).parameters))
     assert keywords.get("init", "phew") in inits.SCHEMES

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from lib import evaluate, nets, passes, screening, train, twins
+from lib import descend, evaluate, nets, passes, screening, twins
 from lib import sets as data
 
 TYPES = ["EWN", "SWN", "no-WN"]
@@ -27,16 +27,16 @@ def sets_of(digits, dtype):
 def begun(digits, kinds, seeds, dtype, level=-60.0, settled=0):
     """Descents at `level`, and their data: networks that have learned the digits, their logits multiplied."""
     sets = sets_of(digits, dtype)
-    state = train.start(nets.init_(nets.MLP([784, 24, 10], kinds), seeds).to(dtype), seeds, sets)
+    state = descend.start(nets.init_(nets.MLP([784, 24, 10], kinds), seeds).to(dtype), seeds, sets)
     while bool((state.losses > -2).any()):
-        train.attempt(state, sets, 16)
+        descend.attempt(state, sets, 16)
     factor = (level / state.losses.amax(1)).to(dtype)
     with torch.no_grad():
         state.net.layers[-1].weight.mul_(factor[:, None, None])
-    deep = train.start(state.net, seeds, sets)
+    deep = descend.start(state.net, seeds, sets)
     deep.step = state.step / factor.square()
     for _ in range(settled):
-        train.attempt(deep, sets, 16)
+        descend.attempt(deep, sets, 16)
     return deep, sets
 
 
@@ -47,8 +47,8 @@ def both(state, sets, attempts, tolerance):
     for _ in range(attempts):
         counted = screening.counted(ours.losses, ours.log_loss, ours.net.layers[0].weight.dtype)
         least = min(least, float(counted.double().mean()))
-        train.attempt(ours, sets, 16)
-        train.attempt(whole, sets, 16, screened=False)
+        descend.attempt(ours, sets, 16)
+        descend.attempt(whole, sets, 16, screened=False)
         assert torch.equal(ours.epoch, whole.epoch), "the same attempts are accepted"
         torch.testing.assert_close(ours.log_loss, whole.log_loss, rtol=tolerance, atol=tolerance)
     assert 0 < int(ours.epoch[0] - state.epoch[0]) < attempts, "some were accepted and some were not"
@@ -79,10 +79,10 @@ def test_an_example_that_comes_back_costs_no_correctness(digits, monkeypatch):
     planted, whole = state.take([0]), state.take([0])
     hardest = int(state.losses[0].argmax())
     planted.losses[0, hardest] = float(state.log_loss) - screening.rounding(torch.float64) - screening.RISE - 1
-    screened, tried = [], train._try
-    monkeypatch.setattr(train, "_try", lambda *a, **k: (screened.append(k.get("screened", a[-1])), tried(*a, **k))[1])
+    screened, tried = [], descend._try
+    monkeypatch.setattr(descend, "_try", lambda *a, **k: (screened.append(k.get("screened", a[-1])), tried(*a, **k))[1])
     for state in (planted, whole):
-        train.attempt(state, sets, 16)
+        descend.attempt(state, sets, 16)
     assert screened[:2] == [True, False], "the attempt was made again, whole"
     assert torch.equal(planted.epoch, whole.epoch)
     torch.testing.assert_close(planted.log_loss, whole.log_loss, rtol=0, atol=1e-9)
@@ -96,7 +96,7 @@ def test_one_far_below_is_found_before_a_level_is_kept(digits):
     hardest = int(state.losses[0].argmax())
     state.losses[0, hardest] = -1000.0
     while int(state.epoch[0]) == int(state.history[0][0][0]) or state.losses[0, hardest] == -1000.0:
-        train.attempt(state, sets, 16, goals=state.log_loss + 1)
+        descend.attempt(state, sets, 16, goals=state.log_loss + 1)
     losses = twins.log_losses(state.net(sets[0][0]), sets[0][1]).double()
     torch.testing.assert_close(state.losses, losses, rtol=0, atol=1e-9)
 

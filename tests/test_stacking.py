@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from lib import nets, sets, stacking, train
+from lib import descend, nets, sets, stacking
 
 
 class Memory:
@@ -98,17 +98,17 @@ def test_a_descent_split_for_want_of_memory_is_the_descent_of_its_parts(monkeypa
     def start():
         return nets.init_(nets.MLP([784, 12, 10], kinds), seeds)
 
-    asked = train.attempt
+    asked = descend.attempt
 
     def attempt(state, *arguments):
         if len(state.seeds) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return asked(state, *arguments)
 
-    expected, ends = train.descend(start(), few, seeds, [-0.5], batch=16, stack=2)
-    monkeypatch.setattr(train, "attempt", attempt)
+    expected, ends = descend.descend(start(), few, seeds, [-0.5], batch=16, stack=2)
+    monkeypatch.setattr(descend, "attempt", attempt)
     with pytest.warns(stacking.MemoryWarning, match="3 runs"):
-        found, found_ends = train.descend(start(), few, seeds, [-0.5], batch=16)
+        found, found_ends = descend.descend(start(), few, seeds, [-0.5], batch=16)
     for mine, other in zip(found, expected, strict=True):
         assert mine[-0.5].seeds == other[-0.5].seeds
         assert torch.equal(mine[-0.5].log_loss, other[-0.5].log_loss)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import checkpoint, draws, nets, runs, trained
+from lib import checkpoint, draws, nets, once, runs
 from lib.errors import RecordError
 from lib.training.trainer import HISTORY, Trainer
 
@@ -373,7 +373,7 @@ def recipe(tmp_path, monkeypatch):
 
 
 def kept(recipe):
-    return runs.trained(recipe) / trained.FILE
+    return runs.trained(recipe) / once.FILE
 
 
 def test_a_network_is_trained_once(recipe):
@@ -381,9 +381,9 @@ def test_a_network_is_trained_once(recipe):
     recipes, train = [recipe(seed) for seed in seeds], Counted(seeds)
     before = copy.deepcopy(start.state_dict())
     expected = begin(nets.take(start, [0, 1, 2]), seeds, "adam").fit(2)
-    trained.obtain(nets.take(start, [1]), recipes[1:2], Counted([2]))
-    net, history = trained.obtain(start, recipes, train)
-    again, same = trained.obtain(start, recipes, train)
+    once.obtain(nets.take(start, [1]), recipes[1:2], Counted([2]))
+    net, history = once.obtain(start, recipes, train)
+    again, same = once.obtain(start, recipes, train)
     assert train.asked == [[0, 2]], "the second run was there, and later they all were"
     for name, tensor in expected.net.state_dict().items():
         torch.testing.assert_close(net.state_dict()[name], tensor, rtol=1e-10, atol=1e-10)
@@ -400,59 +400,59 @@ def test_what_is_killed_in_training_leaves_no_network(recipe):
 
     start, train = stack([5]), Counted([1])
     with pytest.raises(KeyboardInterrupt):
-        trained.obtain(start, [recipe(1)], killed)
-    trained.obtain(start, [recipe(1)], train)
+        once.obtain(start, [recipe(1)], killed)
+    once.obtain(start, [recipe(1)], train)
     assert train.asked == [[0]]
 
 
 def test_a_file_of_another_network_is_an_error(recipe):
-    trained.obtain(stack([5]), [recipe(1)], Counted([1]))
+    once.obtain(stack([5]), [recipe(1)], Counted([1]))
     with pytest.raises(ValueError, match=r"holds .*this network has .*\(8, 12\).*delete it"):
-        trained.obtain(stack([5], (12, 8, 7, 4)), [recipe(1)], Counted([1]))
+        once.obtain(stack([5], (12, 8, 7, 4)), [recipe(1)], Counted([1]))
 
 
 def test_networks_trained_for_different_times_are_an_error(recipe):
     for seed, epochs in ((5, 1), (6, 2)):
         net = stack([seed])
-        trained.save(kept(recipe(seed)), net, {"epoch": np.arange(epochs + 1.0)}, recipe(seed))
+        once.save(kept(recipe(seed)), net, {"epoch": np.arange(epochs + 1.0)}, recipe(seed))
     with pytest.raises(ValueError, match=r"trained for different times: .*5.*: 2, .*6.*: 3"):
-        trained.obtain(stack([5, 6]), [recipe(5), recipe(6)], Counted([5, 6]))
+        once.obtain(stack([5, 6]), [recipe(5), recipe(6)], Counted([5, 6]))
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 100])
 def test_a_damaged_file_is_an_error(recipe, damage):
-    trained.obtain(stack([5]), [recipe(1)], Counted([1]))
+    once.obtain(stack([5]), [recipe(1)], Counted([1]))
     path = kept(recipe(1))
     path.write_bytes(damage(path.read_bytes()))
     train = Counted([1])
     with pytest.raises(RecordError, match="not hold the weights of a run.*delete it"):
-        trained.obtain(stack([5]), [recipe(1)], train)
+        once.obtain(stack([5]), [recipe(1)], train)
     assert not train.asked
 
 
 @pytest.mark.parametrize("seeds", [[1, 1], [1], [1, 2, 3]])
 def test_one_recipe_per_run(recipe, seeds):
     with pytest.raises(ValueError, match="different recipes for a stack of 2"):
-        trained.obtain(stack([5, 6]), [recipe(seed) for seed in seeds], Counted([1, 2]))
+        once.obtain(stack([5, 6]), [recipe(seed) for seed in seeds], Counted([1, 2]))
 
 
 def test_a_file_that_was_made_by_another_recipe_is_an_error(recipe):
     """Such as one of two seeds that were swapped, or what was copied from another folder."""
-    trained.obtain(stack([5, 6]), [recipe(1), recipe(2)], Counted([1, 2]))
+    once.obtain(stack([5, 6]), [recipe(1), recipe(2)], Counted([1, 2]))
     one, other = kept(recipe(1)), kept(recipe(2))
     swapped = one.read_bytes(), other.read_bytes()
     other.write_bytes(swapped[0]), one.write_bytes(swapped[1])
     for path, told in ((one, "holds seed 2; asked for is seed 1"), (other, "holds seed 1; asked for is seed 2")):
         with pytest.raises(RecordError, match=rf"{path} {told}\. Name the parameters .*delete it"):
-            trained.obtain(stack([5]), [recipe(2 if path is other else 1)], Counted([1]))
+            once.obtain(stack([5]), [recipe(2 if path is other else 1)], Counted([1]))
     kept(recipe(2, lr=0.1)).parent.mkdir()
     kept(recipe(2, lr=0.1)).write_bytes(swapped[1])
     with pytest.raises(RecordError, match=r"holds no lr; asked for is lr 0\.1"):
-        trained.obtain(stack([5]), [recipe(2, lr=0.1)], Counted([1]))
+        once.obtain(stack([5]), [recipe(2, lr=0.1)], Counted([1]))
 
 
 def test_a_state_of_a_training_passes_for_no_network(recipe):
     trainer, path = begin(stack([5]), [1], "sgd", every=0), kept(recipe(1))
     checkpoint.State(checkpoint.States(path.parent), trainer, path, {"kind": checkpoint.KIND}).keep(over=True)
     with pytest.raises(RecordError, match="holds kind 'state of a training'.*asked for is kind 'trained network'"):
-        trained.obtain(stack([5]), [recipe(1)], Counted([1]))
+        once.obtain(stack([5]), [recipe(1)], Counted([1]))

@@ -11,7 +11,7 @@ import warnings
 import torch
 
 MEASURED = {  # loop -> by what replaying beats launching and on which GPU; None: unmeasured, so steps are launched
-    "descend": None,  # `train.descend`
+    "descend": None,  # `descend.descend`
     "fit": None,  # `trainer.Trainer.fit`
 }
 VARIABLE = "PRUNING_CAPTURE"

@@ -116,7 +116,7 @@ def _cells(cells: list[dict]) -> dict[str, str]:
 
 
 def _module(key: str) -> str | None:
-    """Return the source of a module such as "lib/training/train.py", imported or not; None if there is none."""
+    """Return the source of a module such as "lib/training/descend.py", imported or not; None if there is none."""
     module = sys.modules.get(key.removesuffix(".py").replace("/", "."))
     file = Path(getattr(module, "__file__", None) or Path(__file__).parents[2] / key)
     return file.read_text("utf-8") if file.exists() else None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from lib.networks import nets
 from lib.records import runs
-from lib.training import checkpoint, stacking, trained
+from lib.training import checkpoint, once, stacking
 from lib.training.trainer import BATCH, Trainer
 
 
@@ -54,7 +54,7 @@ class Lab:
         def train(net, missing, states):
             return self.of(missing).trainer(net).fit(epochs, states)
 
-        return trained.obtain(start, [shared | {"seed": seed} for seed in self.seeds], train, self.together(start))
+        return once.obtain(start, [shared | {"seed": seed} for seed in self.seeds], train, self.together(start))
 
     def together(self, net):
         """Return how many runs of `net` are trained together."""

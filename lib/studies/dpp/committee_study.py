@@ -12,7 +12,7 @@ from lib.networks import nets
 from lib.pruning.likelihood import moments, projected, unit_moments
 from lib.studies.dpp import arms, committee, study
 from lib.studies.dpp.study import LAYER, Items, keep_complaint
-from lib.training import trained
+from lib.training import once
 
 DRAWN_AT_RANDOM = ("dpp_node", "dpp_edge", "random_node", "random_edge")
 MOST_SETS = 1000  # of one student: set m of seed s is drawn by the seed 1000 s + m
@@ -32,7 +32,7 @@ class Learned:
 def students(seeds, noise, inputs, units, teacher_units, v_star, count, lr):
     """Return (students, teachers, history): one run for each seed and noise level, those of a seed together.
 
-    Trained now or some time before (`trained.obtain`); the history has the columns samples and error, (R, T).
+    Trained now or some time before (`once.obtain`); the history has the columns samples and error, (R, T).
     """
     pairs = [(seed, sigma) for seed in seeds for sigma in noise]
     own, sigmas = [seed for seed, _ in pairs], [sigma for _, sigma in pairs]
@@ -46,7 +46,7 @@ def students(seeds, noise, inputs, units, teacher_units, v_star, count, lr):
     recipe = {"name": "committee", "type": "dense", "inputs": inputs, "units": units, "teacher": teacher_units,
               "v_star": v_star, "count": count, "lr": lr}  # fmt: skip
     recipes = [recipe | {"seed": seed, "noise": sigma} for seed, sigma in pairs]
-    student, history = trained.obtain(committee.students(own, inputs, units), recipes, learn)
+    student, history = once.obtain(committee.students(own, inputs, units), recipes, learn)
     return student, teacher, history
 
 

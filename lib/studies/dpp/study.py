@@ -17,7 +17,7 @@ from lib.pruning import likelihood, masks, reweight
 from lib.pruning.likelihood import Moments
 from lib.studies.dpp import arms
 from lib.training import lab as frame
-from lib.training import trained
+from lib.training import once
 from lib.training.evaluate import evaluate_alone
 
 LAYER = "layers.0"
@@ -62,7 +62,7 @@ def from_file(path, net, recipe):
     checkpoints, w1.weight, w1.bias and so on: a matrix and a bias per layer, in forward order.
     """
     if Path(path).suffix == ".safetensors":
-        found, _ = trained.load(path, net, recipe, any_seed=True)
+        found, _ = once.load(path, net, recipe, any_seed=True)
         return nets.take(found, [0] * nets.runs(net))
     state = list(torch.load(path, map_location="cpu", weights_only=True).items())
     wanted = [tensor for layer in nets.layers(net).values() for tensor in (layer.weight, layer.bias)]

@@ -9,14 +9,14 @@ import torch
 from lib.networks import nets
 from lib.pruning import methods
 from lib.records import runs
-from lib.training import train
+from lib.training import descend
 from lib.training.evaluate import pruned_accuracy
 
 QUIRKS = ("stale_norms", "text_ranking")  # of `norm_criteria`, in its order; a notebook has those that its networks had
 
 
-def descend(run, net, real, name):
-    """Return (levels reached, ends) of the networks of `run.todo`, as `train.descend` does: now or some time before.
+def descended(run, net, real, name):
+    """Return (levels reached, ends) of the networks of `run.todo`, as `descend.descend` does: now or some time before.
 
     run: a `runs.Run`; net: their stack as it starts; real: a `sets.Data`; name: of the network, before its width.
     """
@@ -27,7 +27,7 @@ def descend(run, net, real, name):
     recipes = [recipe | {"seed": seed, "type": kind} for seed, kind in run.todo]
     folders = [p["weights"] or runs.trained(own) for own in recipes]
     seeds, trained = [seed for seed, _ in run.todo], bool(p["weights"])
-    return train.descend(net, real, seeds, p["levels"], folders=folders, recipes=recipes, batch=p["batch_size"],
+    return descend.descend(net, real, seeds, p["levels"], folders=folders, recipes=recipes, batch=p["batch_size"],
                          stack=p["stack"], trained=trained)  # fmt: skip
 
 

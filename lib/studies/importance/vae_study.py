@@ -21,7 +21,7 @@ from lib.pruning import methods
 from lib.studies.importance import vae
 from lib.studies.importance.study import Schedule, schedule_complaint
 from lib.training import lab as frame
-from lib.training import trained
+from lib.training import once
 
 DATASETS = ("celeba", "mnist", "fashion_mnist", "cifar10", "digits", "digits32")
 HISTORY = (
@@ -139,7 +139,7 @@ class Lab(frame.Lab):
         recipes = [recipe | {"seed": seed, "epochs": self.schedule.initial} for seed in self.seeds]
         start = self.network()
         blank = _carrier(start, {key: copy.deepcopy(start) for key in MOMENTS})
-        return trained.obtain(blank, recipes, train, self.together(start))
+        return once.obtain(blank, recipes, train, self.together(start))
 
     def resumed(self, found, history):
         """Return a `Trainer` of what `begun` returns."""

@@ -1,6 +1,6 @@
 """Published names: what the code of the PHEW study (arXiv 2010.11354) calls its experiments, and what they are here."""
 
-# Published name: (notebook, type). What a type does is in `lib.studies.phew.initial`.
+# Published name: (notebook, type). What a type does is in `lib.studies.phew.study`.
 PUBLISHED = {
     "Baseline_FC": ("phew_density", "dense"),
     "PHEW": ("phew_density", "phew"),

@@ -1,4 +1,4 @@
-"""What pruning at initialisation leaves of networks, and what they learn: all that a record of `initial` holds."""
+"""What pruning at initialisation leaves of networks, and what they learn: all that a record holds."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 
 from lib.networks import nets
 from lib.pruning import anatomy, masks, methods, path_kernel, paths
-from lib.studies.phew import initial
+from lib.studies.phew import study
 from lib.training.evaluate import evaluate_alone
 
 # The axis of each array of `measure`, `conservation` and `train`, behind that of the densities.
@@ -40,12 +40,12 @@ def conservation(lab, kind):
     Of the dense network, and of hidden units without an identity shortcut, whose flow passes no weight; in shares of
     the mean of the first. A score is conserved where both are equal (arXiv 2006.05467). {} for types without scores.
     """
-    method, _ = initial.method_of(kind)
+    method, _ = study.method_of(kind)
     if method is None or method.draws or method.name == "random":
         return {}
     net = lab.network()
-    x, y = initial.examples(lab, method)
-    found = methods.score(net, method.name, x, y, lab.seeds, **initial.quirks(lab, method.name))
+    x, y = study.examples(lab, method)
+    found = methods.score(net, method.name, x, y, lab.seeds, **study.quirks(lab, method.name))
     into, out_of = balance(nets.graph(net), {name: score.double() for name, score in found.items()})
     scale = into.mean(1, keepdim=True)
     return {"score_in": (into / scale).cpu().numpy(), "score_out": (out_of / scale).cpu().numpy()}

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from lib import descent, draws, nets, train, twins
+from lib import descend, descent, draws, nets, twins
 from lib import sets as data
 from lib.errors import RecordError
 from lib.studies.ewn import study as ewn
@@ -66,10 +66,10 @@ def test_the_descent_is_the_literal_one(digits, kind):
     sets = tuple((digits.split(part)[0].double(), digits.split(part)[1]) for part in ("train", "test"))
     net = stack([kind], [7]).double()
     literal = Literal(net, kind, 7, sets[0], batch=16)
-    state = train.start(net, [7], sets)
+    state = descend.start(net, [7], sets)
     for _ in range(60):
         literal.try_epoch()
-        train.attempt(state, sets, 16)
+        descend.attempt(state, sets, 16)
         assert math.isclose(state.log_loss[0], literal.level, rel_tol=1e-7)
         assert math.isclose(state.step[0], literal.rho, rel_tol=1e-12)
     assert int(state.epoch[0]) == literal.epoch < literal.attempt == int(state.attempt[0])
@@ -80,12 +80,12 @@ def test_alone_and_in_a_stack_of_nine_agree(digits):
     kinds, seeds = TYPES * 3, [1, 1, 1, 2, 2, 2, 3, 3, 3]
     for dtype, attempts, tolerance in ((torch.float64, 25, 1e-9), (torch.float32, 3, 1e-4)):
         sets = tuple((digits.split(part)[0].to(dtype), digits.split(part)[1]) for part in ("train", "test"))
-        together = train.start(stack(kinds, seeds).to(dtype), seeds, sets)
-        alone = [train.start(stack([k], [s]).to(dtype), [s], sets) for k, s in zip(kinds, seeds, strict=True)]
+        together = descend.start(stack(kinds, seeds).to(dtype), seeds, sets)
+        alone = [descend.start(stack([k], [s]).to(dtype), [s], sets) for k, s in zip(kinds, seeds, strict=True)]
         for _ in range(attempts):
-            train.attempt(together, sets, 16)
+            descend.attempt(together, sets, 16)
             for state in alone:
-                train.attempt(state, sets, 16)
+                descend.attempt(state, sets, 16)
         expected = torch.cat([state.log_loss for state in alone])
         torch.testing.assert_close(together.log_loss, expected, rtol=tolerance, atol=tolerance)
 
@@ -93,7 +93,7 @@ def test_alone_and_in_a_stack_of_nine_agree(digits):
 def test_a_loss_of_e_to_the_minus_300_in_float32(digits):
     """All three types get there; nothing on the way is infinite or not a number."""
     four = dataclasses.replace(digits, train_x=digits.train_x[:4], train_y=digits.train_y[:4])
-    reached, ends = train.descend(stack(TYPES, [1, 1, 1], width=64), four, [1, 1, 1], [-10, -100, -300], batch=1)
+    reached, ends = descend.descend(stack(TYPES, [1, 1, 1], width=64), four, [1, 1, 1], [-10, -100, -300], batch=1)
     for found, end in zip(reached, ends, strict=True):
         assert list(found) == [-10, -100, -300]
         assert float(end.log_loss) < -300
@@ -105,7 +105,7 @@ def test_a_loss_of_e_to_the_minus_300_in_float32(digits):
 
 def test_what_is_cut_from_gradients_does_not_change_the_path(digits, monkeypatch):
     def path():
-        _, ends = train.descend(stack(TYPES, [1, 1, 1]), digits, [1, 1, 1], [-12], batch=16)
+        _, ends = descend.descend(stack(TYPES, [1, 1, 1]), digits, [1, 1, 1], [-12], batch=16)
         return [end.history[0] for end in ends]
 
     with_cut = [[row[:-1] for row in history] for history in path()]
@@ -115,16 +115,16 @@ def test_what_is_cut_from_gradients_does_not_change_the_path(digits, monkeypatch
 
 def count_attempts(monkeypatch):
     """Return a list that gets an entry for every attempt."""
-    made, attempt = [], train.attempt
-    monkeypatch.setattr(train, "attempt", lambda *arguments: (made.append(1), attempt(*arguments)))
+    made, attempt = [], descend.attempt
+    monkeypatch.setattr(descend, "attempt", lambda *arguments: (made.append(1), attempt(*arguments)))
     return made
 
 
 def test_a_level_once_reached_trains_nothing(digits, tmp_path, monkeypatch):
     folders = [tmp_path / kind for kind in TYPES]
-    first, _ = train.descend(stack(TYPES, [1] * 3), digits, [1] * 3, [-2], folders=folders, batch=16)
+    first, _ = descend.descend(stack(TYPES, [1] * 3), digits, [1] * 3, [-2], folders=folders, batch=16)
     made = count_attempts(monkeypatch)
-    again, ends = train.descend(stack(TYPES, [1] * 3), digits, [1] * 3, [-2], folders=folders, batch=16)
+    again, ends = descend.descend(stack(TYPES, [1] * 3), digits, [1] * 3, [-2], folders=folders, batch=16)
     assert made == []
     for a, b, end in zip(first, again, ends, strict=True):
         same_descent(a[-2], b[-2])
@@ -141,10 +141,10 @@ def same_descent(a, b):
 
 
 def test_a_further_level_goes_on_from_the_last(digits, tmp_path, monkeypatch):
-    whole, _ = train.descend(stack(["EWN"], [1]), digits, [1], [-2, -4], batch=16)
-    train.descend(stack(["EWN"], [1]), digits, [1], [-2], folders=[tmp_path / "a"], batch=16)
+    whole, _ = descend.descend(stack(["EWN"], [1]), digits, [1], [-2, -4], batch=16)
+    descend.descend(stack(["EWN"], [1]), digits, [1], [-2], folders=[tmp_path / "a"], batch=16)
     made = count_attempts(monkeypatch)
-    further, _ = train.descend(stack(["EWN"], [1]), digits, [1], [-2, -4], folders=[tmp_path / "a"], batch=16)
+    further, _ = descend.descend(stack(["EWN"], [1]), digits, [1], [-2, -4], folders=[tmp_path / "a"], batch=16)
     for level in (-2, -4):
         same_descent(whole[0][level], further[0][level])
     assert len(made) == int(whole[0][-4].attempt[0] - whole[0][-2].attempt[0])
@@ -153,8 +153,8 @@ def test_a_further_level_goes_on_from_the_last(digits, tmp_path, monkeypatch):
 @pytest.mark.parametrize("broken_off_at", [1, 7, 23])
 def test_a_stack_broken_off_ends_where_the_uninterrupted_one_does(digits, tmp_path, monkeypatch, broken_off_at):
     seeds, kinds = [1, 1, 2], ["EWN", "SWN", "no-WN"]
-    whole, _ = train.descend(stack(kinds, seeds), digits, seeds, [-2, -4], batch=16)
-    folders, made, real = [tmp_path / f"{k}" for k in kinds], [], train.attempt
+    whole, _ = descend.descend(stack(kinds, seeds), digits, seeds, [-2, -4], batch=16)
+    folders, made, real = [tmp_path / f"{k}" for k in kinds], [], descend.attempt
 
     def stop(*arguments):
         made.append(1)
@@ -164,9 +164,9 @@ def test_a_stack_broken_off_ends_where_the_uninterrupted_one_does(digits, tmp_pa
 
     keywords = {"folders": folders, "batch": 16, "checkpoint": 0.0}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "attempt", stop)
-        train.descend(stack(kinds, seeds), digits, seeds, [-2, -4], **keywords)
-    again, _ = train.descend(stack(kinds, seeds), digits, seeds, [-2, -4], **keywords)
+        patch.setattr(descend, "attempt", stop)
+        descend.descend(stack(kinds, seeds), digits, seeds, [-2, -4], **keywords)
+    again, _ = descend.descend(stack(kinds, seeds), digits, seeds, [-2, -4], **keywords)
     for a, b in zip(whole, again, strict=True):
         assert list(a) == list(b)
         for level in a:
@@ -178,31 +178,31 @@ def test_a_level_of_another_run_is_refused(digits, tmp_path):
     """The files of two seeds exchanged, and a level under the name of another."""
     folders = [tmp_path / "1", tmp_path / "2"]
     keywords = {"folders": folders, "batch": 16}
-    train.descend(stack(["EWN"] * 2, [1, 2]), digits, [1, 2], [-1, -2], **keywords)
+    descend.descend(stack(["EWN"] * 2, [1, 2]), digits, [1, 2], [-1, -2], **keywords)
     paths = [descent.level_path(folder, -2) for folder in folders]
     contents = [path.read_bytes() for path in paths]
     paths[0].write_bytes(contents[1])
     with pytest.raises(RecordError, match=r"1.level-2.*holds seed 2; asked for is seed 1.*Put the right file"):
-        train.descend(stack(["EWN"] * 2, [1, 2]), digits, [1, 2], [-1, -2], **keywords)
+        descend.descend(stack(["EWN"] * 2, [1, 2]), digits, [1, 2], [-1, -2], **keywords)
     paths[0].write_bytes(descent.level_path(folders[0], -1).read_bytes())
     with pytest.raises(RecordError, match=r"holds level -1\.0; asked for is level -2\.0"):
-        train.descend(stack(["EWN"] * 2, [1, 2]), digits, [1, 2], [-1, -2], **keywords)
+        descend.descend(stack(["EWN"] * 2, [1, 2]), digits, [1, 2], [-1, -2], **keywords)
     paths[0].write_bytes(contents[0])
     with pytest.raises(RecordError, match="holds type 'EWN'; asked for is type 'SWN'"):
-        train.descend(stack(["SWN"] * 2, [1, 2]), digits, [1, 2], [-1, -2], **keywords)
+        descend.descend(stack(["SWN"] * 2, [1, 2]), digits, [1, 2], [-1, -2], **keywords)
     other = [{"type": "EWN", "seed": seed, "batch_size": 8} for seed in (1, 2)]
     with pytest.raises(RecordError, match="holds no batch_size; asked for is batch_size 8"):
-        train.descend(stack(["EWN"] * 2, [1, 2]), digits, [1, 2], [-1, -2], recipes=other, **keywords)
+        descend.descend(stack(["EWN"] * 2, [1, 2]), digits, [1, 2], [-1, -2], recipes=other, **keywords)
 
 
 def test_what_is_said_to_be_trained_is_not_trained(digits, tmp_path):
     keywords = {"folders": [tmp_path / "there"], "batch": 16}
-    train.descend(stack(["EWN"], [1]), digits, [1], [-1], **keywords)
-    assert train.descend(stack(["EWN"], [1]), digits, [1], [-1], trained=True, **keywords)[0][0][-1].seeds == [1]
+    descend.descend(stack(["EWN"], [1]), digits, [1], [-1], **keywords)
+    assert descend.descend(stack(["EWN"], [1]), digits, [1], [-1], trained=True, **keywords)[0][0][-1].seeds == [1]
     with pytest.raises(RecordError, match=r"has no level-2\.safetensors; there is level-1\.safetensors"):
-        train.descend(stack(["EWN"], [1]), digits, [1], [-1, -2], trained=True, **keywords)
+        descend.descend(stack(["EWN"], [1]), digits, [1], [-1, -2], trained=True, **keywords)
     with pytest.raises(RecordError, match="has no level-1"):
-        train.descend(stack(["EWN"], [1]), digits, [1], [-1], trained=True, folders=[tmp_path / "nowhere"])
+        descend.descend(stack(["EWN"], [1]), digits, [1], [-1], trained=True, folders=[tmp_path / "nowhere"])
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -211,12 +211,12 @@ def test_a_loss_that_stays_what_it_is_ends_in_a_stall(digits):
     net = stack(["no-WN"], [1])
     with torch.no_grad():
         net.layers[0].weight.zero_(), net.layers[0].bias.fill_(-1)
-    _, (end,) = train.descend(net, digits, [1], [-5], batch=100)
-    assert int(end.epoch[0]) == 0 and float(end.step[0]) <= train.SMALLEST_STEP
+    _, (end,) = descend.descend(net, digits, [1], [-5], batch=100)
+    assert int(end.epoch[0]) == 0 and float(end.step[0]) <= descend.SMALLEST_STEP
 
 
 def test_a_run_that_does_not_get_there_is_missing_its_level(digits):
-    reached, ends = train.descend(stack(["EWN"], [1]), digits, [1], [-0.5, -50], batch=16, max_epochs=20)
+    reached, ends = descend.descend(stack(["EWN"], [1]), digits, [1], [-0.5, -50], batch=16, max_epochs=20)
     assert list(reached[0]) == [-0.5]
     p = {"levels": [-0.5, -50], "sparsities": [0.0]}
     record = ewn.record(reached[0], ends[0], torch.zeros(2, 3, 1), p)
@@ -225,7 +225,7 @@ def test_a_run_that_does_not_get_there_is_missing_its_level(digits):
 
 
 def test_stale_norms_are_one_epoch_older(digits):
-    reached, ends = train.descend(stack(["EWN"], [1]), digits, [1], [-50], batch=16, max_epochs=1)
+    reached, ends = descend.descend(stack(["EWN"], [1]), digits, [1], [-50], batch=16, max_epochs=1)
     (layer,) = ewn.norm_criteria({-50: ends[0]}, -50)["norm"]
     stale, now = (ewn.norm_criteria({-50: ends[0]}, -50, stale=s) for s in (True, False))
     assert torch.equal(stale["norm"][layer], ends[0].norms_start[layer])
@@ -234,7 +234,7 @@ def test_stale_norms_are_one_epoch_older(digits):
 
 
 def test_growth_is_counted_from_every_earlier_level(digits):
-    reached, _ = train.descend(stack(["SWN"], [1]), digits, [1], [-1, -2, -3], batch=16)
+    reached, _ = descend.descend(stack(["SWN"], [1]), digits, [1], [-1, -2, -3], batch=16)
     assert list(ewn.norm_criteria(reached[0], -1)) == ["norm", "since_init"]
     last = ewn.norm_criteria(reached[0], -3)
     assert list(last) == ["norm", "since_init", "since_-1", "since_-2"]
@@ -244,20 +244,20 @@ def test_growth_is_counted_from_every_earlier_level(digits):
 
 
 def test_runs_of_one_seed_share_the_order(digits):
-    state = train.start(stack(TYPES, [1, 1, 2]), [1, 1, 2], (digits.split("train"), digits.split("test")))
-    orders = train._orders(state, 100)
+    state = descend.start(stack(TYPES, [1, 1, 2]), [1, 1, 2], (digits.split("train"), digits.split("test")))
+    orders = descend._orders(state, 100)
     assert torch.equal(orders[0], orders[1]) and not torch.equal(orders[0], orders[2])
 
 
 @pytest.mark.parametrize("levels", [[], [-10, -5], [1], [-10, -10]])
 def test_bad_levels_are_told(digits, levels):
     with pytest.raises(ValueError, match="each negative and below"):
-        train.descend(stack(["EWN"], [1]), digits, [1], levels)
+        descend.descend(stack(["EWN"], [1]), digits, [1], levels)
 
 
 def test_two_runs_cannot_share_a_folder(digits, tmp_path):
     with pytest.raises(ValueError, match="share one"):
-        train.descend(stack(TYPES[:2], [1, 2]), digits, [1, 2], [-1], folders=[tmp_path, tmp_path])
+        descend.descend(stack(TYPES[:2], [1, 2]), digits, [1, 2], [-1], folders=[tmp_path, tmp_path])
 
 
 def test_histories_are_thinned_but_keep_the_levels():
