@@ -244,11 +244,10 @@ def untold(answer, name):
 
 
 def half_written(folder):
-    """Return what keeps space on a full disk for nothing; what waits for the last move of a whole save does not."""
+    """Return what keeps space on a full disk for nothing; what waits for the last moves of a whole save does not."""
     if any(path.suffix != ".new" for path in folder.rglob(".saving-*") if path.parent.name != ".locks"):
         return []
-    paths = [path for path in folder.rglob("*.new") if not (".json" in path.suffixes and store._matches(path))]
-    return [f"{path} stays on a full disk" for path in paths]
+    return [f"{path} stays on a full disk" for path in folder.rglob("*.new")]
 
 
 def load_plain(folder):

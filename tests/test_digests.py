@@ -22,7 +22,8 @@ def test_flipped_bits_of_a_record_are_errors(tmp_path, ending):
         "scores": {"accuracy": 0.123456789}, "cost": {}, "axes": {"i": [0.1, 2e-30]}, "provenance": {"commit": "0af"},
     }  # fmt: skip
     npz, axes = store.pack({"a": (np.ones(2), ["i"])}, document["axes"])
-    path = store.write(tmp_path / "EWN-1;lr=0.1.json", document | {"arrays": axes}, npz)
+    path = tmp_path / "EWN-1;lr=0.1.json"
+    store.write([(path, document | {"arrays": axes}, npz)])
     file = path.with_name(path.name.replace(".json", ending))
     refused(file, lambda: store.read(path), named=path, way_out="delete both and run it again")
 

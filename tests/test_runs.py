@@ -391,7 +391,7 @@ def test_no_altered_npz_is_ever_believed(path):
 
 def test_a_missing_field_is_named(path):
     document = json.loads(path.read_text())
-    for field in document.keys() - {"digest"}:
+    for field in document.keys():
         path.write_text(json.dumps({key: value for key, value in document.items() if key != field}))
         with pytest.raises(RecordError, match=f"missing fields: {field};"):
             runs.read(path)
@@ -414,11 +414,10 @@ def test_a_copy_in_the_folder_of_another_experiment_is_an_error(path):
         runs.read(there / path.name)
 
 
-def without_digest(path, **changes):
-    """Rewrite a record as an earlier version had it, with other fields; return its bytes."""
+def rewrite(path, **changes):
+    """Write a record anew, with other fields."""
     document = {key: value for key, value in json.loads(path.read_text()).items() if key != "digest"}
-    path.write_bytes(disk.render(document | changes))
-    return path.read_bytes()
+    path.write_bytes(storage._sealed(disk.render(document | changes)))
 
 
 @pytest.mark.parametrize("long", [False, True])
@@ -429,38 +428,13 @@ def test_a_name_is_compared_with_what_the_record_holds(root, long):
     assert runs.read(path).parameters["epochs"] == 7 and ("#" in path.name) == long
     parameters = {**DEFAULTS, **given}
     del parameters["seed"], parameters["type"]
-    without_digest(path)
-    runs.read(path)
     for changes in (
         {"seed": 4}, {"type": "SWN"}, {"type": None}, {"parameters": parameters | {"epochs": 8}},
         {"parameters": parameters | {"levels": [-9, -11]}}, {"parameters": {"epochs": 7}},
     ):  # fmt: skip
-        without_digest(path, **{"parameters": parameters, "seed": 3, "type": "no-WN"} | changes)
+        rewrite(path, **{"parameters": parameters, "seed": 3, "type": "no-WN"} | changes)
         with pytest.raises(RecordError, match="its name is not that of its type, seed and parameters.*run it again"):
             runs.read(path)
-
-
-def test_records_of_earlier_versions_are_read_and_get_a_digest(path, capsys, monkeypatch):
-    whole, new, npz = full(path), path.read_bytes(), path.with_name("EWN-3.npz")
-    old, arrays = without_digest(path), npz.read_bytes()
-    assert full(path) == whole and b"digest" not in old
-    monkeypatch.setattr("sys.argv", ["lib.records.runs", "--digest"])
-    for count in (1, 0):
-        runs.main()
-        assert f"1 records below {path.parents[1]} are whole; {count} of them had no digest" in capsys.readouterr().out
-        assert (path.read_bytes(), npz.read_bytes()) == (new, arrays)
-    assert new.startswith(old.removesuffix(b"\n}\n")) and new.count(b"\n") == old.count(b"\n") + 1
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"scores": {"x": [1]}}, {"axes": {"i": [1, 1, 2, 3, 4]}}, {"axes": {"i": [1, 2]}}, {"arrays": {"b": ["i"]}}],
-)
-def test_no_digest_for_a_record_that_cannot_be_right(path, changes):
-    before = without_digest(path, **changes)
-    with pytest.raises(RecordError, match=str(path)):
-        storage.seal(path)
-    assert path.read_bytes() == before
 
 
 def test_line_ends_of_windows_change_no_record(path):

@@ -12,7 +12,6 @@ workflow asks `missing` for thousands of runs before it starts anything.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -228,7 +227,7 @@ class Run:
         if not stack <= self._waiting.keys():
             return
         together = [self._waiting[pair] for pair in stack]
-        storage.write(*together[0]) if len(together) == 1 else storage.write_all(together)
+        storage.write(together)
         for pair in stack:
             _drop(self.experiment, _work(self._waiting.pop(pair)[0]))
 
@@ -364,16 +363,3 @@ def published(study: str) -> pd.DataFrame:
         known = sorted(path.stem for path in path.parent.glob("*.csv"))
         raise RecordError(f"there is no {path}.{hint(study, known)} There are: {listed(known)}.")
     return pd.read_csv(path)
-
-
-def main() -> None:
-    """Return nothing, once every record has a digest; those of earlier versions are looked over before they get one."""
-    parser = argparse.ArgumentParser(prog="python -m lib.records.runs", description=main.__doc__)
-    parser.add_argument("--digest", action="store_true", required=True, help=f"give records below {folder()} a digest")
-    parser.parse_args()
-    given = [storage.seal(path) for place in sorted(folder().glob("*/")) for path in storage.files(place)]
-    print(f"{len(given)} records below {folder()} are whole; {sum(given)} of them had no digest, and have one now.")
-
-
-if __name__ == "__main__":
-    main()

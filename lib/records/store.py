@@ -2,9 +2,8 @@
 
 A record is two files: `<name>.json` (parameters, scores, provenance) and `<name>.npz` (arrays). The json is
 moved into place last and carries the checksum of the npz and a digest of its own text, so **a record exists if and
-only if its json does**, and what disagrees is never believed. Replacing a record goes: write `.npz.new` and
-`.json.new`, then move the npz, then the json. Killed before the first move, the old pair stands; killed between,
-the next reader finds that `.json.new` describes the npz, and moves it. A stack's go together (`disk.commit`).
+only if its json does**, and what disagrees is never believed. All files of a record, and of all records of a stack,
+are there together or not at all (`disk.commit`): who finds some of them moved makes the other moves.
 
 Nothing here knows of notebooks: see `lib/records/runs.py`. pandas is imported where it is needed: slowly.
 """
@@ -15,7 +14,6 @@ import hashlib
 import io
 import json
 import math
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +23,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from lib.errors import ParameterError, RecordError, hint, listed
-from lib.records.disk import commit, lock, move, put, render, sync, writing
+from lib.records.disk import commit, lock, new, put, recover, render, writing
 from lib.records.parameters import many, name_of, scientific, text
 
 if TYPE_CHECKING:
@@ -72,14 +70,13 @@ class Record:
 def read(path: Path) -> Record:
     """Return the record at `<name>.json`, its two files checked against each other.
 
-    A replacement that a killed process left half done is finished on the way. RecordError if there is no
-    record, or if either file was truncated, altered or renamed.
+    RecordError if there is no record, or if either file was truncated, altered or renamed.
     """
     path = Path(path)
     record = _load(path)
-    if record is None:  # caught between the two moves of a save, or of a save that was killed there
+    if record is None:  # caught between the moves of a save, or of a save that was killed there
         with lock(path):
-            _roll_forward(path)
+            recover(path.parent)
             record = _load(path)
     if record is None:
         raise _broken(path, f"{_beside(path, '.npz').name} is missing, truncated or altered")
@@ -105,15 +102,15 @@ def _document(path: Path) -> dict:
         raise RecordError(f"there is no record {path}.") from None
     except ValueError as error:
         raise _broken(path, f"the file is truncated or altered ({error})") from error
-    fields = set(document) - {"digest"} if isinstance(document, dict) else set()
-    if fields != set(FIELDS):
-        lacks, extra = sorted(set(FIELDS) - fields), sorted(fields - set(FIELDS))
+    fields, known = set(document) if isinstance(document, dict) else set(), {*FIELDS, "digest"}
+    if fields != known:
+        lacks, extra = sorted(known - fields), sorted(fields - known)
         raise _broken(path, f"missing fields: {listed(lacks)}; unknown fields: {listed(extra)}")
     data = data.replace(b"\r\n", b"\n")  # as git may have it on Windows
-    if "digest" in document and data != _sealed(data.rpartition(DIGEST)[0] + b"\n}\n"):
+    if data != _sealed(data.rpartition(DIGEST)[0] + b"\n}\n"):
         raise _broken(path, "the file is altered: its content is not what its digest says")
-    document.pop("digest", None)  # records of earlier versions have none
-    name = path.name.removesuffix(".json").removesuffix(".json.new")
+    del document["digest"]
+    name = path.name.removesuffix(".json")
     if (document["name"], document["experiment"]) != (name, path.parent.name):
         raise _broken(path, f"it is a renamed or duplicate copy of {document['name']!r} of {document['experiment']!r}")
     if not _named_by(document):
@@ -155,37 +152,20 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _matches(path: Path) -> bool:
-    """Return whether the json at `path` is whole and describes the npz that lies beside it."""
-    try:
-        document = _document(path)
-        final = path.with_name(document["name"] + ".npz")
-        return _sha256(final.read_bytes()) == document["npz"]
-    except (RecordError, OSError):
-        return False
+def write(records: list[tuple[Path, dict, bytes]]) -> None:
+    """Return nothing, once all records `(path, document, npz)` of one folder are on disk; killed before: none of them.
 
-
-def _roll_forward(path: Path) -> None:
-    """Return nothing; make the second move of a killed save, if only that is missing. Call it under the lock.
-
-    Without a json nothing is done: a first save that was killed left no record, and none is made up.
+    What they replace stands until then.
     """
-    new = _beside(path, ".json.new")
-    if path.exists() and not _matches(path) and _matches(new):
-        move(new, path)
-
-
-def write_all(records: list[tuple[Path, dict, bytes]]) -> None:
-    """Return nothing, after all records `(path, document, npz)` of one folder are on disk: killed, all or none."""
     records = sorted(records, key=lambda record: record[0])  # everybody locks in one order
     files = [_beside(path, ending) for path, _, _ in records for ending in (".npz", ".json")]
     with ExitStack() as held:
         for path, _, _ in records:
             held.enter_context(lock(path))
-            _roll_forward(path)
-        with writing(files[0], *(file.with_name(f"{file.name}.new") for file in files)):
-            for path, *content in records:
-                put(_beside(path, ".npz.new"), content[1]), put(_beside(path, ".json.new"), _text(path, *content))
+        recover(files[0].parent)  # or what is left to be moved there would be overwritten here
+        with writing(files[0], *map(new, files)):
+            for path, document, npz in records:
+                put(new(_beside(path, ".npz")), npz), put(new(path), _text(path, document, npz))
         commit(files, files[0].parent)
 
 
@@ -194,46 +174,9 @@ def _text(path: Path, document: dict, npz: bytes) -> bytes:
     return _sealed(render({field: document[field] for field in FIELDS}))
 
 
-def write(path: Path, document: dict, npz: bytes) -> Path:
-    """Return `path`, after the record is on disk; the record it replaces stands until the new one does."""
-    new_json, new_npz = _beside(path, ".json.new"), _beside(path, ".npz.new")
-    with lock(path):
-        _roll_forward(path)  # or the leftover that completes the old record would be overwritten here
-        with writing(path, new_npz, new_json):
-            put(new_npz, npz)
-            put(new_json, _text(path, document, npz))
-            sync(path.parent)
-            os.replace(new_npz, _beside(path, ".npz"))
-        with writing(path):  # the json stays where it is: the next reader makes the second move
-            sync(path.parent)
-            move(new_json, path)
-    return path
-
-
 def files(place: Path) -> list[Path]:
     """Return the jsons of the records in a folder, sorted; hidden files, such as a Mac's `._x.json`, are none."""
     return sorted(path for path in place.glob("*.json") if not path.name.startswith("."))
-
-
-def seal(path: Path) -> bool:
-    """Return whether the record at `path` was one without a digest, and has it now; nothing else is changed.
-
-    It is looked over first: RecordError if its files or its name disagree, or if it holds what is never written.
-    """
-    with lock(path):
-        record, data = read(path), path.read_bytes()
-        if "digest" in json.loads(data):
-            return False
-        try:
-            plain("score", record.scores), plain("cost", record.cost)
-            pack({name: record.array(name) for name in record.arrays}, coordinates(record.axes))
-        except (RecordError, KeyError) as error:
-            raise _broken(path, f"it holds what is never written ({error})") from error
-        new = _beside(path, ".json.new")
-        with writing(path, new):
-            put(new, _sealed(render(json.loads(data))))
-            move(new, path)
-    return True
 
 
 # ---- what may be put into a record
