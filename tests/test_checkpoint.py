@@ -286,7 +286,8 @@ def test_networks_that_are_trained_once_go_on(tmp_path, monkeypatch):
     folder = runs.trained(wanted[0])
 
     def train(net, missing, state):
-        return begin(dies, net, [SEEDS[run] for run in missing]).fit(EPOCHS, state)
+        trainer = begin(dies, net, [SEEDS[run] for run in missing]).fit(EPOCHS, state)
+        return trainer.net, trainer.curves()
 
     start = mlp(SEEDS[:2])
     with pytest.raises(Killed):
@@ -316,7 +317,7 @@ def test_networks_of_one_stack_are_saved_together(tmp_path, monkeypatch, moves):
 
     def train(net, missing, state):
         asked.append(missing)
-        return trainer
+        return trainer.net, trainer.curves()
 
     def replace(source, target, move=os.replace):
         if len(done) == moves:

@@ -52,7 +52,8 @@ class Lab:
         shared = self.recipe | {"type": "dense", "epochs": epochs} | recipe
 
         def train(net, missing, states):
-            return self.of(missing).trainer(net).fit(epochs, states)
+            trainer = self.of(missing).trainer(net).fit(epochs, states)
+            return trainer.net, trainer.curves()
 
         return once.obtain(start, [shared | {"seed": seed} for seed in self.seeds], train, self.together(start))
 
@@ -68,12 +69,25 @@ class Lab:
 
         return [found for _, found in stacking.split(part, list(range(nets.runs(net))), self.together(net))]
 
+    def gradual(self, net, sparsities, epochs, masks_at, of, **options):
+        """Return a `Trainer` that trained `net` for `epochs` while ever more of it was pruned (arXiv 1710.01878).
+
+        Before epoch e of E the sparsity is raised to s (1 - (1 - e/E)³), with s the final one, of `sparsities`, one per
+        run; without epochs all is pruned at once. masks_at: `(trainer, densities) -> masks`; of: as of `rounds`.
+        """
+        trainer = self.trainer(net, **options)
+        for number in trainer.rounds([min(epochs, 1)] * max(epochs, 1), self.states, of):
+            share = 1 - (1 - (number + 1) / epochs) ** 3 if epochs else 1
+            trainer.prune(masks_at(trainer, [1 - sparsity * share for sparsity in sparsities]))
+        return trainer
+
     @contextmanager
-    def keeping(self):
+    def keeping(self, copies=1):
         """Return a context of this lab whose trainings go on where they were killed; at its end their files go.
 
-        So what came of them is to be safe by then, or soon.
+        So what came of them is to be safe by then, or soon. copies: how many times each seed stands in it, all seeds
+        after all seeds.
         """
         folder = runs.trained(self.recipe | {"type": "states", "seed": 0}).parent
         with checkpoint.states(folder) as states:
-            yield replace(self, states=states)
+            yield replace(self, seeds=list(self.seeds) * copies, states=states)

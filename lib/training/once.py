@@ -16,23 +16,23 @@ def obtain(start, recipes, train, most=0):
     """Return (the trained stack, its history {column: (R, T)}): read from the runs' folders, the missing ones trained.
 
     start: the stack before training; recipes: one per run, which names its folder (`runs.trained`) and stands in its
-    file, to be compared; train: `(stack, [run, …], states) -> Trainer` of runs that no file has yet, in stacks of at
-    most `most`, 0 for all; states: for `Trainer.fit`, in the folder of the first of them, and gone when they are saved.
-    A stack is saved together as soon as its training is over: killed in between, the rest would be trained again with
-    fewer neighbours, and round otherwise. Two processes that want one network: the second waits for it, and reads.
+    file, to be compared; train: `(stack, [run, …], states) -> (trained stack, its history)` of runs that no file has
+    yet, in stacks of at most `most`, 0 for all; states: for `Trainer.fit`, in the folder of the first of them, and gone
+    when they are saved. A stack is saved together as soon as its training is over: killed in between, the rest would be
+    trained again with fewer neighbours, and round otherwise. Who wants what another process trains waits, and reads.
     """
     paths = [runs.trained(recipe) / FILE for recipe in recipes]
     different, count = len(set(paths)), nets.runs(start)
     if not different == len(paths) == count:
         raise ValueError(f"{different} different recipes for a stack of {count}; one per run is needed")
-    for place in {path.parent.parent for path in paths}:
-        disk.recover(place)
 
     def work(missing):
         of = [paths[run] for run in missing]
         with checkpoint.states(of[0].parent) as states:
-            _save_together(of, train(nets.take(start, missing), missing, states), [recipes[run] for run in missing])
+            _save_together(of, [recipes[run] for run in missing], *train(nets.take(start, missing), missing, states))
 
+    for place in {path.parent.parent for path in paths}:
+        disk.recover(place)
     with ExitStack() as held:
         for path in sorted(path for path in paths if not path.exists()):
             held.enter_context(runs.lock(path))
@@ -40,21 +40,26 @@ def obtain(start, recipes, train, most=0):
     for path in paths:  # what was killed there, after its network was saved or in another stack, nobody takes up again
         for state in path.parent.glob("training-*.safetensors*"):
             state.unlink(missing_ok=True)
-    found = [load(path, start, recipe) for path, recipe in zip(paths, recipes, strict=True)]
-    histories = [history for _, history in found]
+    return _read(paths, recipes, start)
+
+
+def _read(paths, recipes, like):
+    """Return (stack, history) of files of one network each."""
+    found, histories = zip(
+        *(load(path, like, recipe) for path, recipe in zip(paths, recipes, strict=True)), strict=True
+    )
     lengths = {str(path): len(next(iter(h.values()), ())) for path, h in zip(paths, histories, strict=True)}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"these networks were trained for different times: {lengths}; delete those to be made again")
-    return nets.join([net for net, _ in found]), {name: np.stack([h[name] for h in histories]) for name in histories[0]}
+    return nets.join(found), {name: np.stack([h[name] for h in histories]) for name in histories[0]}
 
 
-def _save_together(paths, trainer, recipes):
+def _save_together(paths, recipes, net, history):
     """Write what was trained, one file a run: all of them or, killed or out of room before, none."""
-    columns = {name: trainer.curve(name) for name in trainer.history}
     with disk.writing(paths[0], *map(disk.new, paths)):
         for run, (path, recipe) in enumerate(zip(paths, recipes, strict=True)):
-            history = {name: column[run] for name, column in columns.items()}
-            save(path, nets.take(trainer.net, [run]), history, recipe, later=True)
+            own = {name: column[run] for name, column in history.items()}
+            save(path, nets.take(net, [run]), own, recipe, later=True)
     disk.commit(paths, paths[0].parent.parent)
 
 

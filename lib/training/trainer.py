@@ -245,6 +245,10 @@ class Trainer:
         """Return one column of the history, `(R, epochs + 1)`."""
         return np.stack(self.history[name], 1)
 
+    def curves(self):
+        """Return the history by column, `{name: (R, epochs + 1)}`."""
+        return {name: self.curve(name) for name in self.history}
+
 
 def _rows(x, at):
     """Return the examples `at`, `(n,)` or `(R, n)`, of `x (N, I)` that all runs share, or of `(R, N, I)`."""

@@ -81,12 +81,12 @@ def widths(hidden, sparsity):
     return left
 
 
-def remasked(net, kind, sparsities, scope="layer"):
+def remasked(net, kind, densities, scope="layer"):
     """Return `net` behind masks of its own largest weights ("weight") or units ("neuron"): see `remask.Remasked`.
 
-    sparsities: one per run. The layer that makes the logits stays whole, as the challenge has it.
+    densities: one per run. The layer that makes the logits stays whole, as the challenge has it.
     """
-    return KINDS[kind](net, [1 - s for s in sparsities], list(nets.layers(net))[:-1], scope)
+    return KINDS[kind](net, densities, list(nets.layers(net))[:-1], scope)
 
 
 def chosen(lab, net, kind, sparsity):
@@ -95,7 +95,7 @@ def chosen(lab, net, kind, sparsity):
     Units are what is kept where only whole units go, equally many in every run and one at least, so that the stack
     can be narrowed.
     """
-    behind = remasked(net, kind, [sparsity] * nets.runs(net), lab.scope)
+    behind = remasked(net, kind, [1 - sparsity] * nets.runs(net), lab.scope)
     units = behind.units() if kind == "neuron" else None
     counts = [set(kept.sum(1).tolist()) for kept in (units or {}).values()]
     return behind.masks(), units if all(len(found) == 1 and 0 not in found for found in counts) else None
@@ -183,7 +183,7 @@ def during(lab, kind, sparsities):
     """
 
     def train(lab, net, each):
-        behind = remasked(net, kind, each, lab.scope)
+        behind = remasked(net, kind, [1 - sparsity for sparsity in each], lab.scope)
         trainer = lab.trainer(behind).fit(lab.epochs, lab.states)
         kept = behind.masks()
         return masks.apply_(net, kept), kept, trainer
@@ -192,17 +192,17 @@ def during(lab, kind, sparsities):
 
 
 def gradual(lab, kind, sparsities):
-    """Return networks trained while ever more of them is pruned, for good.
+    """Return networks trained while ever more of them is pruned, for good: see `frame.Lab.gradual`.
 
-    Before epoch e of E the sparsity is raised to s (1 - (1 - e/E)³), with s the final one (Zhu & Gupta,
-    arXiv 1710.01878). What is pruned stays zero, and so stays pruned; the last epoch trains at the final sparsity.
+    What is pruned stays zero, and so stays pruned; the last epoch trains at the final sparsity.
     """
 
+    def smaller(trainer, densities):
+        return remasked(trainer.net, kind, densities, lab.scope).masks()
+
     def train(lab, net, each):
-        trainer, of = lab.trainer(net), {"gradual": kind, "scope": lab.scope, "sparsities": each}
-        for number in trainer.rounds([1] * lab.epochs, lab.states, of):
-            share = 1 - (1 - (number + 1) / lab.epochs) ** 3
-            trainer.prune(remasked(net, kind, [s * share for s in each], lab.scope).masks())
+        of = {"gradual": kind, "scope": lab.scope, "sparsities": each}
+        trainer = lab.gradual(net, each, lab.epochs, smaller, of)
         return net, trainer.masks, trainer
 
     return _all_at_once(lab, sparsities, train)

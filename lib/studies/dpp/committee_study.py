@@ -3,8 +3,6 @@
 Every student is pruned many times, by sets of their own seeds, so that the error of an arm is a mean over sets.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
@@ -16,17 +14,6 @@ from lib.training import once
 
 DRAWN_AT_RANDOM = ("dpp_node", "dpp_edge", "random_node", "random_edge")
 MOST_SETS = 1000  # of one student: set m of seed s is drawn by the seed 1000 s + m
-
-
-@dataclass
-class Learned:
-    """Students after their training, and its history: `{column: (R, T)}`."""
-
-    net: torch.nn.Module
-    history: dict
-
-    def curve(self, name):
-        return self.history[name]
 
 
 def students(seeds, noise, inputs, units, teacher_units, v_star, count, lr):
@@ -41,7 +28,7 @@ def students(seeds, noise, inputs, units, teacher_units, v_star, count, lr):
     def learn(net, missing, _):  # no `Trainer`, so it keeps no state on the way
         taught = [own[run] for run in missing], [sigmas[run] for run in missing]
         history = committee.learn_(net, nets.take(teacher, missing), *taught, count, lr)
-        return Learned(net, history | {"samples": np.broadcast_to(history["samples"], history["error"].shape)})
+        return net, history | {"samples": np.broadcast_to(history["samples"], history["error"].shape)}
 
     recipe = {"name": "committee", "type": "dense", "inputs": inputs, "units": units, "teacher": teacher_units,
               "v_star": v_star, "count": count, "lr": lr}  # fmt: skip

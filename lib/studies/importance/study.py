@@ -197,7 +197,7 @@ class Study(frame.Lab):
                     lab._round(trainer, mine, number - 1)
             return lab._outcomes(trainer, mine, before)
 
-        with replace(self, seeds=self.seeds * len(kinds)).keeping() as grid:
+        with self.keeping(len(kinds)) as grid:
             parts = grid.split(train, nets.take(start, [0] * len(kinds)))
         return {kind: outcome for part in parts for kind, outcome in part.items()}
 
@@ -225,7 +225,7 @@ class Study(frame.Lab):
         units, notes, found = self._units(trainer), trainer.notes, {}
         skip = int(before["epoch"].shape[1] > 0)  # both histories know the epoch at which one ends
         for run, kind in enumerate(kinds):
-            history = {n: np.concatenate([before[n][0], trainer.curve(n)[run, skip:]]) for n in trainer.history}
+            history = {n: np.concatenate([before[n][0], own[run, skip:]]) for n, own in trainer.curves().items()}
             if skip:
                 history["seconds"][before["seconds"].shape[1] :] += before["seconds"][0, -1]
             widths = [

@@ -8,7 +8,6 @@ networks become narrower, and a step cheaper.
 import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -134,7 +133,7 @@ class Lab(frame.Lab):
 
         def train(start, missing, states):
             done = self.of(missing).trainer(start["net"]).fit(self.schedule.initial, states)
-            return SimpleNamespace(net=_carrier(done.net, done.memory()), history=done.history, curve=done.curve)
+            return _carrier(done.net, done.memory()), done.curves()
 
         recipes = [recipe | {"seed": seed, "epochs": self.schedule.initial} for seed in self.seeds]
         start = self.network()
@@ -249,7 +248,7 @@ def _pruned(lab, kind, trainer):
     pictures |= {"end": reconstructions(net, shown), "samples": samples(net, lab.seeds), "walk": walk(net, shown)}
     pictures = {name: torch.as_tensor(part).unflatten(2, lab.image).cpu().numpy() for name, part in pictures.items()}
     rounds = {name: np.stack([first, *trainer.notes.get(name, ())], 1) for name, first in start.items()}
-    return Outcome(net, {name: trainer.curve(name) for name in trainer.history}, rounds, pictures)
+    return Outcome(net, trainer.curves(), rounds, pictures)
 
 
 def _row(net, trainer, epoch):

@@ -1,7 +1,5 @@
 """What pruning at initialisation leaves of networks, and what they learn: all that a record holds."""
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 
@@ -91,9 +89,9 @@ def _under_masks(lab, starts):
         trainer = lab.trainer(net, starts[0].epochs)
         trainer.prune({name: mask[chosen] for name, mask in kept.items()})
         trainer.fit(lab.epochs, lab.states)
-        return _tested(lab, net, {name: trainer.curve(name) for name in trainer.history})
+        return _tested(lab, net, trainer.curves())
 
-    with replace(lab, seeds=list(lab.seeds) * len(starts)).keeping() as grid:
+    with lab.keeping(len(starts)) as grid:
         outcomes = grid.split(train, nets.join([start.net for start in starts]))
     return {name: np.concatenate([outcome[name] for outcome in outcomes]) for name in outcomes[0]}
 

@@ -247,31 +247,26 @@ def examples(lab, found):
 
 
 def _gradual(lab, densities):
-    """Return trained networks of which ever more small weights are pruned while they train on (arXiv 1710.01878).
+    """Return trained networks of which ever more small weights are pruned while they train on, see `frame.Lab.gradual`.
 
-    Before epoch e of E = `prune_epochs`, at the first rate, the sparsity is raised to s (1 - (1 - e/E)³), with s the
-    final one. The training under masks that follows goes on from the weights of the last epoch.
+    In `prune_epochs`, at the first rate. The training under masks that follows goes on from the weights of the last.
     """
     dense, _ = lab.dense()
-    each, epochs = [density for density in densities for _ in lab.seeds], lab.prune_epochs
+    each, epochs, count = [1 - density for density in densities for _ in lab.seeds], lab.prune_epochs, len(lab.seeds)
+
+    def smaller(trainer, shares):
+        kept = trainer.masks or paths.complete({}, nets.weights(trainer.net))
+        return methods.prune(trainer.net, "magnitude", shares, rounding=lab.rounding, within=kept)
 
     def train(lab, net, chosen):
-        trainer = lab.trainer(net, epoch=lab.epochs, drops=())
         goals = [each[run] for run in chosen]
         of = {"magnitude": goals, "rounding": lab.rounding}
-        for number in trainer.rounds([min(epochs, 1)] * max(epochs, 1), lab.states, of):
-            share = 1 - (1 - (number + 1) / epochs) ** 3 if epochs else 1
-            shares = [1 - (1 - density) * share for density in goals]
-            kept = trainer.masks or paths.complete({}, nets.weights(net))
-            trainer.prune(methods.prune(net, "magnitude", shares, rounding=lab.rounding, within=kept))
-        return net, trainer.masks
+        return net, lab.gradual(net, goals, epochs, smaller, of, epoch=lab.epochs, drops=()).masks
 
-    runs_each = len(lab.seeds)
-    grid = replace(lab, seeds=list(lab.seeds) * len(densities))
-    with grid.keeping() as grid:
-        found = grid.split(train, nets.take(dense, list(range(runs_each)) * len(densities)))
+    with lab.keeping(len(densities)) as grid:
+        found = grid.split(train, nets.take(dense, list(range(count)) * len(densities)))
     net, kept = nets.join([net for net, _ in found]), nets.gathered(kept for _, kept in found)
-    parts = [slice(k * runs_each, (k + 1) * runs_each) for k in range(len(densities))]
+    parts = [slice(k * count, (k + 1) * count) for k in range(len(densities))]
     behind = lab.epochs + epochs
     return [Start(nets.take(net, part), {k: mask[part] for k, mask in kept.items()}, behind) for part in parts]
 
