@@ -183,22 +183,6 @@ def test_pixels_are_standardised():
     assert abs(x.mean().item()) < 1e-5 and abs(x.std(correction=0).item() - 1) < 1e-5
 
 
-def test_the_holdout_is_stratified_fixed_and_leaves_the_test_set():
-    whole, cut, again = sets.load("digits"), sets.load("digits", holdout=200), sets.load("digits", holdout=200)
-    assert len(cut.valid_y) == 200 and len(cut.train_y) == len(whole.train_y) - 200
-    assert torch.equal(cut.valid_x, again.valid_x) and torch.equal(cut.test_x, whole.test_x)
-    counts = torch.bincount(cut.valid_y, minlength=10)
-    assert counts.max() - counts.min() <= 2
-    images = {x.numpy().tobytes() for x in torch.cat([cut.train_x, cut.valid_x])}
-    assert images == {x.numpy().tobytes() for x in whole.train_x}
-
-
-@pytest.mark.parametrize("holdout", [-1, 1442, 10**6])
-def test_an_impossible_holdout_is_an_error(holdout):
-    with pytest.raises(sets.DataError, match="holdout"):
-        sets.load("digits", holdout=holdout)
-
-
 def test_the_checksum_is_of_what_was_loaded(small_mnist, unpacked, monkeypatch):
     """Not of the files that it came from: packed again, they change nothing; one label does."""
     raw, _ = small_mnist
@@ -333,13 +317,6 @@ def test_a_subset_is_stratified_fixed_and_nested():
     assert images[0] < images[1] < images[2]
     assert torch.equal(small.train_x, sets.load("digits", train_examples=100).train_x)
     assert torch.equal(small.test_x, whole.test_x)
-
-
-def test_a_subset_leaves_the_holdout_alone():
-    cut, both = sets.load("digits", holdout=200), sets.load("digits", holdout=200, train_examples=100)
-    assert torch.equal(cut.valid_x, both.valid_x) and len(both.train_y) == 100
-    held = {x.numpy().tobytes() for x in both.valid_x}
-    assert not held & {x.numpy().tobytes() for x in both.train_x}
 
 
 @pytest.mark.parametrize("count", [-1, 1443])

@@ -4,7 +4,6 @@ import functools
 import itertools
 import math
 import os
-import warnings
 from fractions import Fraction
 from pathlib import Path
 
@@ -105,10 +104,7 @@ def test_the_warning_counts_the_matrices_and_knows_a_diagonal_from_the_identity(
     nearly = torch.eye(9).double() + 0.01 * (matrix(9, 9) / 10).fill_diagonal_(0)
     both = torch.stack([nearly, torch.linspace(1, 2, 9).double().diag(), torch.eye(9).double()])
     with pytest.warns(dpp.IdentityWarning, match="2 of 3"):
-        found = dpp.eigen(both)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        dpp.sample(found, 3, [0])  # said once, with the eigenpairs
+        dpp.sample(both, 3, [0])
 
 
 def test_a_singular_matrix_serves_up_to_its_rank():
@@ -129,7 +125,6 @@ def test_a_draw_depends_on_seed_keep_purpose_and_number_alone(monkeypatch):
     found, keeps, seeds = several(), [3, 6, 8, 12], [4, 5, 6]
     whole = dpp.sample(found, keeps, seeds)
     assert whole.shape == (4, 3, 7, 12) and (whole.sum(-1) == torch.tensor(keeps)[:, None, None]).all()
-    assert torch.equal(whole, dpp.sample(dpp.eigen(found), keeps, seeds))
     assert torch.equal(whole[1, 2:], dpp.sample(found, 6, [6]))
     assert torch.equal(whole[:, :, :2], dpp.sample(found[:2], keeps, seeds))
     monkeypatch.setattr(dpp, "CHUNK_BYTES", {"cpu": 2 * 8 * 12**2})
@@ -200,34 +195,21 @@ def edges(name, beta, units=1):
 @pytest.mark.parametrize("beta", ["10/N", 0.3])
 @pytest.mark.parametrize("name", ["digits", pytest.param("mnist", marks=needs_mnist)])
 def test_784_items(name, beta):
-    found = dpp.eigen(edges(name, beta))
-    assert found.values.isfinite().all() and found.vectors.isfinite().all()
-    for keep in (1, 392, 706, 783):
-        kept = dpp.sample(found, keep, [0, 1])
+    keeps = [1, 392, 706, 783]
+    for keep, kept in zip(keeps, dpp.sample(edges(name, beta), keeps, [0, 1]), strict=True):
         assert kept.shape == (2, 1, 784) and (kept.sum(-1) == keep).all()
         assert not torch.equal(kept[0], kept[1])
 
 
 def test_dppy_is_an_error_where_it_underflows_or_overflows():
-    low = dpp.Eigen(torch.full((1, 784), 0.0104).double(), torch.eye(784).double()[None])
+    low, high = (value * torch.eye(items).double()[None] for value, items in ((0.0104, 784), (1.01, 1100)))
     with pytest.raises(ValueError, match=r"DPPy cannot keep 387 items of likelihood matrix 0.*10\^-5\d\d.*exact"):
         dpp.sample(low, 387, [0], sampler="dppy")
-    high = dpp.Eigen(torch.full((1, 1100), 1.01).double(), torch.eye(1100).double()[None])
     with pytest.raises(ValueError, match=r"DPPy cannot keep 550 .*10\^3\d\d.*exact"):
         dpp.sample(high, 550, [0], sampler="dppy")
-    assert (dpp.sample(low, 387, [0]).sum(-1) == 387).all() and (dpp.sample(high, 550, [0]).sum(-1) == 550).all()
-
-
-@pytest.mark.parametrize(("version", "calls"), [("2.11.0+cu130", 3), ("2.12.0", 1)])
-def test_cuda_decomposes_one_by_one_where_its_batched_solver_is_slow(monkeypatch, version, calls):
-    class OnCuda(list):
-        device = torch.device("cuda")
-
-    seen = []
-    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
-    monkeypatch.setattr(torch.linalg, "eigh", lambda x: seen.append(x) or (torch.ones(2), torch.eye(2)))
-    dpp._eigh(OnCuda([torch.eye(2)] * 3), together=True)
-    assert len(seen) == calls
+    for matrix, keep in ((low, 387), (high, 550)):
+        with pytest.warns(dpp.IdentityWarning):
+            assert (dpp.sample(matrix, keep, [0]).sum(-1) == keep).all()
 
 
 # ------------------------------------------------------------------------------------------------- the door
@@ -268,9 +250,8 @@ def test_what_cannot_be_drawn_is_an_error(keep, seeds, sampler, message):
      (torch.eye(3)[None] + 0j, "complex64; likelihood matrices are real")],
 )  # fmt: skip
 def test_what_is_no_stack_of_matrices_is_an_error(matrices, message):
-    for function in (lambda: dpp.sample(matrices, 1, [0]), lambda: dpp.eigen(matrices)):
-        with pytest.raises(ValueError, match=message):
-            function()
+    with pytest.raises(ValueError, match=message):
+        dpp.sample(matrices, 1, [0])
 
 
 def test_arrays_and_lists_are_matrices_too():

@@ -48,7 +48,10 @@ def test_edges_equal_brute_force(beta, number):
 @pytest.mark.parametrize("items", likelihood.ITEMS)
 def test_nodes_equal_brute_force(items):
     x, (weight, bias) = inputs(), layer()
-    found = likelihood.unit_moments(x, weight, bias, torch.sigmoid, items)
+    if items == "preactivation":
+        found = likelihood.projected(likelihood.moments(x), weight)
+    else:
+        found = likelihood.unit_moments(x, weight, bias, torch.sigmoid)
     matrices = likelihood.likelihood(found.gram, found.examples, 0.002, ridge=0.5)
     for run in range(2):
         z = x @ weight[run].T
@@ -99,7 +102,7 @@ def test_quantiles_are_of_what_is_off_the_diagonal():
 def test_the_published_node_matrix_is_the_identity_and_draws_say_so():
     """Pre-activations of 5,000 examples are hundreds apart, so that beta = 0.3 leaves nothing off the diagonal."""
     x, (weight, _) = inputs(), layer()
-    published = likelihood.unit_moments(x, weight, items="preactivation")
+    published = likelihood.projected(likelihood.moments(x), weight)
     matrices = likelihood.likelihood(published.gram, published.examples, 0.3)
     assert likelihood.quantiles(matrices).max() < 1e-100
     with pytest.warns(dpp.IdentityWarning, match="2 of 2"):
@@ -113,11 +116,7 @@ def test_an_impossible_beta_is_an_error(beta):
 
 
 def test_other_errors_at_the_door():
-    x, (weight, bias) = inputs(), layer()
-    with pytest.raises(ValueError, match="'activations'.*preactivation"):
-        likelihood.unit_moments(x, weight, bias, torch.relu, "activations")
-    with pytest.raises(ValueError, match="needs the activation"):
-        likelihood.unit_moments(x, weight, bias)
+    x, (weight, _) = inputs(), layer()
     with pytest.raises(ValueError, match="'cosine'.*rbf"):
         likelihood.likelihood(torch.eye(3).double(), 10, form="cosine")
     with pytest.raises(ValueError, match="half of the items of a matrix are equal"):

@@ -107,10 +107,10 @@ def split(real, train=100, test=40):
 
 @golden("draws", 1e-6)
 def every_draw():
-    whole, net = sets.load("digits", holdout=50), mlp([4, 3, 2], dropout=0.5).train()
+    net = mlp([4, 3, 2], dropout=0.5).train()
     first, noise = committee.samples(3, 5, 2)
     found = {
-        "order": draws.permutation(3, "order", 7, 100), "holdout": whole.valid_y,
+        "order": draws.permutation(3, "order", 7, 100),
         "augment": torch.cat([part.reshape(-1) for part in images.moves(3, 2, 9)]),
         "subset": sets.load("digits", train_examples=100).train_x,
         "committee": torch.cat([first.flatten(), noise]), "teacher": weights(committee.teachers(SEEDS, 9)),

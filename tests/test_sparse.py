@@ -1,8 +1,8 @@
 """Every form of a masked network against the masked stack, and the masks that some forms need against loops."""
 
 import copy
+import time
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -127,20 +127,16 @@ def test_two_of_every_four_inputs_are_kept():
                 assert part.sum() == keep and set(values[part].tolist()) == set(sorted(values.tolist())[-keep:])
 
 
-def test_latency_is_that_of_the_clock():
-    """A clock that only the function moves: by 1, 2, 3, ... milliseconds a call, once it is warm."""
-    now, calls = [0.0], []
+def test_latency_is_of_a_call_in_milliseconds_on_so_many_threads():
+    seen, before = [], torch.get_num_threads()
 
     def function(x):
-        calls.append(torch.get_num_threads())
-        warm = now[0] >= sparse.WARM_UP
-        now[0] += 1e-3 * (len(calls) - warm_calls) if warm else sparse.WARM_UP
+        seen.append(torch.get_num_threads())
+        time.sleep(0.004)  # at least so long, and on a busy machine longer
 
-    warm_calls, before = 1, torch.get_num_threads()
-    found = sparse.latency(function, torch.zeros(1), repeats=10, threads=2, clock=lambda: now[0])
-    low, median, high = np.percentile(np.arange(1, 11), [25, 50, 75])
-    assert found == pytest.approx((median, low, high, 10))
-    assert set(calls) == {2} and torch.get_num_threads() == before and len(calls) == 11
+    found = sparse.latency(function, torch.zeros(1), repeats=5, threads=2)
+    assert 4 <= found.low <= found.median <= found.high < 4000 and found.count == 5
+    assert set(seen) == {2} and torch.get_num_threads() == before and len(seen) >= 5
 
 
 def test_latency_of_a_network():

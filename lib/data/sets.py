@@ -77,16 +77,11 @@ TEST_EVERY = 5  # one digit in five is test, counted within each class
 
 @dataclass(frozen=True)
 class Data:
-    """One data set on one device; images are uint8 `(N, C, H, W)`, labels int64 `(N,)`.
-
-    The validation split is cut from the training set (`load(..., holdout=)`) and is empty without it.
-    """
+    """One data set on one device; images are uint8 `(N, C, H, W)`, labels int64 `(N,)`."""
 
     name: str
     train_x: torch.Tensor
     train_y: torch.Tensor
-    valid_x: torch.Tensor
-    valid_y: torch.Tensor
     test_x: torch.Tensor
     test_y: torch.Tensor
     classes: int
@@ -99,18 +94,16 @@ class Data:
         return self.train_x.device
 
     def split(self, part):
-        """Return (x, y) of "train", "valid" or "test": x float32 `(N, C·H·W)`, scaled to [0, 1] and standardised."""
+        """Return (x, y) of "train" or "test": x float32 `(N, C·H·W)`, scaled to [0, 1] and standardised."""
         x, y = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
         return images.standardise(x, self.mean, self.std), y
 
 
-def load(name, device="cpu", holdout=0, train_examples=0, statistics="ewn"):
-    """Return the `Data` called `name` on `device`; `holdout` training images become the validation split.
+def load(name, device="cpu", train_examples=0, statistics="ewn"):
+    """Return the `Data` called `name` on `device`: "cpu", "cuda", "cuda:1", …, or "auto", CUDA where there is one.
 
-    device: "cpu", "cuda", "cuda:1", …, or "auto", which takes CUDA where there is one.
-    The holdout is a fixed stratified choice, the same in every run. Whatever chooses (a criterion, a
-    stopping time) chooses on it, never on the test set. `train_examples` keeps as many of the other training images,
-    0 all of them: again a fixed stratified choice, and a larger one contains the smaller. `statistics`: the study
+    `train_examples` keeps as many training images, 0 all of them: a fixed choice with all classes in proportion, the
+    same in every run, and a larger one contains the smaller. `statistics`: the study
     whose means and deviations standardise the pixels, "ewn" (arXiv 2010.12909) or "phew" (arXiv 2010.11354), or "half",
     which scales them to [-1, 1]. Raises DataError, which says what is wrong with which file.
     """
@@ -120,8 +113,6 @@ def load(name, device="cpu", holdout=0, train_examples=0, statistics="ewn"):
     data = _decoded(name, str(_folder()))
     mean, std = STATISTICS[statistics].get(name, (data.mean, data.std))
     data = replace(data, mean=mean, std=std)
-    if holdout:
-        data = _hold_out(data, holdout)
     if train_examples:
         data = _keep(data, train_examples)
     device = _device(device)
@@ -169,8 +160,6 @@ def _decoded(name, folder):
     return Data(
         name,
         *train,
-        train[0][:0],
-        train[1][:0],
         *test,
         classes=int(train[1].max()) + 1,
         mean=mean,
@@ -193,28 +182,19 @@ def _checksum(*tensors):
     return digest.hexdigest()[:16]
 
 
-def _hold_out(data, holdout):
-    n = len(data.train_y)
-    if not 0 < holdout < n:
-        raise DataError(f"holdout is {holdout}; allowed is 0 (none) to {n - 1}, {data.name} has {n} training images")
-    valid, train = _stratified(data.train_y, "holdout", holdout)
-    x, y = data.train_x, data.train_y
-    return replace(data, train_x=x[train], train_y=y[train], valid_x=x[valid], valid_y=y[valid])
-
-
 def _keep(data, count):
     n = len(data.train_y)
     if not 0 < count <= n:
         raise DataError(f"train_examples is {count}; allowed is 0 (all) to {n}, which {data.name} has here")
-    kept, _ = _stratified(data.train_y, "subset", count)
+    kept = _stratified(data.train_y, "subset", count)
     return replace(data, train_x=data.train_x[kept], train_y=data.train_y[kept])
 
 
 def _stratified(labels, purpose, count):
-    """Return the indices of `count` examples with all classes in proportion, and those of the others, in order."""
+    """Return the indices of `count` examples with all classes in proportion, in order."""
     order = draws.generator(0, purpose).permutation(len(labels))
     ranked = order[np.argsort(_rank_in_class(labels.numpy()[order]), kind="stable")]
-    return tuple(torch.from_numpy(np.sort(part)) for part in (ranked[:count], ranked[count:]))
+    return torch.from_numpy(np.sort(ranked[:count]))
 
 
 def _rank_in_class(labels):

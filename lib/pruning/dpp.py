@@ -16,7 +16,7 @@ all the other items are then brought up to date by matrix products.
 import math
 import operator
 import warnings
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,49 +38,15 @@ class IdentityWarning(UserWarning):
     """A likelihood matrix is numerically a multiple of the identity: the "diverse" sets are uniformly random."""
 
 
-@dataclass(frozen=True)
-class Eigen:
+class Eigen(NamedTuple):
     """The eigenpairs of M likelihood matrices: values (M, N), rising, and vectors (M, N, N), in columns."""
 
     values: torch.Tensor
     vectors: torch.Tensor
 
-    @property
-    def shape(self):
-        return self.vectors.shape
-
-    @property
-    def device(self):
-        return self.vectors.device
-
-    def __getitem__(self, matrices):
-        return Eigen(self.values[matrices], self.vectors[matrices])
-
-
-def eigen(matrices, together=False):
-    """Return the `Eigen` of `matrices (M, N, N)`: of a tensor or array, or of what has a shape and can be sliced.
-
-    It holds 8 M N² bytes, 2.5 GB for the edges of 784 to 500; `sample` does without, a few matrices at a time.
-    together: on CUDA, hand many matrices to the batched solver instead of one after the other; which
-    is faster there has not been measured, and before torch 2.12 they go one after the other all the same. Raises
-    ValueError for a matrix that is not real, symmetric, finite and positive semidefinite, up to the rounding of the
-    numbers given: float32 ones may be off by more. Warns (`IdentityWarning`) of multiples of the identity.
-    """
-    matrices = _given(matrices)
-    values = torch.empty(matrices.shape[:2], dtype=torch.float64, device=matrices.device)
-    vectors = torch.empty(matrices.shape, dtype=torch.float64, device=matrices.device)
-
-    def work(part):
-        found = _eigen(matrices, part, together)
-        values[part], vectors[part] = found.values, found.vectors
-
-    workers.each(work, _parts(matrices, CHUNK_BYTES), matrices.device)
-    _warn_of_identity(values)
-    return Eigen(values, vectors)
-
 
 def _given(matrices):
-    """Return the matrices as a tensor, or as what builds its own (`Eigen` among them); ValueError for other shapes."""
+    """Return the matrices as a tensor, or as what builds its own when sliced; ValueError for other shapes."""
     if isinstance(matrices, np.ndarray | list | tuple):
         matrices = torch.from_numpy(np.array(matrices))
     if len(matrices.shape) != 3 or matrices.shape[1] != matrices.shape[2]:
@@ -90,14 +56,12 @@ def _given(matrices):
     return matrices
 
 
-def _parts(matrices, limit, copies=1):
-    """Return the slices of matrices that are worked on at a time, `copies` numbers for every one of a matrix."""
-    count, items, _ = matrices.shape
-    return workers.slices(count, max(1, int(limit[matrices.device.type] / (8 * copies * items**2))))
+def _eigen(matrices, part):
+    """Return the `Eigen` of the matrices of one slice, eigenvalues within rounding of 0 set to 0.
 
-
-def _eigen(matrices, part, together=False):
-    """Return the `Eigen` of the matrices of one slice, eigenvalues within rounding of 0 set to 0."""
+    ValueError for a matrix that is not real, symmetric, finite and positive semidefinite, up to the rounding of the
+    numbers given: float32 ones may be off by more.
+    """
     found, name = matrices[part].detach(), f"a likelihood matrix from number {part.start} on"
     items, exact = found.shape[-1], torch.finfo(torch.float64).eps
     precision = torch.finfo(found.dtype).eps if found.is_floating_point() else exact
@@ -109,7 +73,7 @@ def _eigen(matrices, part, together=False):
         if apart > precision**0.5 * largest:
             raise ValueError(f"{name} is not symmetric: two entries that should be equal differ by {apart:.3g}")
         found = (found + found.mT) / 2
-    values, vectors = _eigh(found, together)
+    values, vectors = _eigh(found)
     # That of the decomposition; or of the numbers given, N² roundings, each as likely up as down.
     noise = max(items * exact, items**0.5 * precision) * values[:, -1:].abs()
     if (values < -noise).any():
@@ -117,12 +81,13 @@ def _eigen(matrices, part, together=False):
     return Eigen(values.masked_fill(values <= noise, 0), vectors)
 
 
-def _eigh(matrices, together):
-    """Return (values, vectors). On a CPU by NumPy, whose LAPACK took 60 ms where torch's took 85 (784 items, AMD)."""
+def _eigh(matrices):
+    """Return (values, vectors). On a CPU by NumPy, whose LAPACK took 60 ms where torch's took 85 (784 items, AMD).
+
+    On CUDA one after the other: the batched solver took up to 100 times as long before torch 2.12.
+    """
     if matrices.device.type == "cpu":
         return tuple(map(torch.from_numpy, np.linalg.eigh(matrices.numpy())))
-    if together and torch.__version__ >= "2.12":  # before, CUDA's batched solver took up to 100 times as long
-        return torch.linalg.eigh(matrices)
     return tuple(torch.stack(parts) for parts in zip(*map(torch.linalg.eigh, matrices), strict=True))
 
 
@@ -142,10 +107,11 @@ def _warn_of_identity(values):
 def sample(matrices, keep, seeds, sampler="exact", purpose="dpp"):
     """Return one set of each likelihood matrix and seed as a mask, `bool (S, M, N)`; `keep` items are True.
 
-    matrices: `(M, N, N)`, see `eigen`, or their `Eigen`, which makes every further draw cheap. keep: an
-    integer from 1 to the rank of every matrix, or a list of K of them, which adds a leading axis: (K, S, M, N).
-    A draw is decided by (seed, purpose, keep, number of the matrix) alone. sampler: "exact", or "dppy", the
-    published one, with an error where its arithmetic fails.
+    matrices: `(M, N, N)`, of a tensor or array, or of what has a shape and can be sliced: a few are decomposed at a
+    time, all of the edges of 784 to 500 would hold 2.5 GB. keep: an integer from 1 to the rank of every matrix, or a
+    list of K of them, which adds a leading axis: (K, S, M, N). A draw is decided by (seed, purpose, keep, number of the
+    matrix) alone. sampler: "exact", or "dppy", the published one, with an error where its arithmetic fails. Warns
+    (`IdentityWarning`) of multiples of the identity.
     """
     keeps = [operator.index(k) for k in ([keep] if np.ndim(keep) == 0 else keep)]
     matrices = _given(matrices)
@@ -161,17 +127,15 @@ def sample(matrices, keep, seeds, sampler="exact", purpose="dpp"):
     def work(parts):
         room, done = _Room(matrices.device), []
         for part in parts:
-            found = matrices[part] if isinstance(matrices, Eigen) else _eigen(matrices, part)
+            found = _eigen(matrices, part)
             _check_rank(found, part.start, max(keeps))
             done.append((found.values, draw(found, part.start, keeps, seeds, purpose, room)))
         return done
 
-    limit, copies = (GROUP_BYTES, 2) if isinstance(matrices, Eigen) else (CHUNK_BYTES, 1)
-    parts = _parts(matrices, limit, copies)
+    parts = workers.slices(matrices.shape[0], max(1, int(CHUNK_BYTES[matrices.device.type] / (8 * items**2))))
     shares = [parts[piece] for piece in workers.slices(len(parts), -(-len(parts) // torch.get_num_threads()))]
     found, sets = zip(*sum(workers.each(work, shares, matrices.device), []), strict=True)
-    if not isinstance(matrices, Eigen):
-        _warn_of_identity(torch.cat(found))
+    _warn_of_identity(torch.cat(found))
     sets = torch.cat(sets, dim=2)
     if not (sets.sum(-1) == torch.tensor(keeps, device=sets.device)[:, None, None]).all():
         raise RuntimeError(f"a draw of {keep} items has another size; rounding must have got the better of a matrix")
@@ -209,17 +173,17 @@ class _Room:
 
 def _draw(found, first, keeps, seeds, purpose, room):
     """Return the sets `bool (K, S, M, N)` of M matrices, of which the first is number `first`."""
-    count, items, _ = found.shape
+    count, items = found.values.shape
     values = found.values.cpu().numpy()[:, ::-1]
     table = ratios(values, max(keeps), min(keeps))
     vectors = found.vectors if count > 1 else found.vectors.expand(len(seeds), -1, -1)
-    sets = torch.ones(len(keeps), len(seeds) * count, items, dtype=torch.bool, device=found.device)
+    sets = torch.ones(len(keeps), len(seeds) * count, items, dtype=torch.bool, device=found.values.device)
     for kept, keep in zip(sets, keeps, strict=True):
         if keep == items:
             continue
         streams = _streams(count, first, keep, seeds, purpose)
         chosen = _choose(values, table, keep, np.stack([stream.random(items) for stream in streams]))
-        chosen = torch.from_numpy(chosen[:, ::-1].copy()).to(found.device)
+        chosen = torch.from_numpy(chosen[:, ::-1].copy()).to(found.values.device)
         smaller = keep <= items - keep
         wanted = chosen if smaller else ~chosen
         parts = workers.slices(len(kept), len(vectors))
@@ -368,7 +332,7 @@ def _draw_by_dppy(found, first, keeps, seeds, purpose, room):
     """Return what `_draw` returns, by DPPy (Gautier et al., arXiv 1809.07258), from the same eigenpairs."""
     from dppy.finite_dpps import FiniteDPP
 
-    count, items, _ = found.shape
+    count, items = found.values.shape
     sets = torch.zeros(len(keeps), len(seeds) * count, items, dtype=torch.bool)
     for kept, keep in zip(sets, keeps, strict=True):
         _check_dppy(found, first, keep)
@@ -380,7 +344,7 @@ def _draw_by_dppy(found, first, keeps, seeds, purpose, room):
             except ValueError as error:
                 raise ValueError(f"DPPy cannot keep {keep} items ({error}); take sampler='exact'") from error
             kept[row, chosen] = True
-    return sets.unflatten(1, (len(seeds), count)).to(found.device)
+    return sets.unflatten(1, (len(seeds), count)).to(found.values.device)
 
 
 def _check_dppy(found, first, keep):

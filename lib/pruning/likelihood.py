@@ -48,18 +48,12 @@ def moments(x, transform=None):
 
 
 @torch.no_grad()
-def unit_moments(x, weight, bias=None, activation=None, items="activation"):
-    """Return the `Moments` (R, O, O) of the units of a linear layer `weight (R, O, I)` on the examples `x`.
+def unit_moments(x, weight, bias, activation):
+    """Return the `Moments` (R, O, O) of activation(x wᵀ + bias), the units of a linear layer `weight (R, O, I)`.
 
-    items: "activation", activation(x wᵀ + bias), as in DIVNET and as the network computes it. "preactivation", x wᵀ
-    without the bias, as Acharyya, Zhang et al. published it. `x` is (N, I), shared, or (R, N, I).
+    As in DIVNET and as the network computes them; `x` is (N, I), shared, or (R, N, I). Of x wᵀ alone, as Acharyya,
+    Zhang et al. published it, they are `projected`.
     """
-    if items not in ITEMS:
-        raise ValueError(f"items is {items!r}; allowed are {ITEMS}")
-    if items == "preactivation":
-        return projected(moments(x), weight)
-    if activation is None:
-        raise ValueError('items="activation" needs the activation, for example torch.sigmoid; none was given')
     if len(weight) > 1:
         each = zip(range(len(weight)), [None] * len(weight) if bias is None else bias[:, None], strict=True)
         return _joined(

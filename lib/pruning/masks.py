@@ -223,12 +223,6 @@ def density(masks):
     return kept.double() / sum(mask[0].numel() for mask in covered)
 
 
-def layer_density(masks):
-    """Return the kept share of every weight tensor that `masks` cover, `{name: (R,) float64}`; biases are left out."""
-    covered = {name: mask.flatten(1) for name, mask in masks.items() if name.endswith(".weight")}
-    return {name: mask.sum(1).double() / mask.shape[1] for name, mask in covered.items()}
-
-
 def active_units(masks):
     """Return how many units of every layer keep an incoming weight, `{name: (R,) int64}`; biases are left out.
 

@@ -10,7 +10,6 @@ shrunk           the units without a path are gone, the rest is full matrices; s
 """
 
 import math
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -19,12 +18,12 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils import benchmark
 
 from lib.networks import plain
 from lib.pruning import masks, shrink
 
 BLOCK = 8  # the fastest of 4, 8, 16, 32 and 64 for products of 1024×768 and 768×256, at 50 to 95 % sparsity on one core
-WARM_UP = 0.05  # seconds: caches, and the choice of a kernel at the first calls
 SEMI_ALIGNMENT = 64  # rows and columns that torch's 2:4 products take, in float16, are multiples of 32 and 64
 
 
@@ -235,40 +234,13 @@ class Latency(NamedTuple):
 
 
 @torch.inference_mode()
-def latency(function, x, repeats=50, threads=1, clock=time.perf_counter):
+def latency(function, x, repeats=50, threads=1):
     """Return the `Latency` of `function(x)`, warm, on `threads` CPU threads (None: as they are set).
 
-    On CUDA every call is timed until the device is done. clock: `time.process_time` counts this process alone, which
-    on one thread is the time to go by while others compute.
+    By torch's own timer, which on CUDA waits at each call until the device is done, and calls twice before it times.
     """
-    with _threads(threads):
-        until = clock() + WARM_UP
-        while clock() < until:
-            _timed(function, x, clock)
-        times = torch.tensor([_timed(function, x, clock) for _ in range(repeats)], dtype=torch.float64)
+    given = {"function": function, "x": x}
+    timer = benchmark.Timer("function(x)", globals=given, num_threads=threads or torch.get_num_threads())
+    times = torch.tensor([timer.timeit(1).mean for _ in range(repeats)], dtype=torch.float64)
     low, median, high = (1000 * times.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))).tolist()
     return Latency(median, low, high, repeats)
-
-
-def _timed(function, x, clock):
-    """Return the seconds of one call, on the device to its end."""
-    _finish(x)
-    start = clock()
-    function(x)
-    _finish(x)
-    return clock() - start
-
-
-def _finish(x):
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-
-
-@contextmanager
-def _threads(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
