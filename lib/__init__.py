@@ -7,6 +7,7 @@ data/        data sets on the device            figures/   one look per type, ti
 networks/    R networks as one: layers, starts, architectures
 pruning/     which weights or units stay: scores, walks, determinants; masks, and what is left of a network
 training/    what changes weights over time: trainers, descents, line searches; evaluation, trained networks
+explorer/    what one moves in a notebook: a trained network, two methods, a slider
 studies/     ewn, challenge, phew, dpp, importance: what knows a paper
 
 Knows a paper: its study. Changes weights over time: training. Decides what stays: pruning. Is a network: networks.

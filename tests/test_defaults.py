@@ -12,7 +12,7 @@ from lib.errors import RecordError
 from tests.test_open_run import DEFAULTS, PARAMETERS, opened, save_all, write_notebook
 
 NOTEBOOKS = runs.ROOT / "notebooks"
-EXPERIMENTS = sorted(path for path in NOTEBOOKS.glob("*.ipynb") if not path.stem.startswith("summary_"))
+EXPERIMENTS = parameters.experiments(NOTEBOOKS)
 DECLARED = {path.stem: runs.declared(path.stem) for path in EXPERIMENTS}
 
 

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 
 from lib import ranges, runs, sets
 from lib.errors import ParameterError
+from lib.records import parameters as naming
 
 NOTEBOOKS = runs.ROOT / "notebooks"
-EXPERIMENTS = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb") if not path.stem.startswith("summary_"))
+EXPERIMENTS = [path.stem for path in naming.experiments(NOTEBOOKS)]
 CELLS = {
     name: ["".join(cell["source"]) for cell in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text("utf-8"))["cells"]
            if cell["cell_type"] == "code"]

@@ -17,6 +17,7 @@ FLOORS = (
     ("networks",),
     ("pruning",),
     ("training",),
+    ("explorer",),
     ("studies.ewn", "studies.challenge", "studies.phew", "studies.dpp", "studies.importance"),
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders}

@@ -1,0 +1,267 @@
+"""The explorer in a notebook: what is chosen and moved by a person, and what then is drawn anew.
+
+    explorer = controls.Explorer("digits", of="units", first="contribution", second="random")
+    explorer.show()
+
+The figure and the table of numbers are plain outputs, drawn anew in their place, so that an executed notebook, a saved
+one and exported HTML show them as they last were; the controls need a kernel.
+"""
+
+import base64
+import html
+import itertools
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import HTML, DisplayHandle, Image, display
+
+from lib.errors import ParameterError, hint, listed
+from lib.explorer import board, subjects
+from lib.explorer import sweep as of
+from lib.networks import nets, plain
+from lib.pruning import methods, shrink
+
+KINDS = ("units", "weights")
+NEEDS = ("nothing", "examples")  # of methods that can be explored
+FALLBACK = {"units": ("contribution", "random"), "weights": ("magnitude", "random")}
+SHOWN, ACROSS = 40, 10  # units of the first layer that can be clicked at
+SIDE = 56  # CSS pixels of one
+_numbers = itertools.count()  # of explorers, so that two in one page do not share their looks
+
+
+class Explorer:
+    """A trained network, two methods and a slider. `show` displays it; `cuts` is what it shows now.
+
+    network: `subjects.DIGITS`, or a label of `subjects.networks()`; of: "units" or "weights"; first, second: methods
+    of those; sparsity: the share to be pruned at first; seed: of what is drawn, and of the network trained now;
+    examples: test images that are answered, 0 for all. ParameterError for what there is not. It writes no record.
+    """
+
+    def __init__(
+        self, network=subjects.DIGITS, of="units", first="contribution", second="random", sparsity=0.5, seed=1,
+        examples=2000,
+    ):  # fmt: skip
+        if of not in KINDS:
+            raise ParameterError(f"of is {of!r}; allowed are {listed(KINDS)}.{hint(of, KINDS)}")
+        for name in (first, second):
+            if methods.get(name, of).needs not in NEEDS:
+                raise ParameterError(
+                    f"{name} needs {methods.get(name, of).needs}; allowed are {listed(explorable(of))}"
+                )
+        if not 0 <= sparsity < 1:
+            raise ParameterError(f"sparsity is {sparsity}; allowed is 0 <= sparsity < 1")
+        self.seed, self.examples, self.by_hand = seed, examples, {}
+        self._subjects, self._sweeps, self._class, self._quiet = {}, {}, f"explorer-{next(_numbers)}", False
+        self._make(network, of, first, second, sparsity)
+
+    # ---- the controls
+
+    def _make(self, network, kind, first, second, sparsity):
+        wide = widgets.Layout(width="100%")
+        self.network = widgets.Dropdown(
+            options=[subjects.DIGITS, *subjects.networks()], description="network", layout=wide
+        )
+        self.kind = widgets.ToggleButtons(options=KINDS, value=kind, description="prune")
+        self.first, self.second = (
+            widgets.Dropdown(options=explorable(kind), value=name, description=word)
+            for word, name in (("method", first), ("beside", second))
+        )
+        nearest = min(of.STOPS, key=lambda stop: abs(stop - sparsity))
+        self.slider = widgets.SelectionSlider(
+            options=[(f"{stop:.0%}", stop) for stop in of.STOPS], value=nearest, description="sparsity", layout=wide
+        )
+        self.status, self.places = widgets.HTML(), []
+        self.bar = widgets.IntProgress(max=len(of.STOPS) - 1, layout=widgets.Layout(width="100%", height="6px"))
+        self.units = [
+            widgets.Button(layout=widgets.Layout(width=f"{SIDE}px", height=f"{SIDE}px")) for _ in range(SHOWN)
+        ]
+        self.looks = widgets.HTML()
+        self.back = widgets.Button(description="Undo all clicks")
+        self.save = widgets.Button(
+            description="Shrink and save", tooltip="what the first method leaves, as it is shown"
+        )
+        self.saved = widgets.HTML()
+        if network not in self.network.options:
+            subjects.subject(network)  # which says what there is
+        self.network.value = network
+        self._listen()
+
+    def _listen(self):
+        for control in (self.network, self.first, self.second):
+            control.observe(lambda change: self._told(self._prepare), "value")
+        self.kind.observe(lambda change: self._told(self._other_kind), "value")
+        self.slider.observe(lambda change: self._told(self.draw), "value")
+        for place, button in enumerate(self.units):
+            button.add_class(self._class).add_class(f"{self._class}-{place}")
+            button.on_click(lambda _, place=place: self._told(self._click, place))
+        self.back.on_click(lambda _: self._told(self._undo))
+        self.save.on_click(lambda _: self._told(self._save))
+
+    def _told(self, action, *arguments):
+        """Do what a control asks for; what goes wrong is said beside the controls, where errors would go unseen."""
+        if self._quiet:
+            return
+        self.status.value = ""
+        try:
+            action(*arguments)
+        except (ValueError, RuntimeError, OSError) as error:
+            self.status.value = f"<b>{html.escape(f'{type(error).__name__}: {error}')}</b>"
+
+    def _other_kind(self):
+        names, self._quiet = explorable(self.kind.value), True
+        for control, other in zip((self.first, self.second), FALLBACK[self.kind.value], strict=True):
+            value = control.value if control.value in names else other
+            control.options, control.value = names, value
+        self._quiet = False
+        self._prepare()
+
+    # ---- what is shown
+
+    def _prepare(self):
+        """Compute what the slider moves over, if that was not done before, and draw."""
+        label, kind = self.network.value, self.kind.value
+        if label not in self._subjects:
+            self.status.value = f"{html.escape(label)}: one moment …"
+            self._subjects[label] = subjects.subject(label, self.seed, self.examples)
+        self.subject = self._subjects[label]
+        self.sweeps = [self._sweep(label, name, kind) for name in (self.first.value, self.second.value)]
+        self.board = board.Board(self.subject, self.sweeps)
+        self.ranked, self.by_hand, self.status.value = ranked(self.subject.net), {}, ""
+        self.draw()
+
+    def _sweep(self, label, name, kind):
+        if (label, name, kind) not in self._sweeps:
+            self.status.value = f"{name}: one moment …"
+            self._sweeps[label, name, kind] = of.sweep(self.subject, name, kind, of.STOPS, self._progress)
+        return self._sweeps[label, name, kind]
+
+    def _progress(self, stops):
+        for self.bar.value, stop in enumerate(stops):
+            yield stop
+        self.bar.value = 0
+
+    def draw(self):
+        """Draw what is shown now, in the places where it was displayed."""
+        self.cuts = [one.at(self.slider.value) for one in self.sweeps]
+        if self.by_hand:
+            self.cuts = [of.changed(self.subject, cut, self.by_hand) for cut in self.cuts]
+        self.looks.value = f"<style>{self._style()}</style>"
+        for place, content in zip(self.places, self.contents(), strict=False):
+            place.update(content)
+
+    def contents(self):
+        """Return the table of numbers and the figure, to be displayed."""
+        numbers = table(self.subject, self.sweeps, self.cuts)
+        return HTML(numbers.to_html()), Image(self.board.png(self.cuts), alt="two pruned networks side by side")
+
+    def show(self):
+        """Compute, and display the controls, the table, the figure, and the units to be clicked at; returns nothing."""
+        rows = [self.network, self.kind, widgets.HBox([self.first, self.second]), self.slider, self.bar, self.status]
+        _display(widgets.VBox(rows), "<p><i>The controls need a kernel.</i></p>")
+        self._prepare()
+        self.places = [DisplayHandle(), DisplayHandle()]
+        for place, content in zip(self.places, self.contents(), strict=True):
+            place.display(content)
+        columns = widgets.Layout(grid_template_columns=f"repeat({ACROSS}, {SIDE + 4}px)")
+        grid = widgets.GridBox(self.units[: len(self.ranked)], layout=columns)
+        said = widgets.HTML("Units of the first layer, from the largest: a click takes one out, or brings it back.")
+        _display(
+            widgets.VBox([said, self.looks, grid, widgets.HBox([self.back, self.save]), self.saved]), self._picture()
+        )
+
+    # ---- units
+
+    def _click(self, place):
+        unit = int(self.ranked[place])
+        self.by_hand[unit] = not bool(of.there(self.subject.net, self.cuts[0].masks)[unit])
+        self.draw()
+
+    def _undo(self):
+        self.by_hand = {}
+        self.draw()
+
+    def _sheet(self, kept):
+        """Return the PNG of the units, in base64: what is pruned is white, but of a unit that is gone as a whole."""
+        masks = kept, of.whole(self.subject.net)
+        left, everything = (of.images(self.subject, each, self.ranked) for each in masks)
+        weights = torch.where(of.there(self.subject.net, kept)[self.ranked, None, None, None], left, everything)
+        return base64.b64encode(board.encoded(board.sheet(weights, ACROSS))).decode()
+
+    def _style(self):
+        """Return the looks of the units: their weights as they are left, those that are gone faint and ringed."""
+        rows = -(-len(self.ranked) // ACROSS)
+        alive = of.there(self.subject.net, self.cuts[0].masks)[self.ranked].tolist()
+        image = f"url(data:image/png;base64,{self._sheet(self.cuts[0].masks)})"
+        found = [f".{self._class}{{background-image:{image};background-size:{ACROSS * 100}% {rows * 100}%;"
+                 "image-rendering:pixelated;padding:0}"]  # fmt: skip
+        for place, (unit, there) in enumerate(zip(self.ranked.tolist(), alive, strict=True)):
+            x, y = 100 * (place % ACROSS) / (ACROSS - 1), 100 * (place // ACROSS) / max(rows - 1, 1)
+            ring = "outline:2px solid #EE6677;" if unit in self.by_hand else ""
+            faint = "" if there else "opacity:0.2;"
+            found.append(f".{self._class}-{place}{{background-position:{x:.3f}% {y:.3f}%;{ring}{faint}}}")
+        return "".join(found)
+
+    def _picture(self):
+        told = f"{self.sweeps[0].method}, {self.cuts[0].asked:.0%} of the {self.sweeps[0].of} pruned"
+        left = of.images(self.subject, self.cuts[0].masks, self.ranked)
+        image = base64.b64encode(board.encoded(board.sheet(left, ACROSS))).decode()
+        style = f"width:{ACROSS * SIDE}px;max-width:100%;image-rendering:pixelated"
+        return (
+            f"<p>What is left of the first layer ({html.escape(told)}), units from the largest:</p>"
+            f'<img alt="units of the first layer" src="data:image/png;base64,{image}" style="{style}">'
+        )
+
+    # ---- a smaller network
+
+    def _save(self):
+        cut, one = self.cuts[0], self.sweeps[0]
+        path = plain.save(cut.small, subjects.saved_in(self.subject.name, one.method, cut.asked))
+        whole = one.cuts[0]
+        before, after = plain.parameters(shrink.unshrunk(self.subject.net)), plain.parameters(cut.small)
+        self.saved.value = (
+            f"<code>{html.escape(str(path))}</code>: {path.stat().st_size:,} bytes, {after:,} of {before:,} parameters;"
+            f" {cut.milliseconds:.3g} ms for {of.BATCH} images, the whole network {whole.milliseconds:.3g} ms"
+        )
+
+
+def explorable(kind):
+    """Return the names of the methods of "units" or "weights" that can be explored: they need images, or nothing."""
+    return sorted(methods.names(kind, NEEDS))
+
+
+def ranked(net):
+    """Return units of the first layer `(n,)`, from the largest norm to the smallest, evenly spaced if they are many."""
+    norms = next(iter(nets.unit_norms(net).values()))[0]
+    order = norms.argsort(descending=True, stable=True)
+    return order[np.linspace(0, len(order) - 1, min(SHOWN, len(order))).round().astype(int)]
+
+
+def table(subject, sweeps, cuts):
+    """Return the numbers of the whole network, and of what each method leaves, as a table with a column each."""
+    whole = sweeps[0].cuts[0]
+    named = [("whole", whole)] + [(one.method, cut) for one, cut in zip(sweeps, cuts, strict=True)]
+    columns = [_column(subject, cut, whole) for _, cut in named]
+    return pd.DataFrame(columns, index=[name for name, _ in named]).T
+
+
+def _column(subject, cut, whole):
+    y, live = subject.test[1], cut.left["live_units"].astype(int)
+    before, after = whole.answers == y, cut.answers == y
+    return {
+        "sparsity, asked": f"{cut.asked:.1%}",
+        "sparsity, true": f"{cut.left['sparsity']:.1%}",
+        "sparsity, effective": f"{cut.left['effective_sparsity']:.1%}",
+        "test accuracy": f"{of.accuracy(cut, y):.1%}",
+        "right before, wrong now": int((before & ~after).sum()),
+        "wrong before, right now": int((~before & after).sum()),
+        "multiplications": f"{int(cut.left['macs']):,} ({cut.left['macs'] / whole.left['macs']:.1%})",
+        f"ms for {min(of.BATCH, len(y))} images, shrunk": f"{cut.milliseconds:.3g}",
+        "live units by layer": ", ".join(map(str, live)),
+    }
+
+
+def _display(widget, instead):
+    """Display a widget; where there is no kernel, HTML stands `instead` of it."""
+    display({**widget._repr_mimebundle_(), "text/html": instead}, raw=True)
