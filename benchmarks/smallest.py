@@ -49,6 +49,9 @@ NOTEBOOKS = {
     "phew_width": CONVOLUTIONS | {"type": ["synflow", "synflow_l2"], "density": 0.05, "shares": [0.0, 0.5]},
     "train_time_prune": DIGITS | {"type": ["none", "contribution", "small"], "epochs": 4, "initial": 2, "increment": 1,
                                   "batch_size": 20},
+    "arena": DIGITS | {"type": ["none", "small", "lamp", "magnitude_gradual", "taylor_units"], "hidden": [20],
+                       "sparsities": [0.5], "shuffle_at": [0.5], "epochs": 2, "recovery": 1, "batch_size": 20,
+                       "holdout": 10, "train_examples": 30, "score_examples": [10]},
     "vae_prune": DIGITS | {"type": ["none", "contribution"], "hidden": [16, 20], "latent": 4, "epochs": 3, "initial": 1,
                            "increment": 1, "batch_size": 20},
 }  # fmt: skip

@@ -8,7 +8,7 @@ networks/    R networks as one: layers, starts, architectures
 pruning/     which weights or units stay: scores, walks, determinants; masks, and what is left of a network
 training/    what changes weights over time: trainers, descents, line searches; evaluation, trained networks
 explorer/    what one moves in a notebook: a trained network, two methods, a slider
-studies/     ewn, challenge, phew, dpp, importance: what knows a paper
+studies/     ewn, challenge, phew, dpp, importance: what knows a paper; arena: all their methods on the same networks
 
 Knows a paper: its study. Changes weights over time: training. Decides what stays: pruning. Is a network: networks.
 Knows no network: the ground, all above it in this list. Studies never import each other (tests/test_floors.py).

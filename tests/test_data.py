@@ -177,6 +177,22 @@ def test_digits_are_split_within_each_class():
     assert found.train_x.max() == 255 and found.train_x.min() == 0
 
 
+def test_the_holdout_is_stratified_fixed_and_leaves_the_test_set():
+    whole, cut, again = sets.load("digits"), sets.load("digits", holdout=200), sets.load("digits", holdout=200)
+    assert len(cut.test_y) == 200 and len(cut.train_y) == len(whole.train_y) - 200
+    assert torch.equal(cut.test_x, again.test_x) and torch.equal(cut.train_x, again.train_x)
+    counts = torch.bincount(cut.test_y, minlength=10)
+    assert counts.max() - counts.min() <= 2
+    joined = torch.cat([cut.train_x, cut.test_x]).flatten(1)
+    rows = [sorted(map(bytes, x.flatten(1).numpy())) for x in (whole.train_x, joined)]
+    assert rows[0] == rows[1], "the two parts are the training images, each once"
+    few = sets.load("digits", holdout=200, train_examples=50)
+    assert len(few.train_y) == 50 and torch.equal(few.test_x, cut.test_x)
+    n = len(whole.train_y)
+    with pytest.raises(sets.DataError, match=f"holdout is {n}; allowed is 0 .none. to {n - 1}"):
+        sets.load("digits", holdout=n)
+
+
 def test_pixels_are_standardised():
     x, y = sets.load("digits").split("train")
     assert x.shape == (len(y), 784) and x.dtype == torch.float32

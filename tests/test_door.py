@@ -147,6 +147,12 @@ def test_few_units_have_no_budgets(units):
         ("vae_prune", {"latent": 0}, "latent = 0"),
         ("weight_vs_neuron", {"type": "small", "hidden": [10], "sparsities": [0.99]}, "0.99 leaves"),
         ("sparse_speed", {"batches": [10_001]}, "10000 test images"),
+        ("arena", {"type": "fpgm", "net": "resnet20", "dataset": "cifar10"}, "fpgm.*are of net mlp alone"),
+        ("arena", {"type": ["lamp", "snip_init"], "level": -10}, "snip_init: what is trained under masks"),
+        ("arena", {"type": "fpgm", "hidden": [999, 9], "sparsities": [0.99], "shuffle_at": [0.99]}, "leaves .10, 0"),
+        ("arena", {"shuffle_at": [0.5]}, "0.5 is none of the sparsities"),
+        ("arena", {"holdout": 50_001}, "9999 are left to train on"),
+        ("arena", {"score_examples": [10_001]}, "there are 10000 images"),
         ("mnist_prune", {"train_examples": 60_001}, "10 to 60000 training images"),
         ("mnist_prune", {"width": -1}, r"width = -1: -1 is not in \[1, 65536\]"),
         ("mnist_prune", {"seed": 10**29}, "below 2\\^64"),
@@ -181,6 +187,16 @@ SMALL = {  # what goes together, and what keeps a run within a second
     "sparse_speed": DIGITS | {"type": ["csr", "shrunk"]},
     "train_time_prune": DIGITS | {"type": ["contribution", "small"], "seed": 2**64 - 1},
     "vae_prune": DIGITS | {"initial": 1},
+    "arena": DIGITS
+    | {
+        "type": ["small", "hessian", "lamp_init", "magnitude_gradual", "dpp_units"],
+        "hidden": [2],
+        "level": 0.0,
+        "drops": [0],
+        "seed": 2**64 - 1,
+        "sparsities": [0.0],
+        "shuffle_at": [0.0],
+    },
     "weight_vs_neuron": DIGITS | {"type": ["weight", "small"], "seed": 2**64 - 1},
 }
 

@@ -18,7 +18,7 @@ FLOORS = (
     ("pruning",),
     ("training",),
     ("explorer",),
-    ("studies.ewn", "studies.challenge", "studies.phew", "studies.dpp", "studies.importance"),
+    ("studies.ewn", "studies.challenge", "studies.phew", "studies.dpp", "studies.importance", "studies.arena"),
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders}
 LONGEST = 400  # lines; if a file passes this, ask what it is two of

@@ -99,13 +99,15 @@ class Data:
         return images.standardise(x, self.mean, self.std), y
 
 
-def load(name, device="cpu", train_examples=0, statistics="ewn"):
+def load(name, device="cpu", train_examples=0, statistics="ewn", holdout=0):
     """Return the `Data` called `name` on `device`: "cpu", "cuda", "cuda:1", …, or "auto", CUDA where there is one.
 
     `train_examples` keeps as many training images, 0 all of them: a fixed choice with all classes in proportion, the
     same in every run, and a larger one contains the smaller. `statistics`: the study
     whose means and deviations standardise the pixels, "ewn" (arXiv 2010.12909) or "phew" (arXiv 2010.11354), or "half",
-    which scales them to [-1, 1]. Raises DataError, which says what is wrong with which file.
+    which scales them to [-1, 1]. holdout: so many training images, chosen likewise, stand in the place of the test set
+    and are not among the others: what is chosen, a criterion or when to stop, is chosen by them. Raises DataError,
+    which says what is wrong with which file.
     """
     for what, value, allowed in (("dataset", name, NAMES + UNLABELLED), ("statistics", statistics, STATISTICS)):
         if value not in allowed:
@@ -113,6 +115,8 @@ def load(name, device="cpu", train_examples=0, statistics="ewn"):
     data = _decoded(name, str(_folder()))
     mean, std = STATISTICS[statistics].get(name, (data.mean, data.std))
     data = replace(data, mean=mean, std=std)
+    if holdout:
+        data = _hold_out(data, holdout)
     if train_examples:
         data = _keep(data, train_examples)
     device = _device(device)
@@ -180,6 +184,15 @@ def _checksum(*tensors):
     for tensor in tensors:
         digest.update(np.ascontiguousarray(tensor.numpy()))
     return digest.hexdigest()[:16]
+
+
+def _hold_out(data, count):
+    n = len(data.train_y)
+    if not 0 < count < n:
+        raise DataError(f"holdout is {count}; allowed is 0 (none) to {n - 1}, {data.name} has {n} training images")
+    held, x, y = _stratified(data.train_y, "holdout", count), data.train_x, data.train_y
+    rest = torch.ones(n, dtype=torch.bool).index_fill_(0, held, False)
+    return replace(data, train_x=x[rest], train_y=y[rest], test_x=x[held], test_y=y[held])
 
 
 def _keep(data, count):

@@ -1,9 +1,11 @@
 """Scores of units: one number per unit of a hidden layer, larger = kept: see `methods`. More are in `contribution`."""
 
+import torch
+
 from lib import draws
 from lib.networks import nets
 from lib.pruning.methods import method
-from lib.pruning.scores import drawn
+from lib.pruning.scores import drawn, snip
 
 
 @method("magnitude", of="units")
@@ -11,6 +13,29 @@ def magnitude(net, x, y, seeds):
     """Return the norm of every hidden unit's effective weights, `{layer: (R, O)}`: the criterion of three studies."""
     norms = nets.unit_norms(net)
     return {layer: norms[layer] for layer in list(norms)[:-1]}
+
+
+@method("taylor", of="units", needs="examples")
+def taylor(net, x, y, seeds):
+    """Return the sum of |w · dL/dw| over the weights into every hidden unit, `{layer: (R, O)}`, in `eval()` mode.
+
+    How much of the loss hangs on them, to first order (Molchanov et al., arXiv 1906.10771, where |Σ w · dL/dw| is
+    squared; the sum of absolute values is what Torch-Pruning computes). For single weights it is SNIP's score.
+    """
+    found = list(snip(net, x, y, seeds, training=False).items())[:-1]
+    return {name.removesuffix(".weight"): score.flatten(2).sum(2) for name, score in found}
+
+
+@method("fpgm", of="units")
+def fpgm(net, x, y, seeds):
+    """Return the sum of the distances between the weights into a hidden unit and those into each other of its layer.
+
+    `{layer: (R, O)}`; what lies nearest to the geometric median of all goes first (He et al., arXiv 1811.00250).
+    """
+    found = {name: layer.weight.detach().flatten(2) for name, layer in list(nets.layers(net).items())[:-1]}
+    # By products, which are faster, equal weights are apart.
+    how = {"compute_mode": "donot_use_mm_for_euclid_dist"}
+    return {name: torch.cdist(weights, weights, **how).sum(2) for name, weights in found.items()}
 
 
 @method("growth", of="units", needs="history")

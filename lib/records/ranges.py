@@ -29,16 +29,18 @@ RANGES = {
     "keep": SOME, "sets": "[1, 1000]", "beta": "[0, inf)", "rounds": "[1, 10000]",
     "initial": "[0, 1000000]", "increment": "[1, 1000000]", "fraction": SHARE, "minimum": SIZE,
     "average": "[-1000, 1000]", "maximum": "[-1000, 1000]",
+    "shuffle_at": SHARE, "recovery": "[1, 1000000]", "score_examples": COUNT, "holdout": COUNT, "level": "[-100000, 0]",
 }  # fmt: skip
 # Where 0 stands for something else: the published number, all, nothing trained.
 _AT_INITIALISATION = {"width": "[0, 65536]", "epochs": "[0, 1000000]"}
 OWN = {
     "phew_density": _AT_INITIALISATION, "phew_width": _AT_INITIALISATION,
+    "arena": {"width": "[0, 65536]"},
     "train_time_prune": {"hidden": "[0, 65536]", "batch_size": SOME},
     "vae_prune": {"score_examples": SOME},
 }  # fmt: skip
 # Lists whose entries are the coordinates of an axis.
-DIFFERENT = {"sparsities", "densities", "shares", "levels", "depths", "batches", "noise", "keep"}
+DIFFERENT = {"sparsities", "shuffle_at", "densities", "shares", "levels", "depths", "batches", "noise", "keep"}
 DEVICES = ("auto", "cpu", "cuda", *(f"cuda:{number}" for number in range(16)))
 
 

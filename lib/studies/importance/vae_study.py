@@ -158,8 +158,8 @@ def _carrier(net, memory):
 
 
 def types():
-    """Return the types of `vae_prune`: not pruned, and every method of units."""
-    return ["none", *methods.names("units")]
+    """Return the types of `vae_prune`: not pruned, and every method of units that reads no labels."""
+    return ["none", *(name for name in methods.names("units") if name != "taylor")]
 
 
 def chosen(lab, net, kind, number):

@@ -1,0 +1,249 @@
+"""One entrant in the arena: its masks, how good they leave the networks, and what training makes of them."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from lib.networks import nets
+from lib.pruning import anatomy, masks, methods, paths, reweight, shrink, shuffle
+from lib.studies.arena import entrants
+from lib.training.evaluate import evaluate_alone
+
+MASKS, STAGES = ("own", "shuffled"), ("raw", "reweighted", "tuned")
+BETAS = ("1/N", "10/N")  # candidates for how far the items of a DPP reach
+AXES = {  # of the arrays of `fight`, behind the runs
+    "accuracy": ("mask", "stage", "sparsity"), "held_out_accuracy": ("mask", "sparsity"),
+    "passes": ("mask", "sparsity"), "layer_sparsity": ("sparsity", "layer"), "live_units": ("sparsity", "layer"),
+    "layer_effective_sparsity": ("sparsity", "layer"),
+}  # fmt: skip
+
+
+def fight(lab, kind, sparsities):
+    """Return what a record says of every run of a type, `{name: (R, ...)}` (see `AXES`), and the seconds a mask took.
+
+    accuracy, on the test set, at once ("raw"), with what stays refitted, and after all training ("tuned"), nan where
+    there is no such thing; held_out_accuracy, of the last, and passes, the one after which it was best there, counted
+    from the first after pruning or, of what is pruned before, of all; and `anatomy.anatomy`.
+    """
+    found = entrants.get(kind)
+    made = {"none": _none, "small": _small}.get(kind) or {"weights": _weights, "units": _units}[found.of]
+    kept, cells, seconds = made(lab, found, list(sparsities))
+    net = lab.network()
+    each = [anatomy.anatomy(net, paths.complete(mask, nets.weights(net))) for mask in kept]
+    left = {name: np.stack([one[name] for one in each], 1) for name in each[0]}
+    left["true_sparsity"] = left.pop("sparsity")
+    return left | _packed(cells, len(lab.seeds), len(sparsities)), seconds
+
+
+def _packed(cells, runs, count):
+    """Return arrays from what is known at places, `{(mask, sparsity): {name: (R,)}}`; see `fight`."""
+    shape = runs, len(MASKS), count
+    found = {name: np.full(shape, np.nan) for name in (*STAGES, "held_out_accuracy", "passes")}
+    for (mask, k), values in cells.items():
+        for name, value in values.items():
+            found[name][:, mask, k] = value
+    return {"accuracy": np.stack([found.pop(stage) for stage in STAGES], 2)} | found
+
+
+# ---- masks
+
+
+def chosen(lab, net, found, densities):
+    """Return the masks of an entrant at each density, `[{name: bool (R, ...)}]`: of its candidates the best held out.
+
+    An untrained network says nothing of its masks: of that the last candidate counts.
+    """
+    x_y = _candidates(lab, net, methods.get(found.method, found.of))
+    every = [methods.prune_each(net, found.method, densities, x, y, lab.seeds, found.of, **found.options | options)
+             for x, y, options in (x_y[-1:] if found.when == "before" else x_y)]  # fmt: skip
+    return every[0] if len(every) == 1 else [_best(lab, net, found.of, each) for each in zip(*every, strict=True)]
+
+
+def _candidates(lab, net, method):
+    """Return [(x, y, keywords)] for a method to choose from."""
+    if method.needs == "examples":
+        return [(*lab.examples(count), {}) for count in sorted(lab.score_examples)]
+    if method.needs == "moments":
+        read, names = lab.moments(net), list(nets.layers(net))
+        sent = dict(zip(names, list(read.values())[1:], strict=False))
+        return [(read if method.of == "weights" else sent, None, {"beta": beta}) for beta in BETAS]
+    if method.needs == "history":
+        return [(methods.score(nets.fold(lab.network()), "magnitude", of="units"), None, {})]
+    return [(None, None, {"rounds": lab.rounds} if method.rounds > 1 else {})]
+
+
+def _best(lab, net, of, each):
+    """Return of masks of one density, run by run, those that leave the most accurate network on the holdout."""
+    accuracy = [evaluate_alone(masked(net, of, kept), *lab.test).accuracy for kept in each]
+    best = torch.stack(accuracy).argmax(0).tolist()
+    return {name: torch.stack([each[k][name][run] for run, k in enumerate(best)]) for name in each[0]}
+
+
+def masked(net, of, kept):
+    """Return a copy of a stack behind masks of weights, or without the units that masks of units drop."""
+    if of == "units":
+        return shrink.narrow(net, kept)
+    return masks.apply_(nets.take(net, list(range(nets.runs(net)))), kept)
+
+
+# ---- training
+
+
+def trained(lab, net, start, epochs, copies=1, raw=True):
+    """Return ([what became of each copy of the runs, `{name: (R,)}`], the masks under which they were trained).
+
+    net: a stack of all copies, one after the other; start: `(lab, stack, runs) -> Trainer` of a part of it, which has
+    pruned what goes. After `epochs` more the best, on the holdout, of the states after each of the last `lab.recovery`
+    passes counts, of equals the earlier. raw: the test set is looked at before these epochs too.
+    """
+
+    def train(lab, net, chosen):
+        trainer = start(lab, net, chosen)
+        found = {"raw": _tested(lab, trainer.net)} if raw else {}
+        best, passes, held_out = _best_of_last(trainer, epochs, lab.recovery)
+        return found | {"passes": passes, "held_out_accuracy": held_out, "tuned": _tested(lab, best)}, trainer.masks
+
+    parts = replace(lab, seeds=list(lab.seeds) * copies).split(train, net)
+    joined = {name: np.concatenate([found[name] for found, _ in parts]) for name in parts[0][0]}
+    each = zip(*(np.split(values, copies) for values in joined.values()), strict=True)
+    return [dict(zip(joined, values, strict=True)) for values in each], nets.gathered(kept for _, kept in parts)
+
+
+def _begun(epoch=0, kept=None):
+    """Return a `start` of `trained` for networks with `epoch` passes behind them, under the masks `kept` of all."""
+
+    def start(lab, net, chosen):
+        trainer = lab.trainer(net, epoch=epoch)
+        trainer.prune({name: mask[chosen] for name, mask in (kept or {}).items()})
+        return trainer
+
+    return start
+
+
+def _best_of_last(trainer, epochs, last):
+    """Return (networks, passes, accuracies) of a trainer after `epochs` more: see `trained`."""
+    trainer.fit(epochs - last)
+    runs = len(trainer.seeds)
+    net, best, passes = nets.take(trainer.net, list(range(runs))), np.full(runs, -1.0), np.zeros(runs)
+    for number in range(epochs - last + 1, epochs + 1):
+        accuracy = np.nan_to_num(trainer.fit(1).curve("test_accuracy")[:, -1])
+        better = accuracy > best
+        best, passes = np.where(better, accuracy, best), np.where(better, number, passes)
+        for old, now in zip(net.state_dict().values(), trainer.net.state_dict().values(), strict=True):
+            old[better] = now[better]
+    return net, passes, best
+
+
+def _tested(lab, net):
+    return evaluate_alone(net, *lab.final).accuracy.cpu().numpy()
+
+
+# ---- what enters: (lab, entrant, sparsities) -> (masks, what is known by (mask, sparsity), seconds that a mask took)
+
+
+def _none(lab, found, sparsities):
+    """Nothing is pruned, and training goes on as that of all others."""
+    (said,), _ = trained(lab, lab.dense(), _begun(lab.epochs), lab.recovery)
+    return [{}] * len(sparsities), {(0, k): said for k in range(len(sparsities))}, 0.0
+
+
+def _small(lab, found, sparsities):
+    """Networks of the widths that methods of units leave, from scratch, for as many epochs in all."""
+    kept, cells, full = [], {}, lab.network()
+    for k, sparsity in enumerate(sparsities):
+        left = entrants.widths(lab.sizes, sparsity)
+        (cells[0, k],), _ = trained(lab, lab.network(left), _begun(), lab.epochs + lab.recovery, raw=False)
+        first = {name: (torch.arange(size) < width).expand(len(lab.seeds), -1).to(lab.data.device)
+                 for name, size, width in zip(nets.layers(full), lab.hidden, left, strict=False)}  # fmt: skip
+        kept.append(masks.expand(first, dict(full.named_parameters())))
+    return kept, cells, 0.0
+
+
+def _units(lab, found, sparsities):
+    """Units go after training; what stays is trained as the physically smaller stack, the same function."""
+    net, began, cells = lab.dense(), time.perf_counter(), {}
+    units = chosen(lab, net, found, [entrants.unit_density(lab.sizes, sparsity) for sparsity in sparsities])
+    seconds = (time.perf_counter() - began) / len(units) / len(lab.seeds)
+    read = lab.moments(net) if lab.reweighting != "none" else None
+    for k, left in enumerate(units):
+        (cells[0, k],), _ = trained(lab, shrink.narrow(net, left), _begun(lab.epochs), lab.recovery)
+        if read:
+            cells[0, k]["reweighted"] = _tested(lab, shrink.narrow(_refitted(net, left, read), left))
+    return [masks.expand(left, dict(net.named_parameters())) for left in units], cells, seconds
+
+
+def _weights(lab, found, sparsities):
+    """Weights go before training or after it, their masks shuffled within layers where that is asked for, or during."""
+    if found.when == "during":
+        return _gradual(lab, found, sparsities)
+    before = found.when == "before"
+    net = lab.network() if before else lab.dense()
+    began = time.perf_counter()
+    kept = chosen(lab, net, found, [1 - sparsity for sparsity in sparsities])
+    seconds = (time.perf_counter() - began) / len(kept) / len(lab.seeds)
+    kept = [paths.complete(mask, nets.weights(net)) for mask in kept]
+    every = {(0, k): mask for k, mask in enumerate(kept)}
+    every |= {(1, k): shuffle.shuffled(nets.graph(net), kept[k], lab.seeds)
+              for k, sparsity in enumerate(sparsities) if sparsity in lab.shuffle_at}  # fmt: skip
+    copies = nets.take(net, list(range(len(lab.seeds))) * len(every))
+    start = _begun(0 if before else lab.epochs, nets.gathered(every.values()))
+    said, _ = trained(lab, copies, start, lab.epochs * before + lab.recovery, len(every), raw=not before)
+    cells = dict(zip(every, said, strict=True))
+    if not before and lab.reweighting == "all":
+        read = lab.moments(net)
+        for k, mask in enumerate(kept):
+            cells[0, k]["reweighted"] = _tested(lab, _refitted(net, mask, read))
+    return kept, cells, seconds
+
+
+def _gradual(lab, found, sparsities):
+    """Weights go during training, ever more of them, see `Lab.gradual`; scores are of the network of that moment."""
+    each, runs = [sparsity for sparsity in sparsities for _ in lab.seeds], len(lab.seeds)
+
+    def start(lab, net, chosen):
+        def masks_at(trainer, densities):
+            within = trainer.masks or paths.complete({}, nets.weights(net))
+            *_, (x, y, options) = _candidates(lab, trainer.net, methods.get(found.method))
+            return methods.prune(trainer.net, found.method, densities, x, y, lab.seeds, within=within,
+                                 **found.options | options)  # fmt: skip
+
+        return lab.gradual(net, [each[run] for run in chosen], lab.epochs, masks_at, {"gradual": found.method})
+
+    net = nets.take(lab.network(), list(range(runs)) * len(sparsities))
+    said, kept = trained(lab, net, start, lab.recovery, len(sparsities))
+    parts = [{name: mask[k * runs : (k + 1) * runs] for name, mask in kept.items()} for k in range(len(sparsities))]
+    return parts, {(0, k): one for k, one in enumerate(said)}, 0.0
+
+
+def _refitted(net, kept, read):
+    """Return a copy of an MLP whose layers say, by least squares on what they `read`, what the whole ones said.
+
+    kept: masks of weights, or of units. A constant joins where the layer has a bias.
+    """
+    net, layers = nets.take(net, list(range(nets.runs(net)))), nets.layers(net)
+    for name, mask in kept.items():
+        if mask.dim() == 2:
+            after = reweight.next_layer(net, name)
+            how = {"intercept": layers[after].bias is not None}
+            reweight.units_(net, {name: mask}, nets.ACTIVATIONS[net.activation], read[after], **how)
+        else:
+            layer = name.removesuffix(".weight")
+            reweight.edges_(net, {name: mask}, read[layer], layers[layer].bias is not None)
+    return net
+
+
+def record(lab, kind, p, found, seconds, run=0):
+    """Return the scores, cost, arrays and axes of one run's record, for `Run.save`; found, seconds: of `fight`."""
+    net, arrays = lab.network(), {}
+    for name, values in found.items():
+        arrays[name] = values[run], AXES.get(name, ("sparsity",))
+    axes = {"sparsity": p["sparsities"], "mask": MASKS, "stage": STAGES, "layer": list(nets.layers(net))}
+    one = entrants.get(kind)
+    return {
+        "scores": {"tuned_last": float(found["accuracy"][run, 0, -1, -1]), "of": one.of or "control", "when": one.when},
+        "cost": {"mask_seconds": seconds, "dense_macs": nets.macs_per_run(net),
+                 "dense_parameters": nets.parameters_per_run(net)},
+        "arrays": arrays, "axes": {name: list(values) for name, values in axes.items()},
+    }  # fmt: skip

@@ -1,0 +1,117 @@
+"""The arena: what all entrants share, networks that are trained once, one schedule, a holdout that chooses.
+
+Whatever is chosen, which examples a score reads, how far the items of a DPP reach, after which pass training ends, is
+chosen by images that were held out of training. The test set is looked at once, when all of that is over.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from lib import draws
+from lib.data import images
+from lib.data.sets import Data
+from lib.errors import RecordError
+from lib.networks import convnets, nets
+from lib.pruning import likelihood
+from lib.records import runs
+from lib.training import descend
+from lib.training import lab as frame
+
+
+def build(lab, hidden=None):
+    """Return the networks as they start, one per seed, of other `hidden` widths if given."""
+    if lab.net == "mlp":
+        inputs, *own, classes = lab.sizes
+        return nets.init_(nets.MLP([inputs, *(hidden or own), classes], [lab.norm] * len(lab.seeds)), lab.seeds)
+    image, runs = tuple(lab.data.train_x.shape[1:]), len(lab.seeds)
+    return nets.init_(convnets.build(lab.net, image, lab.data.classes, runs, lab.width or None), lab.seeds, "phew")
+
+
+@dataclass(kw_only=True)
+class Lab(frame.Lab):
+    """What all entrants share, see `frame.Lab`; its test set, and that of `data`, is the holdout; `final` the test set.
+
+    net: "mlp" or one of `convnets.RESNETS`; hidden, norm: of an MLP; width: filters of the first stage, 0 for the
+    published. epochs: passes before networks are pruned, and recovery: after; level: the log-loss down to which a
+    network is trained in place of the former, 0 for none. score_examples: candidates for how many examples a score
+    reads; rounds: of `anneal`; reweighting: of which entrants; shuffle_at: sparsities whose masks are shuffled too.
+    """
+
+    build: Callable = build
+    data: Data
+    final: tuple
+    net: str = "mlp"
+    hidden: tuple = (1024,)
+    width: int = 0
+    norm: str = "no-WN"
+    level: float = 0.0
+    epochs: int = 3
+    recovery: int = 2
+    score_examples: tuple = (100, 1000)
+    rounds: int = 100
+    reweighting: str = "units"
+    shuffle_at: tuple = ()
+    augment: bool = False
+
+    @property
+    def sizes(self):
+        """Return the sizes of the layers of an MLP, from inputs to outputs."""
+        return [self.data.train_x[0].numel(), *self.hidden, self.data.classes]
+
+    def trainer(self, net, epoch=0):
+        """Return a `Trainer` of a stack that has `epoch` passes behind it: the order and the rate of all entrants."""
+        batches = images.Augmented(self.data, self.seeds) if self.augment else None
+        return super().trainer(net, epoch=epoch, batches=batches)
+
+    def dense(self):
+        """Return the plain twins of the trained networks, trained now or some time before."""
+        return nets.fold(self._descended() if self.level else super().dense(self.epochs)[0])
+
+    def _descended(self):
+        """Return the networks at the log-loss `level`; RecordError for one that did not get there."""
+        start, recipes = self.network(), [self.recipe | {"type": self.norm, "seed": seed} for seed in self.seeds]
+        reached, _ = descend.descend(start, self.data, self.seeds, [self.level], folders=[*map(runs.trained, recipes)],
+                                   recipes=recipes, batch=self.rule["batch"], stack=self.stack)  # fmt: skip
+        if lost := [seed for seed, found in zip(self.seeds, reached, strict=True) if self.level not in found]:
+            raise RecordError(f"seeds {lost} did not reach a log-loss of {self.level}; ask for a higher level.")
+        return nets.join([found[self.level].net for found in reached])
+
+    def examples(self, count):
+        """Return (x, y), `(R, count, I)` and `(R, count)`: training images of each run's own choice, as they are."""
+        chosen = [draws.permutation(seed, "examples", 0, len(self.data.train_y))[:count] for seed in self.seeds]
+        index = torch.from_numpy(np.stack(chosen)).to(self.data.device)
+        return images.standardise(self.data.train_x[index], self.data.mean, self.data.std), self.data.train_y[index]
+
+    def moments(self, net):
+        """Return the `Moments` of what every layer of an MLP reads on the training images, `{layer: (R, I, I)}`."""
+        names = list(nets.layers(net))
+        each = [[likelihood.moments(self.train[0], lambda part, k=k, alone=alone: _sent(alone, part, k))
+                 for k in range(len(names))] for alone in nets.apart(net)]  # fmt: skip
+        joined = ([torch.cat(parts) for parts in zip(*(found[:2] for found in layer), strict=True)]
+                  for layer in zip(*each, strict=True))  # fmt: skip
+        return {name: likelihood.Moments(*found, len(self.train[1])) for name, found in zip(names, joined, strict=True)}
+
+
+def _sent(net, x, count):
+    """Return what the first `count` layers of one MLP send to the next, `(1, N, units)`."""
+    x = x[None] if x.dim() == 2 else x
+    for layer in list(nets.layers(net).values())[:count]:
+        x = nets.ACTIVATIONS[net.activation](layer(x))
+    return x
+
+
+def lab(data, final, p, seeds):
+    """Return the `Lab` of these seeds on a `Data` with a holdout, and the test set `final`, from parameters `p`."""
+    rule = {name: p[name] for name in ("rule", "lr", "momentum", "nesterov", "weight_decay", "bf16")}
+    rule |= {"batch": p["batch_size"], "drops": [drop for drop in p["drops"] if drop]}
+    recipe = {"name": f"{data.name}-arena", **{name: p[name] for name in ("net", "holdout", "train_examples")}}
+    recipe |= {"hidden": p["hidden"]} if p["net"] == "mlp" else {"width": p["width"], "augment": p["augment"]}
+    recipe |= {"batch": p["batch_size"]} if p["level"] else {"norm": p["norm"]} | rule
+    # Augmented batches are made of bytes: a standardised copy of all images would lie there unused.
+    train = (data.train_x.flatten(1), data.train_y) if p["augment"] else data.split("train")
+    own = {field.name: p[field.name] for field in fields(Lab) if field.name in p}
+    own |= {"rule": rule | {"bar": False}, "data": data, "final": final}
+    return Lab(train=train, test=data.split("test"), seeds=list(seeds), recipe=recipe, **own)
