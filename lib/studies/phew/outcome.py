@@ -5,6 +5,7 @@ import torch
 
 from lib.networks import nets
 from lib.pruning import anatomy, masks, methods, path_kernel, paths
+from lib.records.parameters import without
 from lib.studies.phew import study
 from lib.training.evaluate import evaluate_alone
 
@@ -38,12 +39,13 @@ def conservation(lab, kind):
     Of the dense network, and of hidden units without an identity shortcut, whose flow passes no weight; in shares of
     the mean of the first. A score is conserved where both are equal (arXiv 2006.05467). {} for types without scores.
     """
-    method, _ = study.method_of(kind)
+    method, options = study.method_of(kind)
     if method is None or method.draws or method.name == "random":
         return {}
     net = lab.network()
     x, y = study.examples(lab, method)
-    found = methods.score(net, method.name, x, y, lab.seeds, **study.quirks(lab, method.name))
+    options = study.quirks(lab, method.name) | without(options, study.AROUND)
+    found = methods.score(net, method.name, x, y, lab.seeds, **options)
     into, out_of = balance(nets.graph(net), {name: score.double() for name, score in found.items()})
     scale = into.mean(1, keepdim=True)
     return {"score_in": (into / scale).cpu().numpy(), "score_out": (out_of / scale).cpu().numpy()}

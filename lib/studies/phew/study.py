@@ -31,6 +31,8 @@ from lib.training import optimizers
 VARIANTS = {
     "phew_res": ("phew", {"nested": True}),
     "magnitude_init": ("magnitude", {}),
+    "snip_frozen": ("snip", {"training": False}),  # as the SynFlow study scores: batch normalisations as they start
+    "grasp_frozen": ("grasp", {"training": False}),
 }
 ABLATIONS = {
     "inverse": ("phew", {"nested": True, "invert": True}),
@@ -48,6 +50,7 @@ ABLATIONS = {
     "synflow_shuffled": ("synflow", {"shuffle": 1.0}),
     "synflow_l2_shuffled": ("synflow_l2", {"shuffle": 1.0}),
 }
+AROUND = ("init", "shuffle", "reinit")  # keywords that no method has, of what comes before it and after
 REINITS = ("none", "phew", "evci", "liu")
 # What the published code does otherwise, method by method; all of its masks keep what is above a percentile.
 QUIRKS = {"phew": {"legacy_branch": True}, "synflow_l2": {"power": 1}, "grasp": {"over": "all"}}
@@ -211,7 +214,7 @@ def prune(lab, kind, densities, shuffle=None, reinit=None):
     if kind not in (known := types()):
         raise ParameterError(f"type is {kind!r}; allowed are {listed(known)}.{hint(kind, known)}")
     found, options = method_of(kind)
-    scheme, own_width, own_scheme = (options.pop(name, None) for name in ("init", "shuffle", "reinit"))
+    scheme, own_width, own_scheme = (options.pop(name, None) for name in AROUND)
     began = time.perf_counter()
     if kind == "magnitude_trained":
         starts = _gradual(lab, densities)
