@@ -62,11 +62,6 @@ def test_differences_and_claims_are_paired_by_seed():
     assert len(table) == 4
 
 
-def test_gains_are_what_reweighting_changes(axes):
-    figures.gains(axes, rows(dpp_node=4.0))
-    np.testing.assert_allclose(lines(axes)["DPP node"], [[10, 20], [-(4 + 0.05 / 3) / 2] * 2])
-
-
 def test_entries_are_a_line_for_each_quantile(axes):
     looks = pd.DataFrame([(seed, width, quantile, 10 * width + quantile + seed)
                           for seed in (1, 3) for width in (0.1, 1.0) for quantile in (0.01, 0.5)],

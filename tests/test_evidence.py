@@ -29,6 +29,27 @@ def test_a_verdict_needs_six_seeds_an_interval_and_a_small_p():
     assert evidence.judged(outlier)["verdict"] == "undecided"
 
 
+def test_what_would_decide_is_the_first_number_of_seeds_whose_interval_is_clear():
+    few = np.array([1.0, -0.4, 1.3, 0.2])
+    enough = int(evidence.judged(few)["enough"])
+    for n, decided in ((enough - 1, False), (enough, True)):
+        low, _ = stats.t.interval(0.95, n - 1, few.mean(), np.std(few, ddof=1) / np.sqrt(n))
+        assert (low > 0) == decided
+    assert evidence.judged(few, than=few.mean())["enough"] == np.inf
+    assert evidence.judged(np.array([5.0, 5.1]))["enough"] == evidence.NEEDED == evidence.judged(few[:1])["enough"]
+    decided = np.arange(1.0, 9.0)
+    assert evidence.judged(decided)["enough"] == 8 == evidence.judged(-decided)["enough"]
+
+
+@pytest.mark.parametrize("right, of", [(42, 100), (58, 100), (3, 5)])
+def test_so_it_is_for_shares(right, of):
+    n = int(evidence.counted([True] * right + [False] * (of - right))["enough"])
+    for many, decided in ((n - 1, False), (n, True)):
+        found = stats.binomtest(round(many * max(right, of - right) / of), many).proportion_ci()
+        assert (found.low > 0.5) == decided
+    assert evidence.counted([True, False])["enough"] == np.inf
+
+
 @pytest.mark.parametrize("n", [0, 1])
 def test_no_pair_and_one_pair_decide_nothing(n):
     found = evidence.judged(np.full(n, 2.0))
@@ -73,7 +94,11 @@ def test_a_part_says_verdicts_figures_and_what_is_missing(monkeypatch, tmp_path)
     assert part == (tmp_path / "made.md").read_text("utf-8")
     low, high = stats.ttest_1samp(np.arange(1.0, 7.0), 0).confidence_interval()
     assert "**Is it so?** Yes. more is better: 3.50 points" in part and f"({low:.2f} to {high:.2f}), n = 6\n" in part
-    assert "| none | 1.00 points (1.00 to 1.00) | 2 | undecided, 6 seeds needed |" in part
+    assert "| more is better | 3.50 points (1.54 to 5.46) | 6 | 0.031 | confirmed |  |" in part
+    assert "| none | 1.00 points (1.00 to 1.00) | 2 | 0.500 | undecided | 6 |" in part
+    assert "Claims: 2. Confirmed: 1. Refuted: 0. Undecided: 1, of which 1 have fewer than 6 seeds." in part
+    counted = gallery.section({"made": part}).splitlines()[2]
+    assert counted == "| [A title](#made) | 2 | 1 | 0 | 1 | 1 |"
     assert "![key](key.png)\n*Shown.*" in part and "lost" not in part and "nobody" not in part
     assert gallery.rows({"made": part}).splitlines()[2].startswith("| Is it so? | Yes | more is better: 3.50 points")
     assert gallery.write("other", "A title", "Is it so?", [empty], {}) is None and not (tmp_path / "other.md").exists()
@@ -83,8 +108,12 @@ def test_only_what_stands_between_the_markers_is_replaced(monkeypatch, tmp_path)
     monkeypatch.setattr(gallery, "GALLERY", tmp_path / "README.md")
     (tmp_path / "made.md").write_text("new\n")
     text = "before\n<!-- results of made lost -->\nold\n<!-- end -->\nafter"
-    expected = text.replace("old", '<a id="made"></a>\n\nnew\n')
-    assert gallery.included(text, gallery.section) == gallery.included(expected, gallery.section) == expected
+    expected = text.replace("old", "new, of made")
+
+    def told(parts):
+        return "".join(f"{part.strip()}, of {study}" for study, part in parts.items())
+
+    assert gallery.included(text, told) == gallery.included(expected, told) == expected
 
 
 def test_a_grid_has_ours_and_the_published_in_italics():

@@ -1,9 +1,11 @@
 """The EWN study's claim: verdicts from hand-made accuracies, and a figure without published values."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
+from lib import drawing
 from lib.studies.ewn import figures
 
 LEVELS = [-10, -50, -100, -300]
@@ -60,7 +62,34 @@ def test_the_figure_has_every_share_and_what_was_published():
     told = frame[(frame["seed"] < 3) & (frame["level"] != -50)]
     figure = figures.depth(frame, told)
     assert len(figure.axes) == 2 * len(figures.SHARES)
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels[:6] == ["no-WN", "no-WN, published", "EWN", "EWN, published", "SWN", "SWN, published"]
-    assert labels[6:] == ["EWN ahead of no-WN", "EWN ahead of SWN"]
-    assert len(figures.depth(frame, told[:0]).legends[0].get_texts()) == 5
+    assert labels(figure) == ["no-WN", "EWN", "SWN", "published"]
+    assert labels(figures.depth(frame, told[:0])) == ["no-WN", "EWN", "SWN"]
+    gains = figure.axes[len(figures.SHARES)].containers
+    assert [bar.lines[0].get_xdata().tolist() for bar in gains] == [[10, 50, 100, 300]] * 2
+    assert gains[0].lines[0].get_ydata() == pytest.approx([1] * 4, abs=0.2)
+    plt.close("all")
+
+
+def labels(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+@pytest.mark.parametrize("seeds, bands", [(3, 0), (6, 1)])
+def test_what_is_left_has_a_column_for_each_level_or_criterion_and_gains_by_seed(seeds, bands):
+    drawing.style()
+    frame = made(lambda level: 2, seeds).assign(criterion="norm")
+    both = pd.concat([frame, frame.assign(criterion="since_-10", accuracy=50.0)])
+    figure = figures.left(both, both[:0], [(-300, "norm"), (-300, "since_-10")])
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert titles == ["log-loss −300, by norm", "log-loss −300, by growth since −10", "", ""]
+    errors, gains = figure.axes[0], figure.axes[2]
+    assert errors.get_yscale() == "log" and len(errors.collections) == 3 * bands
+    (ahead,) = [line for line in gains.lines if line.get_linewidth() > 1 and line.get_color() == drawing.GREEN]
+    np.testing.assert_allclose(ahead.get_data(), [[50, 80, 90, 95], [2] * 4], atol=0.2)
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name, said", [("norm", "norm"), ("since_init", "growth since the start"),
+                                        ("since_-100", "growth since −100")])  # fmt: skip
+def test_criteria_have_words(name, said):
+    assert figures.words(name) == said

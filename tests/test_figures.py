@@ -30,8 +30,18 @@ def test_below_thirty_seeds_the_interval_is_students():
 
 def test_from_thirty_seeds_on_the_interval_is_the_bootstraps():
     values = np.random.default_rng(1).normal(size=(40, 2))
-    expected = stats.bootstrap((values,), np.mean, axis=0, method="percentile", rng=0).confidence_interval
-    assert np.allclose(evidence.interval(values), (expected.low, expected.high), atol=0.03)
+    low, high = evidence.interval(values)
+    assert np.allclose((low, high), stats.ttest_1samp(values, 0).confidence_interval(), atol=0.05)
+    skewed = np.random.default_rng(1).exponential(size=2000)[:, None]
+    middle, (low, high) = skewed.mean(), evidence.interval(skewed)
+    assert high[0] - middle > middle - low[0], "accelerated: a skewed mean has its longer side where its tail is"
+
+
+def test_what_is_all_alike_is_its_own_interval():
+    values = np.column_stack([np.full(40, 2.0), np.arange(40.0)])
+    (low, other_low), (high, other_high) = evidence.interval(values)
+    assert low == high == 2 and other_low < 19.5 < other_high
+    assert evidence.interval(np.full(40, True)) == (1, 1)
 
 
 def test_up_to_five_seeds_each_is_a_line_and_the_mean_a_thick_one(axes):
@@ -53,8 +63,8 @@ def test_types_are_told_apart_by_more_than_colour():
 
 
 def test_a_type_without_a_look_gets_a_free_one_by_its_name_alone():
-    assert drawing.look("fisher") == ("fisher", "#4477AA", "D", ":")
-    assert drawing.look("wide_first") == ("wide first", "#228833", "P", ":")
+    assert drawing.look("fisher") == ("fisher", "#4477AA", "P", ":")
+    assert drawing.look("wide_first") == ("wide first", "#AA3377", "h", "-.")
     taken = {look[1:] for look in drawing.LOOKS.values()}
     assert not {drawing.look(f"kind {k}")[1:] for k in range(99)} & taken
 
@@ -64,11 +74,48 @@ def test_known_types_come_first_and_the_others_by_name():
     assert drawing.ordered(["a", "small", "none"], ("none", "small")) == ["none", "small", "a"]
 
 
-def test_published_values_stand_behind_ours(axes):
+def test_medians_have_quartiles(axes):
+    drawn = drawing.spread(axes, seeds(8), "x", "y", "EWN", medians=True)
+    assert np.allclose(drawn.get_ydata(), seeds(8).groupby("x")["y"].median())
+    (band,) = axes.collections
+    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(seeds(8).groupby("x")["y"].quantile(0.75).max())
+
+
+def test_every_label_is_written_once_and_published_values_have_one(axes):
+    for kind in ("EWN", "SWN"):
+        drawing.spread(axes, seeds(2), "x", "y", kind)
+        drawing.published(axes, [0.0], [1.0], kind)
+    drawing.published(axes, [], [], "no-WN", label="nobody published it")
+    twin = axes.figure.add_subplot(2, 1, 2)
+    drawing.spread(twin, seeds(2), "x", "y", "EWN")
+    drawing.legend(axes.figure)
+    (found,) = axes.figure.legends
+    assert [text.get_text() for text in found.get_texts()] == ["EWN", "SWN", "published"]
+    drawing.legend(twin)
+    assert [text.get_text() for text in twin.get_legend().get_texts()] == ["EWN"]
+
+
+def test_differences_have_intervals_and_a_line_of_none(axes):
+    found = pd.DataFrame({"left": [2, 1], "mean": [5.0, 3.0], "low": [4.0, 1.0], "high": [6.0, 5.0]})
+    drawing.apart(axes, found, "left", drawing.look("EWN"), "ahead", shift=0.5)
+    (bars,) = axes.containers
+    assert bars.lines[0].get_xydata().tolist() == [[1.5, 3.0], [2.5, 5.0]]
+    assert [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()] == [[1, 5], [4, 6]]
+    assert axes.lines[-1].get_ydata() == [0, 0]
+
+
+def test_raw_names_become_words():
+    assert drawing.words("fashion_mnist, 7 rounds") == "FashionMNIST, 7 rounds"
+    assert drawing.words("somewhere") == "somewhere"
+
+
+def test_published_values_stand_in_front_of_ours(axes):
     facts = pd.DataFrame({"type": "EWN", "x": [0, 0, 1], "y": [1.0, 3.0, 5.0]})
     drawing.compare(axes, seeds(3).assign(type="EWN"), facts, "x", "y", ["EWN"])
     (container,) = axes.containers
     assert container.lines[0].get_ydata().tolist() == [2.0, 5.0]
+    (mean,) = [line for line in axes.lines if line.get_label() == "EWN"]
+    assert container.lines[0].get_zorder() > mean.get_zorder()
 
 
 def test_labels_at_line_ends_do_not_touch(axes):

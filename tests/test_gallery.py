@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from lib import gallery
 from tests.test_summaries import SUMMARIES, summarised
+from workflow.plan import Plan
 
 ROOT = gallery.README.parent
 RESULTS = re.compile(r"<!-- results of [\w ]+ -->\n.*?<!-- end -->", re.DOTALL)
@@ -41,6 +42,11 @@ def test_a_part_of_the_gallery_is_what_its_summary_makes_of_the_records(summary,
     assert made == (ROOT / f"figures/{study}.md").read_text("utf-8"), f"papermill notebooks/{summary}.ipynb writes it"
     drawn = {path.stem for path in committed.glob("*.png")}
     assert set(re.findall(r"!\[(\w+)\]\(\1\.png\)", made)) == drawn, "the gallery shows every figure, once"
+
+
+def test_the_cpu_profile_lists_what_has_a_record_and_nothing_else(committed):
+    plan = Plan("cpu")
+    assert [f"{one.experiment}: {one.missing()}" for one in plan.due] == []
 
 
 @pytest.mark.parametrize("path, told", [(gallery.GALLERY, gallery.section), (gallery.README, gallery.rows)])

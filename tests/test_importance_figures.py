@@ -183,29 +183,28 @@ def test_the_cost_of_pruning_is_paired_by_seed_and_epoch(rounds):
 # ---- panels
 
 
-def test_training_is_a_line_for_each_type_and_a_tick_for_each_event(axes, records):
-    figures.training(axes, figures.curves(records[::-1], "test"), [1, 3])
+def test_training_is_a_type_before_what_is_not_pruned_and_a_tick_for_each_event(axes, records):
+    figures.training(axes, figures.curves(records[::-1], "test"), "contribution", [1, 3])
     drawn = lines(axes)
-    assert list(drawn) == ["not pruned", "contribution", "worst first", "trained small"], "ordered, and no others"
+    assert list(drawn) == ["not pruned", "contribution"], "in this order, and no others"
     mean = [[0, 1, 1.01, 2, 3, 3.01, 4, 5], [10, 38, 30, 48, 56, 45, 66, 80]]
     np.testing.assert_allclose(drawn["contribution"], mean, rtol=1e-6)
-    np.testing.assert_allclose(drawn["trained small"], [range(6), [10, 31, 41, 51, 61, 78]], rtol=1e-6)
     others = thin(axes)
-    assert len(others) == 3 + 3 + 2 + 2, "the seeds where there are several, and two ticks"
+    assert len(others) == 3 + 3 + 2, "the seeds where there are several, and two ticks"
     assert others[-2:] == [[[1, 1], [0, 1]], [[3, 3], [0, 1]]]
 
 
-def test_the_control_is_a_marker_with_its_interval_among_lines(axes, rounds):
+def test_the_control_is_a_marker_with_quartiles_among_medians(axes, rounds):
     figures.kept(axes, rounds, "test")
     drawn = lines(axes)
     assert list(drawn) == ["contribution", "worst first"], "no line of what loses no units"
-    np.testing.assert_allclose(drawn["contribution"], [[0, 20, 50], [38, 56, 80]], rtol=1e-6)
+    np.testing.assert_allclose(drawn["contribution"], [[0, 20, 50], [40, 58, 78]], rtol=1e-6)
     np.testing.assert_allclose(drawn["worst first"], [[0, 20, 50], [42, 55, 75]], rtol=1e-6)
     assert [[0, 20, 50], [44, 60, 88]] in thin(axes), "a thin line is a seed"
     (control,) = bars(axes).items()
     assert control[0] == "trained small"
     x, y, ((low, high),) = control[1]
-    np.testing.assert_allclose([*x, *y, low, high], [50, 78, 78 - 2 * T, 78 + 2 * T], rtol=1e-5)
+    np.testing.assert_allclose([*x, *y, low, high], [50, 78, 77, 79], rtol=1e-5)
     _, colour, marker, _ = drawing.look("small")
     line = axes.containers[0].lines[0]
     assert (line.get_color(), line.get_marker(), line.get_linestyle()) == (colour, marker, "None")
@@ -297,24 +296,13 @@ def test_what_autoencoders_have_left_when_a_round_ends(loops):
     frames_match(figures.autoencoders(loops, count), expected)
 
 
-def test_losses_begin_with_the_first_epoch(axes, loops):
-    figures.losses(axes, loops, "test_kl")
-    drawn = lines(axes)
-    assert list(drawn) == ["not pruned", "contribution"]
-    np.testing.assert_allclose(drawn["not pruned"], [[1, 2, 3, 4, 5], [30, 20, 15, 12, 11]])
-    np.testing.assert_allclose(drawn["contribution"], [[1, 2, 3, 4, 5], [29, 20, 15, 12, 11]])
-    assert [[1, 2, 3, 4, 5], [28, 19, 14, 11, 10]] in thin(axes)
-
-
-def test_losses_stand_over_the_parameters_that_are_left(axes, loops):
+def test_losses_are_differences_over_the_parameters_that_are_left(axes, loops):
     figures.left_over(axes, figures.autoencoders(loops, count), "reconstruction")
     drawn = lines(axes)
-    assert list(drawn) == ["not pruned", "contribution"]
-    np.testing.assert_allclose(drawn["not pruned"], [[2, 3, 4], [110, 120, 200]])
-    np.testing.assert_allclose(drawn["contribution"], [[1, 2, 3], [110, 120, 200]])
-    assert [[1, 2, 3], [100, 110, 190]] in thin(axes)
-    markers = dict.fromkeys(line.get_marker() for line in axes.get_lines())
-    assert list(markers) == [drawing.look(kind)[2] for kind in ("none", "contribution")]
+    assert list(drawn) == ["contribution"], "what is not pruned is the line at zero"
+    np.testing.assert_allclose(drawn["contribution"], [[1, 2, 3], [10, 10, 10]])
+    assert [[0, 1], [0, 0]] in thin(axes) and len(thin(axes)) == 1, "the second seed has no partner"
+    assert axes.get_lines()[0].get_marker() == drawing.look("contribution")[2]
 
 
 def test_a_picture_has_a_title_and_no_ticks(axes):

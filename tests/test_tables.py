@@ -99,6 +99,12 @@ def test_pairs_are_compared_within_a_seed():
     assert np.isnan(found.loc[1, ["low", "high"]].astype(float)).all()
 
 
+def test_gains_keep_every_seed():
+    rows = [("a", 1, 5, 3.0), ("a", 2, 5, 4.0), ("b", 1, 5, 1.0), ("b", 2, 5, 1.0), ("b", 3, 5, 1.0)]
+    found = tables.gains(pd.DataFrame(rows, columns=["type", "seed", "left", "error"]), "a", "b", ["left"], "error")
+    assert found[["left", "seed", "gain"]].to_numpy().tolist() == [[5, 1, 2], [5, 2, 3]]
+
+
 def test_arrays_are_joined_by_what_they_share(monkeypatch):
     made = {"error": pd.DataFrame({"type": "a", "seed": [1, 1], "kept": [3, 4], "error": [0.5, 0.25]}),
             "left": pd.DataFrame({"type": "a", "seed": [1, 1], "kept": [4, 3], "left": [40, 30]})}  # fmt: skip

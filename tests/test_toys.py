@@ -124,13 +124,14 @@ def test_three_numbers_are_asked_for():
 
 
 def test_settling_by_hand():
-    weights = np.array([[3.0, 0.0, 4.0, 1.0], [3.0, 0.0, 4.0, 1.0]])  # two units of one input, an output of two
+    weights = np.array([[3.0, 0.0, 4.0, 1.0], [0.0, 0.0, 4.0, 0.0]])  # two units of one input, an output of two
     curves = toys.settling(
         weights, -weights, np.array([[1.0, 2.0], [5.0, 5.0]]), [1, 2, 1], np.array([True, False, True])
     )
     assert curves["unit norms"][0] == pytest.approx([3, 0, 17**0.5])
     assert curves["loss vector"][1] == pytest.approx([0.5**0.5, 0.5**0.5])
     assert curves["loss vector"][0, 1] / curves["loss vector"][0, 0] == pytest.approx(np.exp(-1))
-    assert curves["weight vector"][0] == pytest.approx(np.array([3, 4, 1]) / 26**0.5)
+    assert curves["cos(weights, end)"][:, 0] == pytest.approx([4 / 26**0.5, 1])
     assert curves["cos(weight, gradient)"][0] == pytest.approx([-1, -1])
-    assert curves["normalised margin"][:, 0] == pytest.approx(np.array([1, 5]) / 26**1.5)
+    assert curves["cos(gradient, limit)"][:, 0] == pytest.approx([-4 / 26**0.5, -1])
+    assert curves["normalised margin"][:, 0] == pytest.approx([1 / 26**1.5, 5 / 64])

@@ -2,7 +2,7 @@
 
 The interval is computed apart from the drawing and is named in the caption: with up to five seeds every
 seed is a thin line, the mean a thick one; with more, the mean and a 95 % band, Student's t below thirty seeds,
-bootstrap from there on. Published values are faint markers.
+bootstrap from there on. Published values are hollow markers in front.
 """
 
 import hashlib
@@ -14,7 +14,9 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import LineCollection
-from matplotlib.lines import AxLine
+from matplotlib.figure import Figure
+from matplotlib.lines import AxLine, Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from lib.figures import evidence
 
@@ -47,6 +49,8 @@ LOOKS = {  # type -> (label, colour, marker, dashes)
     "synflow_l2": ("SynFlow-L2", PURPLE, "v", "--"),
     "snip": ("SNIP", GREEN, "D", ":"),
     "grasp": ("GraSP", YELLOW, "P", "-."),
+    "snip_frozen": ("SNIP, norms as they start", GREEN, "d", "--"),
+    "grasp_frozen": ("GraSP, norms as they start", YELLOW, "p", "--"),
     "magnitude_init": ("magnitude", CYAN, "X", "--"),
     "magnitude_trained": ("magnitude, trained", BLACK, "*", ":"),
     "random": ("random", GREY, "d", "-."),
@@ -72,6 +76,12 @@ LOOKS = {  # type -> (label, colour, marker, dashes)
 }
 
 
+WORDS = {  # of titles: data sets, networks, splits
+    "mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",
+    "digits": "digits", "digits32": "digits of 32 pixels", "digits64": "digits of 64 pixels",
+    "tiny_imagenet": "Tiny ImageNet", "celeba": "CelebA", "resnet20": "ResNet20", "vgg16": "VGG16",
+    "vgg16_bn": "VGG16", "train": "training images", "test": "test images",
+}  # fmt: skip
 MARKERS, DASHES = "os^vDPXd<>h*p8", ("-", "--", ":", "-.")  # of types that have no look of their own
 
 
@@ -132,26 +142,35 @@ def look(kind):
     return kind.replace("_", " "), *free[number % len(free)]
 
 
+def words(title):
+    """Return a title in words: its first part, up to a comma, by `WORDS` where that is a raw name."""
+    first, comma, rest = title.partition(",")
+    return WORDS.get(first, first) + comma + rest
+
+
 def ordered(kinds, known=LOOKS):
     """Return the different types in `kinds`, the known ones first and in their order, then the others by name."""
     found = set(kinds)
     return [kind for kind in known if kind in found] + sorted(found - set(known))
 
 
-def spread(axes, table, x, y, kind, label=True, unit="seed", **line):
-    """Draw `y` against `x` of one type on `axes` from a tidy table with a row per (x, unit); return the mean line.
+def spread(axes, table, x, y, kind, label=True, unit="seed", few=FEW, medians=False, **line):
+    """Draw `y` against `x` of one type on `axes` from a tidy table with a row per (x, unit); return the middle line.
 
-    Up to five units (seeds): each thin, the mean thick. More: the mean and its 95 % band.
+    Up to `few` units (seeds): each thin, the mean thick. More: the mean and its 95 % band. medians: the median in place
+    of the mean, and quartiles in place of the band, where a unit may run away.
     """
     name, colour, _, dashes = look(kind)
     wide = table.pivot(index=unit, columns=x, values=y)
     at, values = wide.columns.to_numpy(float), wide.to_numpy(float)
     line = {"color": colour, "linestyle": dashes} | line
-    if 1 < len(values) <= FEW:
-        axes.plot(at, values.T, linewidth=0.5, alpha=0.5, **line)
-    elif len(values) > FEW:
-        axes.fill_between(at, *evidence.interval(values), color=colour, alpha=0.2, linewidth=0)
-    (drawn,) = axes.plot(at, values.mean(axis=0), label=name if label else None, **line)
+    if 1 < len(values) <= few:
+        axes.plot(at, values.T, **line | {"linewidth": 0.5, "alpha": 0.5})
+    elif len(values) > few:
+        band = np.quantile(values, (0.25, 0.75), axis=0) if medians else evidence.interval(values)
+        axes.fill_between(at, *band, color=colour, alpha=0.2, linewidth=0)
+    middle = np.median(values, axis=0) if medians else values.mean(axis=0)
+    (drawn,) = axes.plot(at, middle, label=name if label else None, **line)
     return drawn
 
 
@@ -162,15 +181,60 @@ def fan(axes, table, x, y, by):
         axes.plot(line.index, line, color=mpl.colormaps["viridis"](shade), label=f"{share:.0%}")
 
 
-def published(axes, x, y, kind, error=None, label=None):
-    """Draw published values as faint markers of the type's shape, with their spread where it is known."""
+def published(axes, x, y, kind, error=None, label="published"):
+    """Draw published values as hollow markers of the type's shape, with their spread where it is known."""
     _, colour, marker, _ = look(kind)
-    axes.errorbar(x, y, yerr=error, fmt=marker, color=colour, alpha=0.45, markerfacecolor="none",
-                  markeredgewidth=0.7, elinewidth=0.6, capsize=1.5, label=label, zorder=1)  # fmt: skip
+    label = label if np.size(x) else None
+    axes.errorbar(x, y, yerr=error, fmt=marker, color=colour, markersize=3.2, markerfacecolor="white", zorder=3,
+                  markeredgewidth=0.8, elinewidth=0.6, capsize=1.5, label=label)  # fmt: skip
+
+
+def legend(place, **options):
+    """Write the labels of a figure, or of axes, each once; published values of all types have one entry, the last."""
+    shown = {}
+    for axes in place.axes if isinstance(place, Figure) else [place]:
+        shown |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+                  if label not in shown}  # fmt: skip
+    if shown.pop("published", None):
+        shown["published"] = Line2D([], [], color="black", marker="o", markerfacecolor="white", linestyle="none")
+    if isinstance(place, Figure):
+        options = {"loc": "outside lower center", "ncols": 6} | options
+    place.legend(shown.values(), shown, **options)
+
+
+def log_ticks(axes):
+    """Make the y axis logarithmic, its ticks plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def share_ticks(axes):
+    """Make the x axis logarithmic, of shares that are kept, less and less to the right, its ticks in percent."""
+    axes.set_xscale("log")
+    decades = abs(np.diff(np.log10(axes.get_xlim())).item())
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+    axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_inverted(True)
+
+
+def apart(axes, found, x, look, label=None, shift=0.0, linestyle=""):
+    """Draw rows of `tables.paired`, mean and 95 % interval, against the column `x`, and the line of no difference.
+
+    look: a type's, see `look`; shift: to the right, of what would hide behind another type.
+    """
+    _, colour, marker, _ = look
+    found = found.sort_values(x)
+    bars = found["mean"] - found["low"], found["high"] - found["mean"]
+    axes.errorbar(found[x] + shift, found["mean"], bars, fmt=marker, linestyle=linestyle, color=colour, label=label,
+                  markersize=2.5, linewidth=0.8)  # fmt: skip
+    axes.axhline(0, color="black", linewidth=0.5)
 
 
 def compare(axes, ours, facts, x, y, kinds):
-    """Draw `y` against `x` for every type in `kinds`: our seeds and mean, and the published mean ± sd behind them.
+    """Draw `y` against `x` for every type in `kinds`: our seeds and mean, and the published mean ± sd.
 
     Both tables have the columns type, seed, `x` and `y`; `facts` may be empty.
     """

@@ -4,20 +4,26 @@ import numpy as np
 from scipy import stats
 
 NEEDED = 6  # paired seeds; below that the smallest p of a two-sided sign-flip test, 2 / 2^n, is above 0.05
+MOST = 1000  # seeds, of those that would decide a claim
 BOOTSTRAP_FROM, RESAMPLES = 30, 2000
 
 
-def interval(values, seed=0):
+def interval(values):
     """Return (low, high) of the 95 % interval of the mean over axis 0 of `values (n, ...)`, n >= 2.
 
-    Student's t below 30 values, where a bootstrap is too narrow; from there on its percentiles.
+    Student's t below 30 values, where a bootstrap is too narrow; from there on the bootstrap, bias-corrected and
+    accelerated (Efron 1987), but for values that are all alike, which are their own interval.
     """
-    n, mean = len(values), np.mean(values, axis=0)
+    values = np.asarray(values, float)
+    n, mean, spread = len(values), values.mean(axis=0), values.std(axis=0, ddof=1)
     if n < BOOTSTRAP_FROM:
-        half = stats.t.ppf(0.975, n - 1) * np.std(values, axis=0, ddof=1) / np.sqrt(n)
+        half = stats.t.ppf(0.975, n - 1) * spread / np.sqrt(n)
         return mean - half, mean + half
-    draws = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
-    return tuple(np.quantile(np.asarray(values)[draws].mean(axis=1), (0.025, 0.975), axis=0))
+    low, high = np.array(mean), np.array(mean)
+    if (vary := np.asarray(spread > 0)).any():
+        found = stats.bootstrap((values[:, vary],), np.mean, n_resamples=RESAMPLES, random_state=0).confidence_interval
+        low[vary], high[vary] = found.low, found.high
+    return low, high
 
 
 def sign_flip(apart):
@@ -38,14 +44,25 @@ def apart(frame, first, second, value):
 def judged(gains, than=0.0):
     """Return mean, low, high, n, p and verdict of the claim that the mean of `gains (n,)` is above `than`.
 
-    "confirmed" and "refuted" need an interval that leaves out `than`, p of at most 0.05 and `NEEDED` seeds.
+    "confirmed" and "refuted" need an interval that leaves out `than`, p of at most 0.05 and `NEEDED` seeds. enough: of
+    the undecided, how many seeds would decide if mean and spread stayed as they are, infinite above `MOST`.
     """
     n, mean = len(gains), float(np.mean(gains)) if len(gains) else np.nan
     low, high = map(float, interval(gains)) if n > 1 else (np.nan, np.nan)
     p = sign_flip(np.asarray(gains) - than) if n > 1 else np.nan
     decided = n >= NEEDED and p <= 0.05
     verdict = "confirmed" if decided and low > than else "refuted" if decided and high < than else "undecided"
-    return {"mean": mean, "low": low, "high": high, "n": n, "p": p, "verdict": verdict}
+    more = np.arange(max(NEEDED, n + 1), MOST + 1)
+    clear = more > 0
+    if n > 1:
+        clear = stats.t.ppf(0.975, more - 1) * np.std(gains, ddof=1) / np.sqrt(more) < abs(mean - than)
+    found = {"mean": mean, "low": low, "high": high, "n": n, "p": p, "verdict": verdict}
+    return found | {"enough": _first(more, clear) if verdict == "undecided" else n}
+
+
+def _first(numbers, clear):
+    """Return the first of `numbers` that is `clear`, infinity if none is."""
+    return float(numbers[clear][0]) if clear.any() else np.inf
 
 
 def counted(hits):
@@ -57,4 +74,8 @@ def counted(hits):
     found = stats.binomtest(int(hits.sum()), len(hits))
     low, high = found.proportion_ci()
     verdict = "confirmed" if low > 0.5 else "refuted" if high < 0.5 else "undecided"
-    return {"mean": hits.mean(), "low": low, "high": high, "n": len(hits), "p": found.pvalue, "verdict": verdict}
+    more = np.arange(len(hits) + 1, MOST + 1)
+    right = np.round(more * max(hits.mean(), 1 - hits.mean()))
+    enough = _first(more, stats.beta.ppf(0.025, right, more - right + 1) > 0.5)
+    row = {"mean": hits.mean(), "low": low, "high": high, "n": len(hits), "p": found.pvalue, "verdict": verdict}
+    return row | {"enough": enough if verdict == "undecided" else len(hits)}

@@ -6,6 +6,7 @@ gallery holds the parts, and the README a row for each. `python -m lib.figures.g
 """
 
 import re
+from collections import Counter
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from lib.figures import drawing, evidence
 from lib.records import disk
 
 GALLERY, README = drawing.ROOT / "figures" / "README.md", drawing.ROOT / "README.md"
+COUNTED = re.compile(r"Claims: (\d+)\. Confirmed: (\d+)\. Refuted: (\d+)\. Undecided: (\d+), of which (\d+)")
 SENTENCE = re.compile(r"\*\*(?P<question>[^*]+\?)\*\* (?P<verdict>\w+)\. (?P<number>[^\n]*)")
 
 
@@ -47,13 +49,23 @@ def answer(claims):
 
 
 def claims_table(claims):
-    """Return the table of claims: effect with its 95 % interval, seeds, verdict, and what would decide it."""
-    rows = []
-    for one in claims:
-        few = one["verdict"] == "undecided" and one["n"] < evidence.NEEDED
-        said = f"undecided, {evidence.NEEDED} seeds needed" if few else one["verdict"]
-        rows.append((one["text"], one["effect"], one["n"], said))
-    return pipes(["claim", "effect (95 %)", "n", "verdict"], rows)
+    """Return the table of claims: effect with its 95 % interval, seeds, p, verdict, and how many seeds would decide."""
+    columns = ["claim", "effect (95 %)", "n", "p", "verdict", "seeds that would decide"]
+    return pipes(columns, [[one["text"], one["effect"], one["n"], *_judgement(one)] for one in claims])
+
+
+def _judgement(one):
+    p = "" if np.isnan(one["p"]) else "< 0.001" if one["p"] < 0.001 else number(one["p"], 3)
+    enough = f"{one['enough']:.0f}" if np.isfinite(one["enough"]) else f"more than {evidence.MOST}"
+    return p, one["verdict"], enough if one["verdict"] == "undecided" else ""
+
+
+def tally(claims):
+    """Return how many claims there are and what became of them, as `COUNTED` reads it."""
+    counts = Counter(one["verdict"] for one in claims)
+    few = sum(one["verdict"] == "undecided" and one["n"] < evidence.NEEDED for one in claims)
+    return (f"Claims: {len(claims)}. Confirmed: {counts['confirmed']}. Refuted: {counts['refuted']}. Undecided:"
+            f" {counts['undecided']}, of which {few} have fewer than {evidence.NEEDED} seeds.")  # fmt: skip
 
 
 def folded(title, *blocks):
@@ -111,7 +123,7 @@ def write(study, title, question, claims, figures, *blocks, missing=()):
     shown = [f"![{name}]({name}.png)\n*{figures[name]}*" for name in there]
     more = [folded("All claims", claims_table(rest))] if rest else []
     more += [folded("More figures", *shown[1:])] if shown[1:] else []
-    text = "\n\n".join([*lines, *shown[:1], claims_table(main), *blocks, *more]) + "\n"
+    text = "\n\n".join([*lines, *shown[:1], tally(claims), claims_table(main), *blocks, *more]) + "\n"
     drawing.folder().mkdir(parents=True, exist_ok=True)
     disk.put(drawing.folder() / f"{study}.md", text.encode())
     if drawing.folder() == GALLERY.parent:
@@ -141,8 +153,12 @@ def included(text, told):
 
 
 def section(parts):
-    """Return the gallery's parts, with an anchor before each."""
-    return "\n".join(f'<a id="{study}"></a>\n\n{part}' for study, part in parts.items())
+    """Return how many claims became what, and the gallery's parts, with an anchor before each."""
+    few = f"of these with fewer than {evidence.NEEDED} seeds"
+    counted = [(f"[{part.split(chr(10), 1)[0].removeprefix('## ')}](#{study})", *found.groups())
+               for study, part in parts.items() if (found := COUNTED.search(part))]  # fmt: skip
+    table = pipes(["every claim", "in all", "confirmed", "refuted", "undecided", few], counted)
+    return "\n".join([table + "\n", *(f'<a id="{study}"></a>\n\n{part}' for study, part in parts.items())])
 
 
 def rows(parts):

@@ -104,6 +104,15 @@ def joined(experiment, names, columns=(), /, **where):
     return frame.assign(**constant)
 
 
+def gains(frame, first, second, by, value):
+    """Return how much more `value` the first type has than the second, a row for each seed and group of `by`.
+
+    The column of the difference is gain. What only one of both types has is left out.
+    """
+    one, other = (frame[frame["type"] == kind].set_index([*by, "seed"])[value] for kind in (first, second))
+    return (one - other).dropna().rename("gain").reset_index()
+
+
 def paired(frame, pairs, by, value):
     """Return how much more `value` the first type of every pair has than the second, one row per pair and group `by`.
 
@@ -112,11 +121,10 @@ def paired(frame, pairs, by, value):
     """
     parts = []
     for first, second in pairs:
-        one, other = (frame[frame["type"] == kind].set_index([*by, "seed"])[value] for kind in (first, second))
-        for key, gain in (one - other).dropna().groupby(list(by)):
-            low, high = evidence.interval(gain.to_numpy()) if len(gain) > 1 else (np.nan, np.nan)
+        for key, own in gains(frame, first, second, by, value).groupby(list(by))["gain"]:
+            low, high = evidence.interval(own.to_numpy()) if len(own) > 1 else (np.nan, np.nan)
             row = {"first": first, "second": second, **dict(zip(by, key, strict=True))}
-            parts.append(row | {"mean": gain.mean(), "low": low, "high": high, "n": len(gain)})
+            parts.append(row | {"mean": own.mean(), "low": low, "high": high, "n": len(own)})
     return pd.DataFrame(parts, columns=["first", "second", *by, "mean", "low", "high", "n"])
 
 

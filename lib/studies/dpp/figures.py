@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from lib.figures import drawing, evidence, gallery, tables
 
@@ -17,30 +16,24 @@ FAMILIES = {
     "edges": ("dpp_edge", "random_edge", "magnitude_edge"),
     "nodes": ("dpp_node", "random_node", "outgoing_l1_node"),
 }
-HALF = {"raw": (drawing.RED, -0.5), "reweighted": (drawing.BLUE, 0.5)}  # colour, and which side of a point is free
-
-
-def log_ticks(axes):
-    """Make the y axis logarithmic, its ticks plain numbers."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+# Looks that no type of the study has, and on which side of a point each is drawn.
+HALF = {"raw": ("raw", drawing.YELLOW, "v", ""), "reweighted": ("reweighted", drawing.GREEN, "o", "")}
+SIDES = {"raw": -0.01, "reweighted": 0.01}  # of the width
 
 
 def errors(axes, rows, facts):
-    """Draw the error of every type against the weights left, the published values of `facts` as faint markers.
+    """Draw the error of every type against the weights left, with bands, and the published values of `facts`.
 
     rows: type, seed, kept, left, error; facts: type, kept, error, drawn where the rows have that type and number.
     """
     for kind in drawing.ordered(rows["type"]):
         mine = rows[rows["type"] == kind]
-        drawing.spread(axes, mine, "left", "error", kind, marker=drawing.look(kind)[2], markersize=2)
+        drawing.spread(axes, mine, "left", "error", kind, few=1, marker=drawing.look(kind)[2], markersize=2)
         places = mine.groupby("kept", as_index=False)["left"].first()
         told = facts[facts["type"] == kind].merge(places, on="kept")
         beside = np.ptp(rows["left"]) / 60  # a little to the right, or a value like ours would hide
         drawing.published(axes, told["left"] + beside, told["error"], kind)
-    log_ticks(axes)
+    drawing.log_ticks(axes)
 
 
 def differences(panels, rows):
@@ -48,18 +41,14 @@ def differences(panels, rows):
 
     rows: type, seed, weighting, left, error.
     """
-    for weighting, (colour, side) in HALF.items():
+    for weighting, look in HALF.items():
         found = tables.paired(rows[rows["weighting"] == weighting], PAIRS, ["left"], "error")
         for axes, (first, second) in zip(panels, PAIRS, strict=True):
             mine = found[(found["first"] == first) & (found["second"] == second)]
-            bars = mine["mean"] - mine["low"], mine["high"] - mine["mean"]
-            places = mine["left"] + side * np.ptp(rows["left"]) / 50
-            axes.errorbar(
-                places, mine["mean"], bars, fmt="o", color=colour, label=weighting, markersize=2.5, linewidth=0.8
-            )
-            axes.axhline(0, color="black", linewidth=0.5)
+            drawing.apart(axes, mine, "left", look, weighting, SIDES[weighting] * np.ptp(rows["left"]))
             axes.set_title(f"{drawing.look(first)[0]} −\n{drawing.look(second)[0]}")
             axes.set_yscale("symlog", linthresh=0.1)
+            axes.yaxis.set_major_formatter("{x:g}")
 
 
 def claims(rows, by, value, said, main=(), unit=" points"):
@@ -75,14 +64,6 @@ def claims(rows, by, value, said, main=(), unit=" points"):
             gains = evidence.apart(own, second, first, value)
             found.append(gallery.claim(text, gains, unit=unit, main=(first, second, budget) in main))
     return found
-
-
-def gains(axes, rows):
-    """Draw what reweighting changes in the error of every type, mean over seeds, against the weights left."""
-    wide = rows.pivot_table(index=["type", "left"], columns="weighting", values="error").dropna().reset_index()
-    for kind, mine in wide.groupby("type"):
-        label, colour, marker, dashes = drawing.look(kind)
-        axes.plot(mine["left"], mine["reweighted"] - mine["raw"], dashes, color=colour, marker=marker, label=label)
 
 
 def entries(axes, rows, beta):
@@ -110,12 +91,12 @@ def diversity(axes, rows, kinds, beta):
             axes.plot(middle["log_det"], middle["error"], marker, linestyle=":", linewidth=0.6, color=colour,
                       markerfacecolor="none" if other else colour, label=label + other)  # fmt: skip
     axes.set_xlabel("log det of the kept set, per item")
-    log_ticks(axes)
+    drawing.log_ticks(axes)
     axes.legend()
 
 
 def students(axes, rows, facts):
-    """Draw every type's closed-form error against the budget as lines, the simulation as dots, `facts` faint.
+    """Draw every type's closed-form error against the budget as lines, the simulation as dots, `facts` hollow.
 
     rows: type, seed, budget, error, simulated, by set; facts: type, budget, error.
     """
@@ -127,7 +108,7 @@ def students(axes, rows, facts):
         told = facts[facts["type"] == kind]
         drawing.published(axes, told["budget"] + 0.12, told["error"], kind)
     axes.set_xticks(sorted(rows["budget"].unique()))
-    log_ticks(axes)
+    drawing.log_ticks(axes)
 
 
 def heat(axes, matrix, title):

@@ -3,57 +3,78 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FixedLocator, NullLocator
 
 from lib.figures import drawing, evidence, tables
 
 SHARES = (0.5, 0.8, 0.9, 0.95)  # of the hidden units, pruned
+FEW = 10  # points of a line that are marked
 KINDS = ("no-WN", "EWN", "SWN")
 PAIRS = [("EWN", "no-WN"), ("EWN", "SWN")]
+
+
+def words(criterion):
+    """Return what units are pruned by, in words."""
+    grown = criterion.removeprefix("since_")
+    since = "the start" if grown == "init" else f"−{grown.removeprefix('-')}"
+    return criterion if grown == criterion else f"growth since {since}"
+
+
+def left(pruned, facts, columns):
+    """Return a figure: test error against the units pruned, one of `columns` a (level, criterion), gains below.
+
+    pruned, facts: tidy tables of our runs and of the study with the columns type, seed, level, criterion, sparsity and
+    accuracy in percent; facts may be empty. Gains of EWN are paired by seed.
+    """
+    parts = {}
+    for level, criterion in columns:
+        own = [t[(t["level"] == level) & (t["criterion"] == criterion)] for t in (pruned, facts)]
+        parts[f"log-loss −{-level:g}, by {words(criterion)}"] = own
+    figure, rows = _panels(parts, "pruned", "units pruned (%)")
+    for axes, (ours, _) in zip(rows[1], parts.values(), strict=True):
+        ours = ours.assign(pruned=100 * ours["sparsity"])
+        for first, second in PAIRS:
+            gains = tables.gains(ours, first, second, ["pruned"], "accuracy")
+            if len(gains):
+                drawing.spread(axes, gains, "pruned", "gain", second, label=False)
+        axes.axhline(0, color="black", linewidth=0.6)
+    drawing.legend(figure, ncols=4, loc="outside upper center")
+    return figure
 
 
 def depth(pruned, facts, shares=SHARES):
     """Return a figure: test error against the level, one column a share of units, and paired differences below.
 
-    pruned, facts: tidy tables of our runs and of the study with the columns type, seed, level, sparsity and accuracy in
-    percent, of one criterion; facts may be empty.
+    pruned, facts: as of `left`, of one criterion.
     """
-    figure, rows = plt.subplots(2, len(shares), figsize=(drawing.WIDE, 3.6), sharex=True, sharey="row", squeeze=False)
-    gains = tables.paired(pruned, PAIRS, ["level", "sparsity"], "accuracy")
-    for share, top, bottom in zip(shares, *rows, strict=True):
-        _errors(top, pruned[np.isclose(pruned["sparsity"], share)], facts[np.isclose(facts["sparsity"], share)])
-        top.set(title=f"{share:.0%} of the units pruned", yscale="log")
-        top.yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50]))
-        top.yaxis.set_major_formatter("{x:g}")
-        top.yaxis.set_minor_locator(NullLocator())
-        _gains(bottom, gains[np.isclose(gains["sparsity"], share)])
-        bottom.set_xlabel("−log-loss")
-    rows[0, 0].set_ylabel("test error (%)")
-    rows[1, 0].set_ylabel("ahead by (points)")
-    shown = [axes.get_legend_handles_labels() for axes in rows[:, 0]]
-    figure.legend(*(sum(parts, []) for parts in zip(*shown, strict=True)), loc="outside upper center", ncols=4)
+    at = [[table[np.isclose(table["sparsity"], share)] for table in (pruned, facts)] for share in shares]
+    parts = {f"{share:.0%} of the units pruned": pair for share, pair in zip(shares, at, strict=True)}
+    figure, rows = _panels(parts, "depth", "−log-loss")
+    for axes, (ours, _) in zip(rows[1], parts.values(), strict=True):
+        gains = tables.paired(ours.assign(depth=-ours["level"]), PAIRS, ["depth"], "accuracy")
+        for second, own in gains.groupby("second", sort=False):
+            drawing.apart(axes, own, "depth", drawing.look(second), linestyle=drawing.look(second)[3])
+    drawing.legend(figure, ncols=4, loc="outside upper center")
     return figure
 
 
-def _errors(axes, ours, told):
-    for kind in KINDS:
-        _, colour, marker, _ = drawing.look(kind)
-        own = ours[ours["type"] == kind].assign(depth=lambda t: -t["level"], error=lambda t: 100 - t["accuracy"])
-        if len(own):
-            drawing.spread(axes, own, "depth", "error", kind, marker=marker)
-        published = told[told["type"] == kind].groupby("level")["accuracy"].mean()
-        axes.plot(-published.index, 100 - published, marker, color=colour, markersize=5, markerfacecolor="white",
-                  markeredgewidth=1.2, zorder=3, label=f"{kind}, published" if len(published) else None)  # fmt: skip
-
-
-def _gains(axes, gains):
-    axes.axhline(0, color="black", linewidth=0.6)
-    for first, second in PAIRS:
-        _, colour, _, dashes = drawing.look(second)
-        rows = gains[(gains["first"] == first) & (gains["second"] == second)].sort_values("level", ascending=False)
-        spread = (rows["mean"] - rows["low"], rows["high"] - rows["mean"])
-        axes.errorbar(-rows["level"], rows["mean"], spread, color=colour, fmt=f"o{dashes}", elinewidth=0.8, capsize=2,
-                      label=f"EWN ahead of {second}")  # fmt: skip
+def _panels(parts, x, label):
+    """Return (figure, two rows of axes), test errors against `x` in the upper one, a column a pair of tables."""
+    size = (drawing.WIDE, 3.6)
+    figure, rows = plt.subplots(2, len(parts), figsize=size, sharex=True, sharey="row", squeeze=False)
+    for (title, both), top, bottom in zip(parts.items(), *rows, strict=True):
+        both = [t.assign(depth=-t["level"], pruned=100 * t["sparsity"], error=100 - t["accuracy"]) for t in both]
+        for kind in KINDS:
+            ours, told = (table[table["type"] == kind] for table in both)
+            if len(ours):
+                marker = drawing.look(kind)[2] if ours[x].nunique() < FEW else ""
+                drawing.spread(top, ours, x, "error", kind, marker=marker)
+            known = told.groupby(x)["error"].mean()
+            drawing.published(top, known.index, known, kind)
+        drawing.log_ticks(top)
+        top.set_title(title), bottom.set_xlabel(label)
+    rows[0, 0].set_ylabel("test error (%)")
+    rows[1, 0].set_ylabel("EWN ahead of the type\nof that colour (points)")
+    return figure, rows
 
 
 def verdicts(pruned, shares=SHARES):

@@ -202,18 +202,24 @@ def alignment(weights, slopes, margins, sizes, active):
 def settling(weights, slopes, margins, sizes, active):
     """Return what should settle along one run's descent, name -> (T, lines), of the units `active` (units,).
 
-    weights, slopes (T, P): effective weights and the gradient by them; margins (T, N). The two vectors have unit
-    length; the margin is the smallest over |W|^3.
+    weights, slopes (T, P): effective weights and the gradient by them; margins (T, N). The loss vector has unit length;
+    the margin is the smallest over |W|^3. Of the active units' weights together, the cosine with what they end as; of
+    the whole gradient, that with the direction of largest margin at the end, which the last gradient is opposite to.
     """
     losses = np.exp(margins.min(1, keepdims=True) - margins)
     vector = np.concatenate([unit for unit, on in zip(by_unit(weights, sizes), active, strict=True) if on], 1)
     return {
         "loss vector": losses / np.linalg.norm(losses, axis=1, keepdims=True),
-        "weight vector": vector / np.linalg.norm(vector, axis=1, keepdims=True),
         "cos(weight, gradient)": unit_cosines(weights, slopes, sizes)[:, active],
+        "cos(gradient, limit)": -_cosines(slopes, slopes[-1])[:, None],
+        "cos(weights, end)": _cosines(vector, vector[-1])[:, None],
         "normalised margin": (margins.min(1) / np.square(weights).sum(1) ** 1.5)[:, None],
         "unit norms": unit_norms(weights, sizes),
     }
+
+
+def _cosines(rows, end):
+    return rows @ end / np.linalg.norm(rows, axis=1) / np.linalg.norm(end)
 
 
 def three_complaint(values):

@@ -94,31 +94,34 @@ def pruned(kinds):
     return [kind for kind in drawing.ordered(kinds, ORDER) if kind not in CONTROLS]
 
 
-def training(axes, frame, events):
-    """Draw the accuracy of every type by epoch, from rows of `curves`, and a tick at each of the epochs `events`."""
-    for kind in drawing.ordered(frame["type"], ORDER):
-        drawing.spread(axes, frame[frame["type"] == kind], "epoch", "accuracy", kind)
+def training(axes, frame, kind, events):
+    """Draw the accuracy of one type by epoch, in front of that without pruning, and a tick at each of `events`.
+
+    frame: rows of `curves`; events: epochs.
+    """
+    for one, width in (("none", 0.8), (kind, 1.2)):
+        if len(mine := frame[frame["type"] == one]):
+            drawing.spread(axes, mine, "epoch", "accuracy", one, linewidth=width)
     for event in events:
         axes.axvline(event, color="black", linewidth=0.4, alpha=0.4, zorder=0)
 
 
 def kept(axes, frame, split):
-    """Draw the accuracy of every type at the end of its rounds against the share of units that are gone.
+    """Draw the accuracy of every type at the end of its rounds against the share of units that are gone: medians.
 
-    frame: rows of `rounds`. The control, which has one width alone, is a marker of its own.
+    frame: rows of `rounds`. The control, which has one width alone, is a marker with quartiles.
     """
-    for kind in drawing.ordered(frame["type"], ORDER):
+    for kind in [kind for kind in drawing.ordered(frame["type"], ORDER) if kind != "none"]:
         mine = frame[frame["type"] == kind]
+        label, colour, marker, _ = drawing.look(kind)
         if kind == "small":
             last = mine[mine["round"] == mine["round"].max()]
-            low, high = evidence.interval(last[split].to_numpy()) if len(last) > 1 else (last[split], last[split])
-            label, colour, marker, _ = drawing.look(kind)
-            middle = last[split].mean()
-            axes.errorbar(last["pruned"].mean(), middle, [[middle - np.min(low)], [np.max(high) - middle]], fmt=marker,
-                          color=colour, markersize=4, label=label)  # fmt: skip
-        elif kind != "none":
+            low, middle, high = np.quantile(last[split], (0.25, 0.5, 0.75))
+            axes.errorbar(last["pruned"].mean(), middle, [[middle - low], [high - middle]], fmt=marker, color=colour,
+                          markersize=4, label=label)  # fmt: skip
+        else:
             mine = _last(mine, "pruned")
-            drawing.spread(axes, mine, "pruned", split, kind, marker=drawing.look(kind)[2], markersize=2)
+            drawing.spread(axes, mine, "pruned", split, kind, medians=True, marker=marker, markersize=2)
 
 
 def _last(frame, size):
@@ -144,7 +147,7 @@ def claims(title, frame, ends, main):
         return []
     away = (frame[frame["type"] == "contribution"].groupby("epoch")["pruned"].mean() - 40).abs()
     here = frame[frame["epoch"] == away.idxmin()]
-    gone = here[here["type"] == "contribution"]["pruned"].mean()
+    gone, title = here[here["type"] == "contribution"]["pruned"].mean(), drawing.words(title)
     text = f"{title}: {gone:.0f} % of the units go for less than half a point"
     gains = evidence.apart(here, "contribution", "none", "test")
     found = [gallery.claim(text, gains, than=-0.5, main=main)] if len(gains) else []
@@ -162,11 +165,8 @@ def _shares(frame):
 def differences(axes, found):
     """Draw rows of `against_unpruned`: mean and 95 % interval by the share of units that are gone."""
     for kind, mine in found.groupby("first", sort=False):
-        label, colour, marker, dashes = drawing.look(kind)
-        bars = mine["mean"] - mine["low"], mine["high"] - mine["mean"]
-        axes.errorbar(mine["pruned"], mine["mean"], bars, fmt=marker, linestyle=dashes, color=colour, label=label,
-                      markersize=2.5, linewidth=0.8)  # fmt: skip
-    axes.axhline(0, color="black", linewidth=0.5)
+        look = drawing.look(kind)
+        drawing.apart(axes, mine, "pruned", look, look[0], linestyle=look[3])
 
 
 def recovery(axes, frame, value):
@@ -206,19 +206,18 @@ def autoencoders(records, count):
 PARTS = ("round_epoch", "test_reconstruction", "test_kl")
 
 
-def losses(axes, records, name):
-    """Draw a test loss of autoencoders by epoch, from the first one on."""
-    for kind in dict.fromkeys(record.type for record in records):
-        mine = [record for record in records if record.type == kind]
-        parts = [pd.DataFrame({"seed": r.seed, "epoch": r.axes["epoch"][1:], name: r.array(name)[0][1:]}) for r in mine]
-        drawing.spread(axes, pd.concat(parts), "epoch", name, kind)
-
-
 def left_over(axes, frame, name):
-    """Draw `name` against the parameters that each round left, from rows of `autoencoders`."""
-    for kind in frame["type"].unique():
-        mine = _last(frame[frame["type"] == kind], "parameters")
-        drawing.spread(axes, mine, "parameters", name, kind, marker=drawing.look(kind)[2], markersize=2.5)
+    """Draw how much more of the loss `name` than without pruning there is, against the parameters of each round.
+
+    frame: rows of `autoencoders`. Paired by seed; without pruning the parameters are as many as the others have.
+    """
+    for kind in [kind for kind in frame["type"].unique() if kind != "none"]:
+        mine = tables.gains(frame, kind, "none", ["round"], name)
+        at = frame[frame["type"] == kind].groupby("round")["parameters"].first()
+        mine = _last(mine.assign(parameters=mine["round"].map(at)), "parameters")
+        if len(mine):
+            drawing.spread(axes, mine, "parameters", "gain", kind, marker=drawing.look(kind)[2], markersize=2.5)
+    axes.axhline(0, color="black", linewidth=0.5)
 
 
 def picture(axes, image, title):

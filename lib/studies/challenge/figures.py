@@ -1,0 +1,128 @@
+"""The panels and the claims of the challenge's summary, from tidy rows of its records."""
+
+import numpy as np
+
+from lib.figures import drawing, evidence, gallery, tables
+from lib.records import runs
+
+KINDS = ("weight", "neuron", "small")
+HOW = {"posthoc": "Pruned at once", "finetune": "Fine-tuned", "rewind": "Rewound", "during": "Pruned while training",
+       "hard": "Pruned for good while training", "gradual": "Pruned little by little",
+       "as_published": "As published"}  # fmt: skip
+SPLITS = {"train": "training images", "test": "test images"}
+TOLD = (0.5, 0.8, 0.9, 0.95, 0.97, 0.99)  # sparsities that claims are about
+FORMS = {  # what computes, and what was pruned
+    ("dense", "weight"): "dense, any mask",
+    ("csr", "weight"): "compressed rows, weights",
+    ("shrunk", "weight"): "taken out, weights",
+    ("block", "block"): "blocks, blocks",
+    ("shrunk", "neuron"): "taken out, neurons",
+}
+
+
+def facts():
+    """Return the values of the published plots: type, split, epochs; at and kept, shares; accuracy and error in %."""
+    told = runs.published("challenge").rename(columns={"sparsity": "at"}).assign(seed=0)
+    accuracy = 100 * told["accuracy"]
+    return told.assign(kept=1 - told["at"], accuracy=accuracy, error=100 - accuracy)
+
+
+def ends(experiment, name, **where):
+    """Return the rows of an accuracy at its last epoch: asked and kept, shares; accuracy and error in %."""
+    rows = tables.ends(experiment, name, **where)
+    asked = rows["asked"].astype(float)
+    return rows.assign(asked=asked, kept=(1 - asked).round(6), error=100 - rows["accuracy"])
+
+
+def errors(axes, rows, x="kept"):
+    """Draw the error of every type against a share that is kept, both logarithmic, from all that is to little."""
+    for kind in [kind for kind in KINDS if kind in set(rows["type"])]:
+        own = rows[rows["type"] == kind]
+        if x != "kept":  # a share that came out, a little different for every seed
+            own = own.assign(**{x: own.groupby("asked")[x].transform("mean")})
+        drawing.spread(axes, own, x, "error", kind, marker=drawing.look(kind)[2], markersize=2)
+    drawing.log_ticks(axes)
+    drawing.share_ticks(axes)
+
+
+def compared(mode, rows):
+    """Return the claims of one mode at every sparsity of `TOLD`: weights, neurons, `small`, and the whole network."""
+    found = []
+    for at, own in rows[rows["asked"].isin(TOLD)].groupby("asked"):
+        for first, second in (("weight", "neuron"), ("neuron", "small")):
+            text = f"{HOW[mode]} at {at:.0%}: {drawing.look(first)[0]} are above {drawing.look(second)[0]}"
+            main = (mode, at) in (("posthoc", 0.8), ("finetune", 0.9)) and first == "weight"
+            found.append(gallery.claim(text, evidence.apart(own, first, second, "accuracy"), main=main))
+        for kind in KINDS[:2] if mode in ("finetune", "rewind") else ():
+            text = f"{HOW[mode]} at {at:.0%}: {drawing.look(kind)[0]} are within half a point of the whole network"
+            whole = rows[(rows["type"] == kind) & (rows["asked"] == 0)].set_index("seed")["accuracy"]
+            left = (own[own["type"] == kind].set_index("seed")["accuracy"] - whole).dropna()
+            found.append(gallery.claim(text, left.to_numpy(), than=-0.5))
+    return found
+
+
+def layers(experiment, **where):
+    """Return the rows of every layer pruned alone: mass, root = √mass, and error, the change of its output."""
+    mass, error = (runs.curves(experiment, name, **where, type=list(KINDS[:2])) for name in ("mass", "error"))
+    rows = mass.merge(error)
+    return rows.assign(root=np.sqrt(rows["mass"].clip(lower=0)), asked=rows["asked"].astype(float))
+
+
+def dead(experiment, **where):
+    """Return the share in % of hidden units on no path from a pixel to a logit, by type, seed and asked."""
+    live = runs.curves(experiment, "live_units", **where, type=list(KINDS[:2])).query("layer < layer.max()")
+    live = live.groupby(["type", "seed", "asked"], as_index=False)["live_units"].sum()
+    whole = live[live["asked"] == 0].set_index(["type", "seed"])["live_units"].rename("whole")
+    live = live.join(whole, on=["type", "seed"])
+    return live.assign(dead=100 * (1 - live["live_units"] / live["whole"]), asked=live["asked"].astype(float))
+
+
+def more(before, after):
+    """Return how much more accuracy the runs of `after` have than those of `before`, by type, seed and asked."""
+    by = ["type", "seed", "asked"]
+    return (after.set_index(by)["accuracy"] - before.set_index(by)["accuracy"]).dropna().reset_index()
+
+
+def hypotheses(changes, gone, posthoc, finetuned):
+    """Return the claims of the four hypotheses, as the summary numbers them.
+
+    changes: of `layers`; gone: of `dead`; posthoc, finetuned: of `ends`, the latter may be empty.
+    """
+    at = changes[changes["asked"] == 0.8].groupby(["type", "seed"], as_index=False)[["mass", "root", "error"]].mean()
+    own = at[at["type"] == "weight"]
+    units = evidence.apart(at, "neuron", "weight", "mass")
+    lost = gone[(gone["type"] == "weight") & (gone["asked"] == 0.95)]["dead"].to_numpy()
+    found = [
+        gallery.claim("Hypothesis 1: the smallest 80 % of the weights hold less than half of the squares",
+                      100 * (0.5 - own["mass"].to_numpy())),
+        gallery.claim("Hypothesis 1: without them a layer's output changes by less than the root of their share",
+                      100 * (own["root"] - own["error"]).to_numpy()),
+        gallery.claim("Hypothesis 2: 80 % of the neurons take more of the squares than 80 % of the weights",
+                      100 * units),
+        gallery.claim("Hypothesis 3: beyond the knee, at 95 % of the weights, a tenth of the hidden units is"
+                      " disconnected", lost, than=10, unit=" %"),
+    ]  # fmt: skip
+    if len(finetuned):
+        own = posthoc[posthoc["asked"] == 0.9]
+        gain = more(own[own["type"] == "neuron"], finetuned).set_index("seed")["accuracy"]
+        wide = own.pivot(index="seed", columns="type", values="accuracy")
+        text = "Hypothesis 4: at 90 % five epochs give neurons more than weights in their place would"
+        found.append(gallery.claim(text, (gain - wide["weight"] + wide["neuron"]).dropna().to_numpy()))
+    return found
+
+
+def speed(axes, rows, batch):
+    """Draw the milliseconds of a pass of one batch size by form: medians, and quartiles as bars."""
+    for (form, whole), look in looks().items():
+        own = rows[(rows["type"] == form) & (rows["whole"] == whole) & (rows["batch"] == batch)]
+        own = own.groupby(["asked", "quantile"])["latency"].median().unstack("quantile")
+        bars = own["median"] - own["low"], own["high"] - own["median"]
+        axes.errorbar(own.index, own["median"], bars, label=FORMS[form, whole], capsize=1.5, elinewidth=0.8, **look)
+    drawing.log_ticks(axes)
+
+
+def looks():
+    """Return the look of every form, `{(form, what was pruned): keywords}`; of no type, as they are none."""
+    colours = (drawing.BLACK, drawing.YELLOW, drawing.GREY, drawing.CYAN, drawing.GREEN)
+    marks = zip(FORMS, colours, "osDXv", strict=True)
+    return {form: {"color": colour, "marker": marker, "markersize": 2.5} for form, colour, marker in marks}

@@ -1,0 +1,85 @@
+"""The claims and panels of the challenge, on small tables made by hand."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import drawing
+from lib.studies.challenge import figures
+
+
+@pytest.fixture
+def axes():
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)
+
+
+def ends(**accuracies):
+    """Return rows of four seeds, the whole network at 98; `accuracies` at 90 % sparsity, to which seeds add little."""
+    rows = [(kind, seed, asked, value + 0.01 * seed) for kind, at in accuracies.items() for seed in range(4)
+            for asked, value in ((0.0, 98.0), (0.9, at))]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["type", "seed", "asked", "accuracy"])
+    return frame.assign(kept=1 - frame["asked"], error=100 - frame["accuracy"])
+
+
+def told(claims):
+    return {one["text"]: one["mean"] for one in claims if one["n"]}
+
+
+def test_a_mode_is_compared_type_by_type_and_with_the_whole_network():
+    found = told(figures.compared("finetune", ends(weight=97.9, neuron=97.0, small=96.0)))
+    assert found == pytest.approx({
+        "Fine-tuned at 90%: weights are above neurons": 0.9,
+        "Fine-tuned at 90%: neurons are above trained small": 1.0,
+        "Fine-tuned at 90%: weights are within half a point of the whole network": -0.1,
+        "Fine-tuned at 90%: neurons are within half a point of the whole network": -1.0,
+    })  # fmt: skip
+    (back,) = (one for one in figures.compared("finetune", ends(weight=97.9)) if one["n"] and "whole" in one["text"])
+    assert back["verdict"] == "undecided", "four seeds decide nothing"
+    assert len(told(figures.compared("posthoc", ends(weight=90.0, neuron=80.0)))) == 1
+
+
+def test_the_errors_of_what_is_kept_fall_to_the_left(axes):
+    figures.errors(axes, ends(weight=90.0, small=97.0))
+    drawn = {line.get_label(): line.get_data() for line in axes.lines if not line.get_label().startswith("_")}
+    np.testing.assert_allclose(drawn["weights"], [[0.1, 1], [100 - 90.015, 100 - 98.015]])
+    assert set(drawn) == {"weights", "trained small"}
+    assert axes.get_xscale() == axes.get_yscale() == "log" and axes.xaxis_inverted()
+    axes.set_xlim(1, 0.01)
+    assert axes.xaxis.get_major_formatter()(0.05) == "5"
+
+
+def test_shares_that_differ_by_seed_are_drawn_at_their_mean(axes):
+    rows = ends(weight=90.0)
+    figures.errors(axes, rows.assign(left=rows["kept"] + 0.001 * rows["seed"]), "left")
+    (line,) = [line for line in axes.lines if line.get_label() == "weights"]
+    np.testing.assert_allclose(line.get_xdata(), [0.1015, 1.0015])
+
+
+def test_the_hypotheses_are_numbers_that_can_refute_them():
+    layers = [(kind, seed, 0.8, layer, mass, mass**0.5, error) for kind, mass, error in
+              (("weight", 0.2, 0.3), ("neuron", 0.7, 0.8)) for seed in range(4) for layer in (0, 1)]  # fmt: skip
+    changes = pd.DataFrame(layers, columns=["type", "seed", "asked", "layer", "mass", "root", "error"])
+    gone = pd.DataFrame([("weight", seed, 0.95, 0.5) for seed in range(4)], columns=["type", "seed", "asked", "dead"])
+    once, again = ends(weight=90.0, neuron=20.0), ends(weight=98.0, neuron=97.0)
+    found = list(told(figures.hypotheses(changes, gone, once, again)).values())
+    assert found == pytest.approx([30, 100 * (0.2**0.5 - 0.3), 50, 0.5, 77 - 70])
+    assert len(figures.hypotheses(changes, gone, once, ())) == 4
+
+
+def test_a_pass_is_a_median_with_quartiles_of_every_form(axes):
+    rows = [(form, whole, 1, 0.5, quantile, value) for form, whole in figures.FORMS
+            for quantile, value in (("median", 2.0), ("low", 1.5), ("high", 4.0))]  # fmt: skip
+    figures.speed(axes, pd.DataFrame(rows, columns=["type", "whole", "batch", "asked", "quantile", "latency"]), 1)
+    assert [bar.get_label() for bar in axes.containers] == list(figures.FORMS.values())
+    ((low, high),) = (segment[:, 1] for segment in axes.containers[0].lines[2][0].get_segments())
+    assert (low, high) == (1.5, 4.0)
+    assert len({look["color"] for look in figures.looks().values()}) == len(figures.FORMS)
+
+
+def test_what_was_published_has_the_densities_beyond_the_challenge():
+    facts = figures.facts().query("type == 'weight' and split == 'test'")
+    assert facts["kept"].min() == pytest.approx(1e-4) and (facts["epochs"] == 20).sum() == 5
+    assert drawing.words("train, once") == "training images, once"

@@ -1,0 +1,70 @@
+"""The panels of PHEW's summary, on small tables and records made by hand."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import runs
+from lib.studies.phew import figures
+
+
+@pytest.fixture
+def axes():
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)
+
+
+def test_the_parts_of_a_network_hold_all_its_weights():
+    parts = figures.parts("resnet20", "cifar10", 0)
+    assert list(dict.fromkeys(parts["part"])) == [
+        "stem", "16 filters", "32 filters", "shortcuts", "64 filters", "output"
+    ]  # fmt: skip
+    assert parts["weights"].sum() == 270_896 and len(parts) == 22
+    assert parts.groupby("part")["weights"].sum()["shortcuts"] == 16 * 32 + 32 * 64
+
+
+@pytest.fixture
+def curves(monkeypatch):
+    """Two layers of one part, of 10 and 30 weights, and what is left of them."""
+    base = pd.DataFrame({"type": "phew", "seed": 1, "density": 0.5, "layer": ["a", "b"]})
+    made = {"layer_sparsity": base.assign(layer_sparsity=[0.0, 0.9]), "active_units": base.assign(active_units=[2, 1])}
+    units = pd.DataFrame({"type": "synflow", "seed": 1, "unit": [0, 1, 2]})
+    made |= {"score_in": units.assign(score_in=[1.0, 2.0, 0.0]), "score_out": units.assign(score_out=[10.0, 2.0, 1.0])}
+    monkeypatch.setattr(runs, "curves", lambda experiment, name, **where: made[name])
+
+
+def test_what_is_left_of_a_part_is_weighted_by_its_layers(curves):
+    layers = pd.DataFrame({"layer": ["a", "b"], "part": "both", "units": [2, 6], "weights": [10, 30]})
+    (row,) = figures.left(layers).to_dict("records")
+    assert row["weights"] == pytest.approx(13 / 40) and row["units"] == pytest.approx(3 / 8)
+
+
+def test_a_score_is_conserved_where_as_much_comes_out_as_goes_in(curves):
+    found = figures.conserved("any", ("synflow",))
+    assert found["synflow"] == pytest.approx([1, 0]), "what is zero on a side has no ratio"
+
+
+def test_a_bar_of_nothing_is_a_nought(axes):
+    rows = pd.DataFrame({"type": ["phew", "phew", "snip"], "part": ["x", "x", "x"], "weights": [0.2, 0.4, 0.0]})
+    figures.bars(axes, rows, "weights", ["x"], ["phew", "snip"])
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.3, 0])
+    (nought,) = axes.texts
+    assert nought.get_text() == "0" and nought.get_position()[0] == pytest.approx(0.2)
+
+
+def test_rows_of_strips_and_differences_are_the_same(axes):
+    rows = pd.DataFrame({"type": ["phew", "snip", "snip"], "accuracy": [50.0, 40.0, 44.0]})
+    figures.strips(axes, rows, "accuracy", ["phew", "snip"])
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["PHEW", "SNIP"]
+    gains = pd.DataFrame([("phew", "snip", 8.0, 5.0, 11.0)], columns=["first", "second", "mean", "low", "high"])
+    figures.behind(axes, gains, ["phew", "snip"])
+    (bar,) = axes.containers
+    assert bar.lines[0].get_xydata().tolist() == [[8.0, -1.0]]
+    assert bar.lines[2][0].get_segments()[0][:, 0].tolist() == [5.0, 11.0]
+
+
+def test_a_conserved_score_is_a_bar_and_no_area(axes):
+    figures.ratios(axes, {"synflow": np.zeros(9), "snip": np.linspace(-1, 1, 99)})
+    assert len(axes.patches) == 1 and [label.get_text() for label in axes.get_yticklabels()] == ["SynFlow", "SNIP"]
