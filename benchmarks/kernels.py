@@ -16,7 +16,7 @@ from measure import DEVICE, Report, machine, seconds  # noqa: E402
 from lib import dpp, fused, twins  # noqa: E402
 
 CALLS = {"cuda": 200, "cpu": 5}[DEVICE]  # in one time, so that the clock and the wait for the GPU do not count
-FILTERS = {"cuda": 512, "cpu": 128}[DEVICE]
+FILTERS, UNITS = {"cuda": 512, "cpu": 128}[DEVICE], 1024
 
 
 def log_loss():
@@ -37,10 +37,28 @@ def accept():
     found = torch.randn(500, 64, 300, dtype=torch.float64, device=DEVICE)
     coins = torch.rand(500, 64, dtype=torch.float64, device=DEVICE)
     left = torch.full((500,), 40, device=DEVICE)
-    return dpp._accept, (found @ found.mT, coins, left), False
+    return dpp.accept, (found @ found.mT, coins, left), False
 
 
-CASES = {"log_loss": log_loss, "masked_sgd": masked_sgd, "accept": accept}
+def linear():
+    """The hidden layer of nine MNIST descents, a type after the other, on a batch of 128."""
+    shapes = (9, 128, 784), (9, UNITS, 784), (9, UNITS), (9, UNITS)
+    x, v, s, bias = (torch.randn(shape, device=DEVICE) for shape in shapes)
+    codes = torch.arange(9, dtype=torch.int8, device=DEVICE) % 3
+    return twins.layer, (x, v, s, bias, codes, True, True), True
+
+
+def linear_step():
+    """The same layer's way back, with the gradient of its inputs; the rate is zero, so that all calls do the same."""
+    _, (x, v, s, bias, codes, *_), _ = linear()
+    with fused.use("twin"):
+        out, *beside = twins.layer(x, v, s, bias, codes, True, True)
+    return twins.layer_step_, (out, x, v, s, bias, codes, torch.zeros_like(s[:, 0]), *beside, out, True), True
+
+
+CASES = {
+    "log_loss": log_loss, "masked_sgd": masked_sgd, "accept": accept, "linear": linear, "linear_step": linear_step,
+}  # fmt: skip
 
 
 def many(function, arguments):

@@ -7,6 +7,7 @@ which `test_the_kernels_in_the_interpreter` starts; in this one they skip.
 import importlib.util
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import dpp, fused, twins
+import lib
+from lib import capture, dpp, fused, twins
 
 INTERPRETED, CUDA = os.environ.get("TRITON_INTERPRET") == "1", torch.cuda.is_available()
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -34,42 +36,81 @@ def test_the_kernels_in_the_interpreter():
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
 
 
-SIGNATURES = {  # of a compilation: (types of what varies, constants)
+ARCHITECTURES = (80, 90, 100)
+SIZES = ["run_x", "examples", "inputs", "units"]
+LAYER = {"NORMALISED": True, "RELU": True}
+
+
+def _types(number, *names, **others):
+    return dict.fromkeys(names, f"*{number}") | others
+
+
+COMPILED = {  # kernel: (types of what varies, constants and options as launched, registers a thread, shared bytes)
     "log_loss": (
-        {"logits": "*fp32", "labels": "*i64", "loss": "*fp32", "gradient": "*fp32"}
+        _types("fp32", "logits", "loss", "gradient", labels="*i64")
         | dict.fromkeys(["run_z", "example_z", "run_y", "examples", "classes"], "i32"),
-        {"class_z": 1, "example_y": 1, "FAR": -40.0, "NEGLIGIBLE": 1e-28, "N": 16, "C": 4},
+        {"class_z": 1, "example_y": 1, "FAR": -40.0, "NEGLIGIBLE": 1e-28, "N": 128, "C": 16, "num_warps": 8}
+        | fused.LAUNCH, 48, 64,
     ),
     "masked_sgd": (
-        {"weight": "*fp32", "gradient": "*fp32", "velocity": "*fp32", "kept": "*u8", "lr": "*fp32"}
+        _types("fp32", "weight", "gradient", "velocity", "lr", kept="*u8")
         | dict.fromkeys(["lr_stride", "size", "per_run"], "i32"),
-        {"MOMENTUM": 0.9, "NESTEROV": True, "DECAY": 1e-3, "MASKED": True, "N": 128},
+        {"MOMENTUM": 0.9, "NESTEROV": True, "DECAY": 1e-3, "MASKED": True, "N": fused.ENTRIES} | fused.LAUNCH, 72, 0,
     ),
     "accept": (
-        dict.fromkeys(["products", "coins", "root"], "*fp64") | {"left": "*i64", "taken": "*u8", "count": "i32"},
-        {"B": 16, "num_warps": 8},
+        _types("fp64", "products", "coins", "root", left="*i64", taken="*u8", count="i32"),
+        {"B": 64, "num_warps": 8} | fused.LAUNCH, 240, 1024,
     ),
-}
+    "linear": (
+        _types("fp32", "x", "v", "scale", "bias", "out", "products", "gains", "lengths", norm="*i8")
+        | dict.fromkeys(SIZES, "i32"),
+        LAYER | {"BIASED": True} | fused.LINEAR | {"TI": fused.DEPTH}, 80, 16384,
+    ),
+    "linear_back": (
+        _types("fp32", "delta", "v", "gains", "out", "slope") | dict.fromkeys(SIZES[1:], "i32"),
+        LAYER | fused.LINEAR | {"TO": fused.DEPTH}, 80, 16384,
+    ),
+    "linear_step": (
+        _types("fp32", "delta", "x", "v", "scale", "bias", "lr", "products", "gains", "lengths", "out", norm="*i8")
+        | dict.fromkeys(SIZES, "i32"),
+        LAYER | {"BIASED": True, "SPAN": fused.SPAN} | fused.LINEAR | {"TN": fused.DEPTH}, 80, 16384,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the compiler is for the other process")
 @pytest.mark.skipif(not TRITON, reason="Triton is not installed: its kernels are not compiled")
-@pytest.mark.parametrize("name", fused.MEASURED)
-def test_a_kernel_compiles_for_a_gpu_that_need_not_be_here(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_kernel_compiles_for_a_gpu_that_need_not_be_here(name, architecture, tmp_path, monkeypatch, capsys):
     """The interpreter takes what the compiler refuses: types that change in a loop, sizes of one as constants."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_DUMP_PTXAS_LOG", "1")
     from triton import compile
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from lib import triton_kernels
 
-    (types, constants), kernel = SIGNATURES[name], getattr(triton_kernels, name)
-    options = fused.LAUNCH | {key: value for key, value in constants.items() if key not in kernel.arg_names}
+    (types, constants, registers, shared), kernel = COMPILED[name], getattr(triton_kernels, name)
+    options = {key: value for key, value in constants.items() if key not in kernel.arg_names}
     fixed = {(kernel.arg_names.index(key),): value for key, value in constants.items() if key in kernel.arg_names}
     signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
-    built = compile(ASTSource(kernel, signature, fixed), GPUTarget("cuda", 80, 32), options)
-    assert ".target sm_80" in built.asm["ptx"] and built.asm["cubin"]
+    built = compile(ASTSource(kernel, signature, fixed), GPUTarget("cuda", architecture, 32), options)
+    said = capsys.readouterr().out
+    used, spilled = (re.findall(pattern, said) for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill"))
+    with capsys.disabled():
+        print(f"\n{name}, sm_{architecture}: {used[0]} registers of each thread, {built.metadata.shared} bytes shared")
+    assert f".target sm_{architecture}" in built.asm["ptx"] and built.asm["cubin"]
+    assert int(used[0]) <= registers and built.metadata.shared <= shared and set(spilled) == {"0"}
+
+
+@pytest.mark.skipif(not TRITON, reason="Triton is not installed")
+def test_every_kernel_is_compiled():
+    from lib import triton_kernels
+
+    source = Path(triton_kernels.__file__).read_text("utf-8")
+    assert re.findall(r"@triton.jit\ndef ([a-z]\w*)", source) == list(COMPILED)
 
 
 def both(function, *arguments):
@@ -212,6 +253,80 @@ def test_the_twin_is_torchs_sgd_with_a_rate_for_each_run_and_zeros_where_pruned(
     assert not w[~kept].any() and not v[~kept].any()
 
 
+# ---- the linear layer of a descent
+
+LAYERS = [  # (runs, examples, inputs, units): less than a tile, more than one in each direction, odd
+    (["EWN"], 1, 1, 37), (["no-WN"], 5, 3, 1), (["EWN", "SWN", "no-WN"], 19, 37, 10), (["SWN"], 70, 300, 37),
+]  # fmt: skip
+
+
+def linear(types, examples, inputs, units, bias=True, shared=False, dtype=torch.float64):
+    """Return (x, v, s, bias, codes, rates, gradient of the outputs), lengths far from one, a sign change in s."""
+    generator, runs = torch.Generator().manual_seed(0), len(types)
+    shapes = ((1 if shared else runs, examples, inputs), (runs, units, inputs), (runs, units), (runs, units))
+    x, v, s, b = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    delta = torch.randn(runs, examples, units, generator=generator, dtype=torch.float64)
+    tensors = [x[0] if shared else x, 3 * v, s, b, torch.linspace(0.01, 0.03, runs, dtype=torch.float64), delta]
+    x, v, s, b, lr, delta = (tensor.to(DEVICE, dtype) for tensor in tensors)
+    codes = torch.tensor([twins.NORMS[kind] for kind in types], dtype=torch.int8, device=DEVICE)
+    return x, v, s, b if bias else None, codes, lr, delta
+
+
+def stepped(choice, given, rectified, wanted=True):
+    """Return all that a pass there and back gives and changes."""
+    x, v, s, b, codes, lr, delta = (t if t is None else t.clone() for t in given)
+    with fused.use(choice):
+        out, *beside = twins.layer(x, v, s, b, codes, bool(codes.any()), rectified)
+        back = twins.layer_step_(delta, x, v, s, b, codes, lr, *beside, out if rectified else None, wanted)
+    return [tensor for tensor in (out, *beside, back, v, s, b) if tensor is not None]
+
+
+@kernel
+@pytest.mark.parametrize("bias, shared, rectified", [(True, False, True), (False, True, False), (True, True, True)])
+@pytest.mark.parametrize("shape", LAYERS)
+def test_the_linear_layer_and_its_step_are_their_twins(shape, bias, shared, rectified):
+    for dtype in (torch.float64, torch.float32):
+        given = linear(*shape, bias, shared, dtype)
+        near = {"rtol": 1e-10, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 2e-4, "atol": 2e-4}
+        for mine, expected in zip(*(stepped(choice, given, rectified) for choice in ("triton", "twin")), strict=True):
+            torch.testing.assert_close(mine, expected, **near)
+
+
+@kernel
+@pytest.mark.parametrize("types", [["EWN", "SWN", "no-WN"], ["no-WN"]])
+def test_the_kernels_take_a_step_of_sgd_on_the_normalised_weights(types):
+    """Against autograd through plain torch, with the weights as they are defined."""
+    x, v, s, b, codes, lr, delta = linear(types, 7, 37, 5)
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, v, s, b)]
+    w = twins.weight_norm(leaves[1], leaves[2], codes)
+    expected = torch.relu(torch.einsum("rni,roi->rno", leaves[0], w) + leaves[3][:, None])
+    slopes = torch.autograd.grad((expected * delta).sum(), leaves, allow_unused=True)
+    found = [tensor.clone().requires_grad_() for tensor in (x, v, s, b)]
+    with fused.use("triton"):
+        out = twins.linear_sgd(*found, codes, lr, bool(codes.any()), True)
+        (out * delta).sum().backward()
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(found[0].grad, slopes[0])
+    for new, old, slope in zip(found[1:], leaves[1:], slopes[1:], strict=True):
+        rate = lr.reshape(-1, *[1] * (old.dim() - 1))
+        torch.testing.assert_close(new.detach(), (old if slope is None else old - rate * slope).detach())
+
+
+@kernel
+def test_the_linear_layer_takes_any_strides_and_hides_no_nan():
+    x, v, s, b, codes, lr, delta = linear(["EWN", "SWN"], 5, 7, 3)
+    turned = [x.mT.contiguous().mT, v, s, b, codes, lr.expand(2), delta.mT.contiguous().mT]
+    for mine, expected in zip(
+        stepped("triton", turned, True), stepped("twin", (x, v, s, b, codes, lr, delta), True), strict=True
+    ):
+        torch.testing.assert_close(mine, expected)
+    x[0, 1, 2] = torch.nan
+    out = stepped("triton", (x, v, s, b, codes, lr, delta), True)[0]
+    assert out[0, 1].isnan().all() and out[1].isfinite().all() and out[0, 0].isfinite().all()
+    with fused.use("triton"), pytest.raises(ValueError, match="contiguous"):
+        fused.LAUNCHERS["linear_step"](delta, x, v.mT.contiguous().mT, s, b, codes, lr, *[None] * 4, False)
+
+
 # ---- candidates of a k-DPP
 
 
@@ -231,7 +346,7 @@ def test_candidates_are_taken_as_by_the_twin(rows, count):
     products, coins, left = candidates(rows, count)
     taken, root = fused.LAUNCHERS["accept"](products, coins, left)
     with fused.use("twin"):
-        expected, factor = dpp._accept(products, coins, left)
+        expected, factor = dpp.accept(products, coins, left)
     assert torch.equal(taken, expected) and bool((taken.sum(1) <= left).all()) and bool(taken[:, 0].all())
     torch.testing.assert_close(root, factor, rtol=1e-9, atol=1e-11)
     inner = root * taken[:, :, None]
@@ -304,3 +419,14 @@ def test_the_library_works_where_triton_cannot_be_imported(monkeypatch):
 
 def test_every_kernel_has_a_launcher():
     assert set(fused.MEASURED) == set(fused.LAUNCHERS)
+
+
+def test_the_screen_says_which_kernel_there_is_its_twin_and_its_state():
+    rows = re.findall(r"^    (\w+(?: recorded)?) +(\w+)\.(\w+) +(\S.*)$", fused.__doc__, re.MULTILINE)
+    said = {name: state for name, *_, state in rows}
+    states = fused.MEASURED | {f"{loop} recorded": measured for loop, measured in capture.MEASURED.items()}
+    assert said == {name: measured or "unmeasured" for name, measured in states.items()}
+    for name, module, twin, _ in rows:
+        assert getattr(getattr(lib, module), twin).kernel == name if name in fused.MEASURED else True
+    marked = [getattr(getattr(lib, module), twin) for name, module, twin, _ in rows]
+    assert all(callable(function) for function in marked) and len(fused.__doc__.splitlines()) < 40, "one screen"

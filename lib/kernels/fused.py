@@ -1,10 +1,20 @@
 """Which implementation of a hot function runs: its twin in plain torch, or a Triton kernel that does it in one launch.
 
+    kernel            twin                         state
+    log_loss          twins.log_loss_and_gradient  unmeasured
+    masked_sgd        twins.masked_sgd_            unmeasured
+    accept            dpp.accept                   unmeasured
+    linear            twins.layer                  unmeasured
+    linear_step       twins.layer_step_            unmeasured
+    descend recorded  passes.Steps                 unmeasured
+    fit recorded      trainer.Trainer              unmeasured
+
 A function marked `@twin("name")` is the twin. Its kernel takes over on CUDA where `MEASURED` has a text: the number by
 which it beats the twin, eager and compiled. Where it has None the kernel is unmeasured and must be asked for, by
 `with use("triton")` or PRUNING_KERNELS=triton; "twin" turns all kernels off. Tensors on a CPU, and types other than
 float32 and float64, are always the twin's, except that Triton's interpreter (TRITON_INTERPRET=1, for tests) runs
-kernels on a CPU when they are asked for. Triton need not be installed. `python benchmarks/kernels.py` measures.
+kernels on a CPU when they are asked for. Triton need not be installed. `python benchmarks/kernels.py` measures. What is
+recorded as a CUDA graph, and when, is in `capture`; the kernels, and how they fill a GPU, in `triton_kernels`.
 """
 
 import functools
@@ -18,11 +28,17 @@ MEASURED = {  # name -> by what it beats its twin and on which GPU; None: unmeas
     "log_loss": None,  # for training: the margin log-loss with its gradient
     "masked_sgd": None,  # for training: SGD with momentum, decay and mask in one pass over memory
     "accept": None,  # for pruning: which candidates of a block join the sets of a k-DPP
+    "linear": None,  # for descents: product, gain, bias and ReLU of a layer, v read once
+    "linear_step": None,  # for descents: the layer's way back with its step, no gradient of v stored
 }
 CHOICES = ("measured", "triton", "twin")
 VARIABLE = "PRUNING_KERNELS"
 EXAMPLES = 128  # of a tile of the log-loss: a usual batch
 ENTRIES = 1024  # of a tile of the update
+# Examples, units and inputs of a tile of the linear layer; with three stages it takes a third more registers.
+LINEAR = {"TN": 64, "TO": 32, "TI": 32, "num_warps": 8, "num_stages": 2}
+DEPTH = 16  # of them are summed at a time: with more, the operands of a product do not fit into the registers
+SPAN = 256  # inputs that a program steps the weights of
 LAUNCH = {"enable_fp_fusion": False}  # every operation is rounded as torch rounds it, whatever Triton's own default
 _asked = []
 
@@ -83,6 +99,7 @@ def twin(name, **constants):
                     return LAUNCHERS[name](*arguments, **options, **constants)
             return function(*arguments, **options)
 
+        chosen.kernel = name
         return chosen
 
     return mark
@@ -106,7 +123,7 @@ def _log_loss(logits, y, far, negligible):
     loss, gradient = logits.new_empty(runs), torch.empty_like(logits, memory_format=torch.contiguous_format)
     _kernels().log_loss[(runs,)](
         logits, y, loss, gradient, *logits.stride(), *y.stride(), examples, classes, FAR=far, NEGLIGIBLE=negligible,
-        N=min(EXAMPLES, _tile(examples)), C=_tile(classes, 2), **LAUNCH,
+        N=min(EXAMPLES, _tile(examples)), C=_tile(classes, 2), num_warps=8, **LAUNCH,
     )  # fmt: skip
     return loss, gradient
 
@@ -136,4 +153,44 @@ def _accept(products, coins, left):
     return taken, root
 
 
-LAUNCHERS = {"log_loss": _log_loss, "masked_sgd": _masked_sgd, "accept": _accept}
+def _linear(x, v, s, bias, norm, normalised, rectified):
+    """Return (out, products (R, N, O), gains, lengths (R, O)) of x (R, N, I) or (N, I) and v (R, O, I)."""
+    (runs, units, inputs), examples = v.shape, x.shape[-2]
+    out, beside = v.new_empty(runs, examples, units), [None] * 3
+    if normalised:
+        beside = [torch.empty_like(out), torch.empty_like(s), torch.empty_like(s)]
+    tile, x = LINEAR | {"TI": DEPTH}, x.contiguous()
+    _kernels().linear[(-(-units // tile["TO"]), -(-examples // tile["TN"]), runs)](
+        x, v, s, bias, norm, out, *beside, _by_run(x), examples, inputs, units,
+        NORMALISED=normalised, BIASED=bias is not None, RELU=rectified, **tile,
+    )  # fmt: skip
+    return out, *beside
+
+
+def _linear_step(delta, x, v, s, bias, norm, lr, products, gains, lengths, rectified, wanted):
+    """Step v, s and bias in place; return the gradient of x (R, N, I) if `wanted`, made before the step."""
+    (runs, units, inputs), examples, slope = v.shape, x.shape[-2], None
+    for what, tensor in (("weight", v), ("scale", s), ("bias", bias)):
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(f"the {what} of shape {tuple(tensor.shape)} is changed in place and must be contiguous")
+    delta, x = delta.contiguous(), x.contiguous()
+    sizes, chosen = (examples, inputs, units), {"NORMALISED": gains is not None, "RELU": rectified is not None}
+    if wanted:
+        slope = v.new_empty(runs, examples, inputs)
+        grid = -(-inputs // LINEAR["TI"]), -(-examples // LINEAR["TN"]), runs
+        _kernels().linear_back[grid](delta, v, gains, rectified, slope, *sizes, **chosen, **LINEAR | {"TO": DEPTH})
+    _kernels().linear_step[(-(-units // LINEAR["TO"]), -(-inputs // SPAN), runs)](
+        delta, x, v, s, bias, norm, lr.contiguous(), products, gains, lengths, rectified, _by_run(x), *sizes,
+        BIASED=bias is not None, SPAN=SPAN, **chosen, **LINEAR | {"TN": DEPTH},
+    )  # fmt: skip
+    return slope
+
+
+def _by_run(x):
+    """Return how far apart the inputs of two runs are, 0 where all share x `(N, I)`."""
+    return x.stride(0) if x.dim() == 3 else 0
+
+
+LAUNCHERS = {
+    "log_loss": _log_loss, "masked_sgd": _masked_sgd, "accept": _accept, "linear": _linear, "linear_step": _linear_step,
+}  # fmt: skip

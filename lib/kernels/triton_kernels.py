@@ -2,6 +2,15 @@
 
 Needs Triton, so `fused` imports it only when a kernel is asked for. Pointers come first, then strides and sizes;
 arguments in capitals are compiled in. Float32 and float64, everything computed in the type of the input.
+
+How much of a GPU they fill, reasoned from what the compiler says for sm_80, sm_90 and sm_100 (tests/test_fused.py
+prints and bounds it), not measured. An SM has 65,536 registers, room for 64 warps, and 164 KB of shared memory or more.
+The three of the linear layer have 8 warps of at most 80 registers a thread in float32: three programs, 24 warps, are at
+work on an SM, and their 8 to 15 KB of shared memory are no bound. Of one run, a batch of 128 through 784-1024 is 64
+programs of `linear` and 128 of `linear_step`: half of 132 SMs stay idle going forward; nine runs fill them 1.5 times.
+`log_loss` is one program a run, so nine runs keep nine SMs busy: it is short, and spares launches. `masked_sgd`
+has 28 warps on an SM, enough for what memory bounds. `accept` holds 64 × 64 float64 in the registers of 8 warps, 230 a
+thread: one matrix is on an SM at a time.
 """
 
 import triton
@@ -113,3 +122,117 @@ def accept(products, coins, left, taken, root, count, B: tl.constexpr):
         kept, wanted = tl.where(i == k, takes.to(tl.int32), kept), wanted - takes.to(tl.int64)
     tl.store(taken + row * count + i, kept.to(tl.uint8), inside)
     tl.store(root + cells, rest, both)
+
+
+@triton.jit
+def _pulled(delta, out, cells, inside, RELU: tl.constexpr):
+    """Return the gradient at `cells` by what goes into the ReLU, if there is one; what came out of it is `out`."""
+    pull = tl.load(delta + cells, inside, 0)
+    return tl.where(tl.load(out + cells, inside, 0) <= 0, 0, pull) if RELU else pull
+
+
+@triton.jit
+def linear(
+    x, v, scale, bias, norm, out, products, gains, lengths, run_x, examples, inputs, units,
+    NORMALISED: tl.constexpr, BIASED: tl.constexpr, RELU: tl.constexpr,
+    TN: tl.constexpr, TO: tl.constexpr, TI: tl.constexpr,
+):  # fmt: skip
+    """x (R or 1, N, I), v (R, O, I), scale, bias (R, O), norm (R,) -> out, products (R, N, O), gains, lengths (R, O).
+
+    Contiguous but for `run_x`, which is 0 where the runs share x; grid (O / TO, N / TN, R). A program goes through
+    the rows of v once, for the products and, meanwhile, for the lengths of the rows.
+    """
+    run = tl.program_id(2).to(tl.int64)
+    unit, row = tl.program_id(0) * TO + tl.arange(0, TO), tl.program_id(1) * TN + tl.arange(0, TN)
+    here = unit < units
+    dtype = v.dtype.element_ty
+    x, v = x + run * run_x + row[:, None] * inputs, v + (run * units + unit[:, None]) * inputs
+    total, square = tl.zeros((TN, TO), dtype), tl.zeros((TO,), dtype)
+    for start in range(0, inputs, TI):
+        at = (start + tl.arange(0, TI))[None, :]
+        w = tl.load(v + at, here[:, None] & (at < inputs), 0)
+        z = tl.load(x + at, (row < examples)[:, None] & (at < inputs), 0)
+        total = tl.dot(z, tl.trans(w), total, input_precision="ieee", out_dtype=dtype)
+        if NORMALISED:
+            square += tl.sum(w * w, 1)
+    cells, inside = (run * examples + row[:, None]) * units + unit, (row < examples)[:, None] & here
+    if NORMALISED:
+        length, code = tl.where(here, tl.sqrt(square), 1), tl.load(norm + run)
+        size = tl.load(scale + run * units + unit, here, 1)
+        gain = tl.where(code == 0, 1, tl.where(code == 2, tl.exp(size), size) / length)
+        tl.store(products + cells, total, inside)
+        first = here & (tl.program_id(1) == 0)
+        tl.store(gains + run * units + unit, gain, first)
+        tl.store(lengths + run * units + unit, length, first)
+        total = total * gain
+    if BIASED:
+        total += tl.load(bias + run * units + unit, here, 0)
+    tl.store(out + cells, tl.where(total < 0, 0, total) if RELU else total, inside)  # a NaN stays one
+
+
+@triton.jit
+def linear_back(
+    delta, v, gains, out, slope, examples, inputs, units,
+    NORMALISED: tl.constexpr, RELU: tl.constexpr, TN: tl.constexpr, TO: tl.constexpr, TI: tl.constexpr,
+):  # fmt: skip
+    """delta, out (R, N, O), v (R, O, I), gains (R, O) -> slope (R, N, I), contiguous; grid (I / TI, N / TN, R)."""
+    run = tl.program_id(2).to(tl.int64)
+    at, row = tl.program_id(0) * TI + tl.arange(0, TI), tl.program_id(1) * TN + tl.arange(0, TN)
+    wide, there = at < inputs, (row < examples)[:, None]
+    dtype = v.dtype.element_ty
+    total = tl.zeros((TN, TI), dtype)
+    for start in range(0, units, TO):
+        unit = start + tl.arange(0, TO)
+        pull = _pulled(delta, out, (run * examples + row[:, None]) * units + unit, there & (unit < units), RELU)
+        if NORMALISED:
+            pull = pull * tl.load(gains + run * units + unit, unit < units, 0)
+        w = tl.load(v + (run * units + unit[:, None]) * inputs + at, (unit < units)[:, None] & wide, 0)
+        total = tl.dot(pull, w, total, input_precision="ieee", out_dtype=dtype)
+    tl.store(slope + (run * examples + row[:, None]) * inputs + at, total, there & wide)
+
+
+@triton.jit
+def linear_step(
+    delta, x, v, scale, bias, norm, lr, products, gains, lengths, out, run_x, examples, inputs, units,
+    NORMALISED: tl.constexpr, BIASED: tl.constexpr, RELU: tl.constexpr,
+    TN: tl.constexpr, TO: tl.constexpr, TI: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
+    """Step v, scale and bias in place; shapes as of `linear`, delta as out, lr (R,); grid (O / TO, I / SPAN, R).
+
+    A program goes through all examples of its units for their sums, which is what s, bias and the length of v move by;
+    then it makes a tile of the gradient of v after the other, takes it off, and keeps none.
+    """
+    run, span = tl.program_id(2).to(tl.int64), tl.program_id(1) * SPAN
+    unit = tl.program_id(0) * TO + tl.arange(0, TO)
+    here, row_of = unit < units, run * units + unit
+    dtype = v.dtype.element_ty
+    x, v, rate = x + run * run_x, v + row_of[:, None] * inputs, tl.load(lr + run)
+    summed, along = tl.zeros((TO,), dtype), tl.zeros((TO,), dtype)
+    for first in range(0, examples, TN):
+        row = first + tl.arange(0, TN)[:, None]
+        cells, inside = (run * examples + row) * units + unit, (row < examples) & here
+        pull = _pulled(delta, out, cells, inside, RELU)
+        summed += tl.sum(pull, 0)
+        if NORMALISED:
+            along += tl.sum(pull * tl.load(products + cells, inside, 0), 0)
+    step, turn, once = tl.zeros((TO,), dtype) + rate, tl.full((TO,), 1, dtype), here & (span == 0)
+    if NORMALISED:
+        gain, length = tl.load(gains + row_of, here, 0), tl.load(lengths + row_of, here, 1)
+        code = tl.load(norm + run)
+        slope = tl.where(code == 0, 0, tl.where(code == 2, gain * along, along / length))
+        tl.store(scale + row_of, tl.load(scale + row_of, once, 0) - rate * slope, once)
+        turn += tl.where(code == 0, 0, rate * gain * along / (length * length))
+        step = rate * gain
+    if BIASED:
+        tl.store(bias + row_of, tl.load(bias + row_of, once, 0) - rate * summed, once)
+    for start in range(span, tl.minimum(span + SPAN, inputs), TI):
+        at = (start + tl.arange(0, TI))[None, :]
+        total = tl.zeros((TO, TI), dtype)
+        for first in range(0, examples, TN):
+            row = first + tl.arange(0, TN)[:, None]
+            cells, inside = (run * examples + row) * units + unit, (row < examples) & here
+            z = tl.load(x + row * inputs + at, (row < examples) & (at < inputs), 0)
+            pull = tl.trans(_pulled(delta, out, cells, inside, RELU))
+            total = tl.dot(pull, z, total, input_precision="ieee", out_dtype=dtype)
+        inside = here[:, None] & (at < inputs)
+        tl.store(v + at, tl.load(v + at, inside, 0) * turn[:, None] - total * step[:, None], inside)

@@ -45,9 +45,13 @@ def unit_norms(v, s, norm):
 
 def gain(v, s, norm):
     """Return the `(R, O)` factor g of every unit with w = g v; exactly 1 where a run is not normalised."""
+    return _gain(lengths(v), s, norm)
+
+
+def _gain(length, s, norm):
     code = norm[:, None]
     size = torch.where(code == EWN, s.exp(), s)
-    return torch.where(code == NO_WN, torch.ones_like(size), size / lengths(v))
+    return torch.where(code == NO_WN, torch.ones_like(size), size / length)
 
 
 def weight_norm(v, s, norm):
@@ -83,43 +87,66 @@ def linear(x, v, s, bias, norm, normalised=True):
     return out if bias is None else out + bias[:, None]
 
 
+@fused.twin("linear")
+def layer(x, v, s, bias, norm, normalised, rectified):
+    """Return (outputs, products x vᵀ, both `(R, N, O)`, gains, lengths of v, both `(R, O)`) of a linear layer.
+
+    The arguments are those of `linear`; rectified: max(0, ·) of the outputs. Unless `normalised` all others are None.
+    """
+    a, g, length = product(x, v), None, None
+    if normalised:
+        length = lengths(v)
+        g = _gain(length, s, norm)
+        out = a * g[:, None] if bias is None else torch.addcmul(bias[:, None], a, g[:, None])
+    else:
+        a, out = None, a if bias is None else a.add_(bias[:, None])
+    return out.relu_() if rectified else out, a, g, length
+
+
+@fused.twin("linear_step")
+def layer_step_(delta, x, v, s, bias, norm, lr, a, g, length, rectified, wanted):
+    """Step v, s and bias in place by `delta (R, N, O)`, the gradient of the outputs; return that of x if `wanted`.
+
+    lr (R,); a, g, length: what `layer` returned beside the outputs; rectified: the outputs if they were, else None.
+    """
+    if rectified is not None:
+        delta = torch.ops.aten.threshold_backward(delta, rectified, 0)
+    factor = torch.ones_like(s) if g is None else g
+    # The input's gradient needs the weights as they were, so it comes before the step.
+    grad_x = torch.bmm(delta * factor[:, None], v) if wanted else None
+    if bias is not None:
+        bias.sub_(lr[:, None] * delta.sum(1))
+    if g is not None:
+        _normalised_step(v, s, norm, lr, g, length, (delta * a).sum(1))
+    _subtract_product(v, delta * (factor * lr[:, None])[:, None], x)
+    return grad_x
+
+
 class _LinearSGD(torch.autograd.Function):
     """The linear layer whose backward pass takes the SGD step, so that no weight gradient is ever stored."""
 
     @staticmethod
-    def forward(ctx, x, v, s, bias, norm, lr, normalised):
-        a = product(x, v)
-        if normalised:
-            g = gain(v, s, norm)
-            out = a * g[:, None] if bias is None else torch.addcmul(bias[:, None], a, g[:, None])
-        else:
-            a, g, out = None, None, a if bias is None else a.add_(bias[:, None])
-        # Never the output itself: that ring would keep every step's activations until the collector comes.
-        ctx.layer = (x, v, s, bias, norm, lr, a, g)
+    def forward(ctx, x, v, s, bias, norm, lr, normalised, rectified):
+        out, *beside = layer(x, v, s, bias, norm, normalised, rectified)
+        # The output only as autograd keeps it: a ring would hold every step's activations until the collector comes.
+        ctx.save_for_backward(*[out] * rectified)
+        ctx.layer = (x, v, s, bias, norm, lr, *beside)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, delta):
-        x, v, s, bias, norm, lr, a, g = ctx.layer
-        factor = torch.ones_like(s) if g is None else g
-        # The input's gradient needs the weights as they were, so it comes before the step.
-        grad_x = torch.bmm(delta * factor[:, None], v) if ctx.needs_input_grad[0] else None
-        if bias is not None:
-            bias.sub_(lr[:, None] * delta.sum(1))
-        if g is not None:
-            _normalised_step(v, s, norm, lr, g, (delta * a).sum(1))
-        _subtract_product(v, delta * (factor * lr[:, None])[:, None], x)
-        return grad_x, None, None, None, None, None, None
+        (rectified,) = ctx.saved_tensors or (None,)
+        return layer_step_(delta, *ctx.layer, rectified, ctx.needs_input_grad[0]), *[None] * 7
 
 
-def _normalised_step(v, s, norm, lr, g, along):
-    """Step `s`, and apply to `v` the part of its step that lies along `v` itself.
+def _normalised_step(v, s, norm, lr, g, length, along):
+    """Step `s`, and apply to `v`, of these lengths, the part of its step that lies along `v` itself.
 
     `along` is <v, G> with G the gradient of the effective weights. The gradient of v is
     g (G - v <v, G> / |v|²); this adds the second term, a scaling of the row.
     """
-    code, rate, square = norm[:, None], lr[:, None], lengths(v).square()
+    code, rate, square = norm[:, None], lr[:, None], length.square()
     slope = torch.where(code == EWN, g * along, along / square.sqrt())
     on = (code != NO_WN).to(v.dtype)
     s.sub_(rate * slope * on)
@@ -134,12 +161,13 @@ def _subtract_product(v, delta, x):
         v.baddbmm_(delta.transpose(1, 2), x, alpha=-1)
 
 
-def linear_sgd(x, v, s, bias, norm, lr, normalised=True):
+def linear_sgd(x, v, s, bias, norm, lr, normalised=True, rectified=False):
     """Return what `linear` returns; going backward takes the SGD step at once, with rate `lr (R,)`.
 
     The weights change in place and no parameter gets a gradient. Every output must take part in the loss.
+    rectified: return max(0, ·) of it, which one kernel does together.
     """
-    return _LinearSGD.apply(x, v, s, bias, norm, lr, normalised)
+    return _LinearSGD.apply(x, v, s, bias, norm, lr, normalised, rectified)
 
 
 def overruns(channels, sides, stride, padding):
@@ -200,21 +228,22 @@ class _Conv2dSGD(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, v, s, bias, norm, lr, normalised, stride, padding):
-        g = gain(v, s, norm) if normalised else None
-        ctx.layer, ctx.steps = (x, v, s, bias, norm, lr, g), (stride, padding)
+        length = lengths(v) if normalised else None
+        g = _gain(length, s, norm) if normalised else None
+        ctx.layer, ctx.steps = (x, v, s, bias, norm, lr, g, length), (stride, padding)
         return convolve(x, v if g is None else v * _per_unit(g, v), bias, stride, padding)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, delta):
-        x, v, s, bias, norm, lr, g = ctx.layer
+        x, v, s, bias, norm, lr, g, length = ctx.layer
         w = v if g is None else v * _per_unit(g, v)
         grad_x, slope = _convolution_gradients(delta, x, w, ctx.needs_input_grad[0], *ctx.steps)
         rate = lr[:, None]
         if bias is not None:
             bias.sub_(rate * delta.sum((1, 3, 4)))
         if g is not None:
-            _normalised_step(v, s, norm, lr, g, (v * slope).flatten(2).sum(2))
+            _normalised_step(v, s, norm, lr, g, length, (v * slope).flatten(2).sum(2))
             rate = rate * g
         v.sub_(slope * _per_unit(rate, v))
         return grad_x, *[None] * 8

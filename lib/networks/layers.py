@@ -28,11 +28,17 @@ class Layer(nn.Module):
         self.normalised = bool(codes.any())
         self.lr = None  # set by `sgd_in_backward`
 
-    def forward(self, x):
+    def forward(self, x, **together):
+        """Return the layer's output; together: what a linear layer that `steps` does in the same kernel."""
         tensors = (x, self.weight, self.scale, self.bias, self.norm)
-        if self.lr is None or not torch.is_grad_enabled():
+        if not self.steps:
             return self.plain(*tensors, normalised=self.normalised, **self.options)
-        return self.stepping(*tensors, self.lr, self.normalised, *self.options.values())
+        return self.stepping(*tensors, self.lr, self.normalised, *self.options.values(), **together)
+
+    @property
+    def steps(self):
+        """Whether going backward takes a step, see `nets.sgd_in_backward`."""
+        return self.lr is not None and torch.is_grad_enabled()
 
 
 class Linear(Layer):

@@ -84,7 +84,7 @@ class MLP(nn.Module):
     def forward(self, x):
         act = ACTIVATIONS[self.activation]
         for k, layer in enumerate(self.layers[:-1]):
-            x = act(layer(x))
+            x = layer(x, rectified=True) if self.activation == "relu" and layer.steps else act(layer(x))
             x = self.drops[k](x) if self.drops else x
         return self.layers[-1](x)
 

@@ -272,7 +272,7 @@ def _eliminate(factor, basis, reach, streams):
         own = factor.flatten(0, 1).index_select(0, (candidates + first).flatten()).view(*candidates.shape, size)
         shares = reach[:, :used].gather(2, candidates[:, None].expand(-1, used, -1))
         products = product(own, own.mT) - product(shares.mT, shares)
-        taken, root = _accept(products, coins, size - kept.sum(1))
+        taken, root = accept(products, coins, size - kept.sum(1))
         row, column = taken.nonzero(as_tuple=True)
         kept[row, candidates[row, column]] = True
         if len(row) and bool((kept.sum(1) == size).all()):
@@ -297,7 +297,7 @@ def _propose(lengths, block, streams):
 
 
 @fused.twin("accept")
-def _accept(products, coins, left):
+def accept(products, coins, left):
     """Return who of the candidates is kept, `bool (rows, b)`, and the Cholesky factor of those who are.
 
     products: the candidates' inner products (rows, b, b). One after the other, a candidate is kept if what its
