@@ -93,13 +93,17 @@ class Campaign:
 
     def steps(self):
         """Kill at each kind of step by which each notebook changes the disk, writes half done."""
+        for notebook, folder, answer in self.at_steps(die):
+            wrong = notebook.look(folder)[0] + ([f"not killed: {answer}"] if answer else [])
+            self.settle(notebook, folder, self.row("killed at each kind of step of writing"), wrong)
+
+    def at_steps(self, fault):
+        """Yield (notebook, folder, answer) of runs that met a fault at their steps, those of `each_step`."""
         for notebook, at in self.each_step():
-            folder, row = self.fresh(), self.row("killed at each kind of step of writing")
-            answer = Child(notebook.run, folder, at, die).end()
-            if never_met(answer, at):
-                continue
-            wrong, _ = notebook.look(folder)
-            self.settle(notebook, folder, row, wrong + ([f"not killed: {answer}"] if answer else []))
+            folder = self.fresh()
+            answer = Child(notebook.run, folder, at, fault).end()
+            if not never_met(answer, at):
+                yield notebook, folder, answer
 
     def each_step(self):
         """Yield every notebook with one of the steps of each kind, or of `kinds` kinds."""
@@ -112,12 +116,8 @@ class Campaign:
 
     def disks(self):
         """Let the disk be full from each kind of step on; then a real one, of every size, where this may be mounted."""
-        for notebook, at in self.each_step():
-            folder, row = self.fresh(), self.row("disk full at each kind of step of writing")
-            answer = Child(notebook.run, folder, at, full).end()
-            if never_met(answer, at):
-                continue
-            wrong, _ = notebook.look(folder)
+        for notebook, folder, answer in self.at_steps(full):
+            wrong, row = notebook.look(folder)[0], self.row("disk full at each kind of step of writing")
             self.settle(notebook, folder, row, wrong, untold(answer, folder) + half_written(folder))
         for notebook in self.notebooks:
             for _ in range(max(1, self.often // 2)):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import anatomy, draws, masks, nets, sets, shrink
+from lib import anatomy, draws, masks, methods, nets, sets, shrink
 from lib.studies.challenge import modes
 from lib.training.evaluate import evaluate
 from lib.training.trainer import Trainer
@@ -344,3 +344,26 @@ def test_no_network_is_trained_twice(monkeypatch):
 def test_what_cannot_be_done_is_an_error(mode, kind, message):
     with pytest.raises(ValueError, match=message):
         modes.prune(lab(), mode, kind, [0.99])
+
+
+@pytest.mark.parametrize(
+    "kind, of", [("outgoing_l1_neuron", "units"), ("random_neuron", "units"), ("random_weight", "weights")]
+)
+def test_every_score_that_needs_nothing_is_a_type(kind, of):
+    here, name = lab(), kind.rpartition("_")[0]
+    assert kind in modes.types() and not {"magnitude_weight", "dpp_neuron", "snip_weight"} & set(modes.types())
+    found, kept = modes.prune(here, "posthoc", kind, [0.5])[0], {}
+    for layer, score in list(methods.score(here.dense(2)[0], name, seeds=SEEDS, of=of).items())[
+        : 2 if of == "units" else -1
+    ]:
+        order = score.flatten(1).argsort(1, descending=True, stable=True)[:, : score[0].numel() // 2]
+        kept[layer] = torch.zeros_like(score.flatten(1), dtype=torch.bool).scatter_(1, order, True).view(score.shape)
+    if of == "units":
+        kept = masks.expand(kept, dict(here.network().named_parameters()))
+    assert all(torch.equal(found.masks[layer], mask) for layer, mask in kept.items())
+
+
+def test_only_magnitude_prunes_at_every_step():
+    assert "anew by magnitude alone" in modes.complaint({"mode": "during", "type": ["random_weight"], "sparsities": []})
+    with pytest.raises(ValueError, match="random_weight.*allowed are.*weight.*neuron"):
+        modes.prune(lab(), "during", "random_weight", [0.5])

@@ -136,7 +136,7 @@ def test_units_of_a_narrower_stack_score_the_same():
     from lib import masks
 
     net, x = mlp(), draw(8, 10)
-    kept = masks.top_units({"layers.0": draw(2, 7), "layers.1": draw(2, 6, seed=3)}, 0.6)
+    kept = masks.top({"layers.0": draw(2, 7), "layers.1": draw(2, 6, seed=3)}, 0.6)
     narrow = shrink.narrow(net, kept)
     masks.apply_(net, masks.expand(kept, dict(net.named_parameters())))
     whole, small = of_units(net, x, 1.0, 1.0), of_units(narrow, x, 1.0, 1.0)

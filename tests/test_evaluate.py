@@ -85,7 +85,7 @@ def test_what_is_made_once_is_what_the_whole_pruned_network_says(sizes):
     found = evaluate.pruned_accuracy(net, x, y, scores, [0.0, 0.5])
     for k, sparsity in enumerate([0.0, 0.5]):
         pruned = nets.fold(net)
-        units = masks.top_units(scores, 1 - sparsity, "prune_floor")
+        units = masks.top(scores, 1 - sparsity, rounding="prune_floor")
         masks.apply_(pruned, masks.expand(units, dict(pruned.named_parameters())))
         assert torch.equal(found[:, k], evaluate.evaluate(pruned, x, y).accuracy)
 

@@ -22,6 +22,12 @@ FLOORS = (
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders}
 LONGEST = 400  # lines; if a file passes this, ask what it is two of
+# What a reader must know to follow any notebook, and how many lines that may be in all.
+HALL = """
+    kernels.twins networks.layers networks.nets pruning.masks pruning.methods pruning.scores training.trainer
+    training.evaluate training.lab records.runs figures.drawing
+""".split()
+LONGEST_HALL = 2600
 
 
 @functools.cache
@@ -108,6 +114,11 @@ def test_folders_do_not_import_each_other_in_a_ring():
 @pytest.mark.parametrize("name", sorted(files()))
 def test_no_file_is_too_long(name):
     assert len(files()[name].splitlines()) <= LONGEST, f"{name}: what is it two of?"
+
+
+def test_the_hall_is_short():
+    lines = {name: len(files()[name].splitlines()) for name in HALL}
+    assert sum(lines.values()) <= LONGEST_HALL, lines
 
 
 def test_what_is_below_the_studies_has_a_name_of_its_own():

@@ -258,7 +258,7 @@ def challenged(mode):
     rule = {"rule": "adam", "lr": 0.005, "batch": 40, "bar": False}
     lab = modes.Lab(*split(DIGITS), SEEDS, {"name": "golden-challenge"}, rule, hidden=(20, 12), epochs=2,
                     retrain_epochs=1, build=uniform)  # fmt: skip
-    found = {kind: modes.prune(lab, mode, kind, [0.5, 0.8]) for kind in modes.TYPES}
+    found = {kind: modes.prune(lab, mode, kind, [0.5, 0.8]) for kind in (*modes.KINDS, "small")}
     return {kind: torch.stack([kept(pruned.masks) for pruned in each]) for kind, each in found.items()}
 
 
@@ -312,9 +312,7 @@ def descended():
     net = nets.init_(nets.MLP([784, 12, 10], KINDS), [1, 1, 2], "torch_default")
     _, ends = descend.descend(net, DIGITS, [1, 1, 2], [-200], batch=16, max_epochs=9)
     ranked = [ewn.norm_criteria({-200: end}, -200) for end in ends]
-    found = {
-        f"units by {name}": torch.cat([kept(masks.top_units(each[name], 0.5)) for each in ranked]) for name in ranked[0]
-    }
+    found = {f"units by {name}": torch.cat([kept(masks.top(each[name], 0.5)) for each in ranked]) for name in ranked[0]}
     found |= {"attempts": torch.cat([end.attempt for end in ends]), "loss": torch.cat([end.log_loss for end in ends])}
     found["weights"] = torch.cat([weights(end.net) for end in ends])
     return found

@@ -42,20 +42,20 @@ def test_an_unknown_rounding_is_an_error():
         masks.count(10, 0.5, "up")
 
 
-def test_top_units_keeps_the_highest_of_each_run():
+def test_top_keeps_the_highest_units_of_each_run():
     scores = {"a": torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 1.0, -2.0, 5.0]])}
-    kept = masks.top_units(scores, 0.5)["a"]
+    kept = masks.top(scores, 0.5)["a"]
     assert kept.tolist() == [[True, False, True, False], [False, True, False, True]]
 
 
 def test_among_equal_scores_the_earlier_goes_first():
     scores = {"a": torch.zeros(2, 5)}
-    assert masks.top_units(scores, 0.4)["a"].tolist() == [[False, False, False, True, True]] * 2
+    assert masks.top(scores, 0.4)["a"].tolist() == [[False, False, False, True, True]] * 2
 
 
 def test_a_score_that_is_no_number_is_an_error():
     with pytest.raises(ValueError, match="NaN"):
-        masks.top_units({"a": torch.tensor([[1.0, float("nan")]])}, 0.5)
+        masks.top({"a": torch.tensor([[1.0, float("nan")]])}, 0.5)
 
 
 def tiny():
@@ -233,7 +233,7 @@ def test_scores_of_half_precision_have_an_order_too(dtype):
     score = {"w": torch.from_numpy(np.random.default_rng(0).normal(size=(2, 30, 700))).to(dtype)}
     exact = {"w": score["w"].double()}
     assert torch.equal(masks.top(score, 0.3)["w"], masks.top(exact, 0.3)["w"])
-    assert torch.equal(masks.top_units(score, 0.3)["w"], masks.top_units(exact, 0.3)["w"])
+    assert torch.equal(masks.top(score, 0.3)["w"], masks.top(exact, 0.3)["w"])
     inside = masks.top(exact, 0.5)
     assert torch.equal(masks.top_within(score, inside, 0.3)["w"], masks.top_within(exact, inside, 0.3)["w"])
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib import anneal, contribution, likelihood, methods, nets, path_kernel, reweight, scores, sets
-from lib.pruning.masks import top, top_units
+from lib.pruning.masks import top
 from lib.studies.challenge import modes
 from lib.studies.dpp import arms, committee, committee_study
 from lib.studies.dpp import study as dpp_study
@@ -153,7 +153,7 @@ def by_norm(net, seeds):
 
 def norms(net):
     found = nets.unit_norms(net)
-    return {"norm": found, "kept": top_units(found, 0.4)}
+    return {"norm": found, "kept": top(found, 0.4)}
 
 
 def measured(net, seeds):

@@ -26,7 +26,7 @@ def test_the_snippets_run(tmp_path, monkeypatch):
 
 def test_outputs_are_no_units_to_prune():
     net = nets.init_(nets.MLP([4, 6, 3], "no-WN"), [1])
-    every = masks.top_units(nets.unit_norms(net), density=0.5)
+    every = masks.top(nets.unit_norms(net), density=0.5)
     with pytest.raises(ValueError, match="layers.1 makes the outputs .* leave it out"):
         masks.expand(every, dict(net.named_parameters()))
     hidden = masks.expand({"layers.0": every["layers.0"]}, dict(net.named_parameters()))
@@ -35,7 +35,7 @@ def test_outputs_are_no_units_to_prune():
 
 def test_a_normalised_network_says_what_to_shrink_instead():
     net = nets.init_(nets.MLP([4, 6, 3], "EWN"), [1])
-    units = masks.top_units({"layers.0": nets.unit_norms(net)["layers.0"]}, density=0.5)
+    units = masks.top({"layers.0": nets.unit_norms(net)["layers.0"]}, density=0.5)
     kept = masks.expand(units, dict(net.named_parameters()))
     with pytest.raises(ValueError, match=r"take nets.fold\(net\), a plain copy"):
         shrink.shrink(net, kept)

@@ -105,7 +105,7 @@ def test_single_precision_stays_close():
 
 def test_unit_masks_leave_exactly_their_units():
     net, x = mlp(), inputs(6, SIZES[0])
-    units = masks.top_units({k: v for k, v in nets.unit_norms(net).items() if k != "layers.3"}, 0.4)
+    units = masks.top({k: v for k, v in nets.unit_norms(net).items() if k != "layers.3"}, 0.4)
     kept = masks.expand(units, dict(net.named_parameters()))
     small = shrink.shrink(net, kept, run=1)
     assert [tuple(m.weight.shape) for m in small if isinstance(m, nn.Linear)] == [(8, 12), (6, 8), (4, 6), (4, 4)]
@@ -345,7 +345,7 @@ def unit_masks(net, layers, density, seed=0):
     g = torch.Generator().manual_seed(seed)
     named = nets.layers(net)
     scores = {layer: torch.rand(named[layer].weight.shape[:2], generator=g) for layer in layers}
-    return masks.top_units(scores, density)
+    return masks.top(scores, density)
 
 
 def cases():

@@ -30,20 +30,12 @@ def count(n, density, rounding="nearest"):
     raise ValueError(f"rounding is {rounding!r}; allowed are {ROUNDINGS}")
 
 
-def top_units(scores, density, rounding="nearest"):
-    """Return the mask of the units kept, `{layer: bool (R, O)}`, the highest scores of each layer of each run.
-
-    density: one number, or one per run. Exactly `count` units stay; among equal scores the earlier unit goes first,
-    so a result never depends on the sorting algorithm.
-    """
-    return {layer: _top(score, density, rounding) for layer, score in scores.items()}
-
-
 def top(scores, density, scope="layer", rounding="nearest"):
     """Return masks `{name: bool (R, O, *F)}` that keep the highest scores of every run, exactly `count` of them.
 
     scores: `{name: (R, O, *F)}`. scope: what shares one count, "layer" each tensor, "global" all of them together,
-    "unit" each row. density: one number, or one per run. Ties are broken as in `top_units`.
+    "unit" each row. density: one number, or one per run. Among equal scores the earlier entry goes first, so a result
+    never depends on the sorting algorithm.
     """
     kept = [_top(score, density, rounding) for score in _sharing(scores, scope)]
     return _parted(kept, scores, scope)

@@ -77,10 +77,10 @@ def __getattr__(name):
     return _known
 
 
-def names(of="weights", needs=("nothing", "examples")):
-    """Return the names of the methods of weights, or of units, that need no more than this."""
+def names(of="weights", needs=("nothing", "examples"), draws=True):
+    """Return the names of the methods of weights, or of units, that need no more; draws: of those too that draw."""
     _load()
-    return [name for name, found in _known[of].items() if found.needs in needs]
+    return [name for name, found in _known[of].items() if found.needs in needs and draws >= found.draws]
 
 
 def get(name, of="weights"):

@@ -310,7 +310,7 @@ def _assembled(net, ways):
 def narrow(net, units):
     """Return the stack without the units that `units` drop: of the same class, to train, smaller and so faster.
 
-    units: `{layer: bool (R, O)}` as of `masks.top_units`, the same count in every run of a layer; other layers keep
+    units: `{layer: bool (R, O)}` as of `masks.top`, the same count in every run of a layer; other layers keep
     all their units. The function is that of `net` under `masks.expand(units, ...)`: a dropped unit takes its row, its
     bias, its normalisation and its column along. ValueError for unequal counts, for a layer without a unit, for output
     units, for layers that lead to one node, or are joined by a shortcut, and keep different units, and for a layer with

@@ -116,7 +116,7 @@ def pruned_accuracy(net, x, y, scores, sparsities, rounding="prune_floor"):
 
     x: `(N, I)`; scores: `{layer: (R, O)}`; sparsities: shares of the units to prune, in [0, 1). Nothing is retrained.
     """
-    kept = [masks.top_units(scores, 1 - sparsity, rounding) for sparsity in sparsities]
+    kept = [masks.top(scores, 1 - sparsity, rounding=rounding) for sparsity in sparsities]
     parts = []
     for run, alone in enumerate(nets.apart(nets.fold(net))):
         own = [{layer: units[[run]] for layer, units in choice.items()} for choice in kept]

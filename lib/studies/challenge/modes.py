@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from lib.errors import listed
 from lib.networks import nets
-from lib.pruning import masks, remask, shrink
+from lib.pruning import masks, methods, remask, shrink
 from lib.training import lab as frame
 from lib.training.evaluate import evaluate_alone
 from lib.training.trainer import Trainer
 
 HIDDEN = (1000, 1000, 500, 200)
-KINDS = {"weight": remask.RemaskedWeights, "neuron": remask.RemaskedUnits}
-TYPES = (*KINDS, "small")
+KINDS = {"weight": remask.RemaskedWeights, "neuron": remask.RemaskedUnits}  # by magnitude, of which the study is
+OF = {"weight": "weights", "neuron": "units"}  # what the last word of a type says is pruned
 
 
 @dataclass
@@ -57,8 +58,16 @@ class Lab(frame.Lab):
         return super().dense(epochs, self.network(hidden), hidden=list(hidden))
 
 
+def types():
+    """Return the types of `weight_vs_neuron`: by magnitude, by every other score that needs nothing, the control."""
+    scores = [f"{name}_{word}" for word, of in OF.items() for name in methods.names(of, ["nothing"], draws=False)]
+    return [*KINDS, *(kind for kind in scores if not kind.startswith("magnitude")), "small"]
+
+
 def complaint(p):
-    """Return which sparsity of a notebook's parameters `p` leaves `small` a layer without units, or None."""
+    """Return what a notebook's parameters `p` ask for that cannot be, all taken together, or None."""
+    if p["mode"] == "during" and set(p["type"]) - {*KINDS, "small"}:
+        return f"type = {p['type']} with mode = 'during': masks are made anew by magnitude alone, of {listed(KINDS)}"
     for sparsity in p["sparsities"] if "small" in p["type"] else ():
         if 0 in (left := [masks.count(width, 1 - sparsity) for width in p["hidden"]]):
             return f"sparsities = {p['sparsities']}: {sparsity} leaves {left} of {p['hidden']} units; small needs one"
@@ -81,24 +90,26 @@ def widths(hidden, sparsity):
     return left
 
 
-def remasked(net, kind, densities, scope="layer"):
-    """Return `net` behind masks of its own largest weights ("weight") or units ("neuron"): see `remask.Remasked`.
+def masks_of(net, kind, densities, seeds=None, scope="layer"):
+    """Return (masks, units) of a stack: `{weight: bool (R, O, I)}`, and `{layer: bool (R, O)}` or None, by a type.
 
     densities: one per run. The layer that makes the logits stays whole, as the challenge has it.
     """
-    return KINDS[kind](net, densities, list(nets.layers(net))[:-1], scope)
+    name, _, word = f"magnitude_{kind}".rpartition("_") if kind in KINDS else kind.rpartition("_")
+    how = {"layers": list(nets.layers(net))[:-1], "scope": scope, "of": OF[word]}
+    made = methods.prune(net, name, densities, seeds=seeds, **how)
+    return (masks.expand(made, dict(net.named_parameters())), made) if word == "neuron" else (made, None)
 
 
 def chosen(lab, net, kind, sparsity):
-    """Return (masks, units) of a stack at one sparsity: `{weight: bool (R, O, I)}`, and `{layer: bool (R, O)}` or None.
+    """Return (masks, units) of a stack at one sparsity, see `masks_of`.
 
     Units are what is kept where only whole units go, equally many in every run and one at least, so that the stack
-    can be narrowed.
+    can be narrowed; else None.
     """
-    behind = remasked(net, kind, [1 - sparsity] * nets.runs(net), lab.scope)
-    units = behind.units() if kind == "neuron" else None
+    made, units = masks_of(net, kind, [1 - sparsity] * nets.runs(net), lab.seeds, lab.scope)
     counts = [set(kept.sum(1).tolist()) for kept in (units or {}).values()]
-    return behind.masks(), units if all(len(found) == 1 and 0 not in found for found in counts) else None
+    return made, units if all(len(found) == 1 and 0 not in found for found in counts) else None
 
 
 def copied(net):
@@ -183,7 +194,8 @@ def during(lab, kind, sparsities):
     """
 
     def train(lab, net, each):
-        behind = remasked(net, kind, [1 - sparsity for sparsity in each], lab.scope)
+        layers = list(nets.layers(net))[:-1]
+        behind = KINDS[kind](net, [1 - sparsity for sparsity in each], layers, lab.scope)
         trainer = lab.trainer(behind).fit(lab.epochs, lab.states)
         kept = behind.masks()
         return masks.apply_(net, kept), kept, trainer
@@ -198,7 +210,7 @@ def gradual(lab, kind, sparsities):
     """
 
     def smaller(trainer, densities):
-        return remasked(trainer.net, kind, densities, lab.scope).masks()
+        return masks_of(trainer.net, kind, densities, trainer.seeds, lab.scope)[0]
 
     def train(lab, net, each):
         of = {"gradual": kind, "scope": lab.scope, "sparsities": each}
@@ -288,7 +300,8 @@ FAIR = {"finetune": lambda epochs, more: epochs + more, "rewind": lambda epochs,
 
 def prune(lab, mode, kind, sparsities):
     """Return one `Pruned` per sparsity, by any of `MODES`, or of the control if `kind` is "small"."""
-    for what, value, allowed in (("mode", mode, MODES), ("kind", kind, TYPES)):
+    kinds = [*KINDS, "small"] if mode == "during" else types()
+    for what, value, allowed in (("mode", mode, MODES), ("kind", kind, kinds)):
         if value not in allowed:
             raise ValueError(f"{what} is {value!r}; allowed are {list(allowed)}")
     if kind != "small":

@@ -16,7 +16,7 @@ def masks_of(net, whole, sparsity):
         return sparse.block_masks(weights, 1 - sparsity)
     if whole == "two_of_four":
         return sparse.two_of_four(weights)
-    return modes.remasked(net, whole, [1 - sparsity] * nets.runs(net)).masks()
+    return modes.masks_of(net, whole, [1 - sparsity] * nets.runs(net))[0]
 
 
 def survey(net, form, sparsities, inputs, repeats=30, threads=1):

@@ -63,9 +63,8 @@ def of_edges(kind):
 
 def types():
     """Return the arms that there are: the study's, and every method that can keep a number of edges or of units."""
-    known = [(word, found) for word, of in OF.items() for found in methods.METHODS[of].values()]
-    others = [f"{found.name}_{word}" for word, found in known
-              if found.needs == "moments" or (found.needs == "nothing" and not found.draws)]  # fmt: skip
+    others = [f"{name}_{word}" for word, of in OF.items()
+              for name in [*methods.names(of, ["nothing"], draws=False), *methods.names(of, ["moments"])]]  # fmt: skip
     return list(dict.fromkeys([*KNOWN, *others]))
 
 
