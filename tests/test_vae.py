@@ -119,6 +119,15 @@ def test_the_losses_are_cross_entropy_and_divergence():
         torch.testing.assert_close(kl[run], divergence)
 
 
+def counted(image, hidden, latent):
+    """Return how many numbers one autoencoder trains, by hand."""
+    (channels, side, _), (first, second) = image, vae.FILTERS
+    sizes = [second * (side // 4) ** 2, *hidden]
+    linear = 2 * sum(i * o for i, o in zip(sizes, hidden, strict=False)) + 3 * latent * hidden[-1]
+    filters = 2 * vae.SIDE**2 * (channels * first + first * second)
+    return linear + filters + 2 * first + second + channels
+
+
 @pytest.mark.parametrize("rounds", WIDTHS)
 def test_the_sizes_are_the_published_ones(rounds):
     hidden, millions = WIDTHS[rounds]
@@ -126,7 +135,7 @@ def test_the_sizes_are_the_published_ones(rounds):
     linear = sum(w.numel() for name, w in nets.weights(net).items() if "conv" not in name)
     assert round(linear / 1e6, 1) == millions
     assert int(nets.parameters_per_run(net) / 1e5) / 10 == millions, "with the convolutions, cut and not rounded"
-    assert nets.parameters_per_run(net) == vae.parameters((3, 64, 64), hidden, 100)
+    assert nets.parameters_per_run(net) == counted((3, 64, 64), hidden, 100)
 
 
 @pytest.mark.parametrize("image", [(1, 28, 28), (3, 32, 32)])
@@ -134,7 +143,7 @@ def test_smaller_images_have_the_same_shape_of_network(image):
     net = vae.VAE(image, 1, (20, 30), 6)
     assert net.encoder[0].weight.shape == (1, 20, 64 * (image[1] // 4) ** 2)
     assert net(torch.zeros(2, torch.Size(image).numel()), torch.zeros(1, 2, 6))[0].shape[2] == torch.Size(image).numel()
-    assert nets.parameters_per_run(net) == vae.parameters(image, (20, 30), 6)
+    assert nets.parameters_per_run(net) == counted(image, (20, 30), 6)
 
 
 @pytest.mark.parametrize("image", [(1, 28, 24), (1, 30, 30)])
@@ -148,14 +157,14 @@ def test_a_narrow_network_is_the_masked_one():
     stream = torch.Generator().manual_seed(3)
     units = {
         layer: torch.stack([torch.randperm(n, generator=stream) < n - 3 for _ in range(2)])
-        for layer, n in vae.widths(net).items()
+        for layer, n in vae.hidden_widths(net).items()
     }
     masked = copy.deepcopy(net)
     with torch.no_grad():
         for layer, kept in units.items():
             masked.get_submodule(layer).weight[~kept] = 0
     small = shrink.narrow(net, units)
-    assert vae.widths(small) == {layer: n - 3 for layer, n in vae.widths(net).items()}
+    assert vae.hidden_widths(small) == {layer: n - 3 for layer, n in vae.hidden_widths(net).items()}
     for ours, expected in zip(small(x, noise), masked(x, noise), strict=True):
         torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(shrink.widen(small, net, units)(x, noise), masked(x, noise))

@@ -221,7 +221,7 @@ def test_random_units_come_from_seed_and_round():
     net = lab().network()
     first, second = (vae_study.chosen(lab(), net, "random", number) for number in (1, 2))
     alone = vae_study.chosen(lab(seeds=[2]), nets.take(net, [1]), "random", 1)
-    for layer, width in vae.widths(net).items():
+    for layer, width in vae.hidden_widths(net).items():
         assert first[layer].sum(1).tolist() == [int(0.8 * width)] * 2
         assert torch.equal(first[layer][1:], alone[layer])
     assert not torch.equal(first["encoder.0"][0], first["encoder.0"][1])
@@ -247,7 +247,8 @@ def test_a_round_is_said_before_and_after(outcome):
     rounds = outcome.rounds
     assert rounds["round_epoch"].tolist() == [[0, 2, 4]] * 2
     assert rounds["round_widths"][0].tolist() == [[20, 11, 11, 20], [16, 8, 8, 16], [12, 6, 6, 12]]
-    sizes = [vae.parameters(IMAGE, tuple(map(int, w[:2])), 4) for w in rounds["round_widths"][0]]
+    smaller = [vae.VAE(IMAGE, 1, tuple(map(int, w[:2])), 4) for w in rounds["round_widths"][0]]
+    sizes = [nets.parameters_per_run(net) for net in smaller]
     assert rounds["round_parameters"].tolist() == [sizes] * 2
     assert nets.parameters_per_run(outcome.net) == sizes[-1]
     curve = outcome.history["test_kl"]

@@ -69,8 +69,8 @@ def complaint(p):
     if p["mode"] == "during" and set(p["type"]) - {*KINDS, "small"}:
         return f"type = {p['type']} with mode = 'during': masks are made anew by magnitude alone, of {listed(KINDS)}"
     for sparsity in p["sparsities"] if "small" in p["type"] else ():
-        if 0 in (left := [masks.count(width, 1 - sparsity) for width in p["hidden"]]):
-            return f"sparsities = {p['sparsities']}: {sparsity} leaves {left} of {p['hidden']} units; small needs one"
+        if 0 in (few := left(p["hidden"], sparsity)):
+            return f"sparsities = {p['sparsities']}: {sparsity} leaves {few} of {p['hidden']} units; small needs one"
     return None
 
 
@@ -79,15 +79,9 @@ def recipe(dataset, train_examples, rule):
     return {"name": f"{dataset}-challenge", "train_examples": train_examples, **rule}
 
 
-def widths(hidden, sparsity):
-    """Return the widths of the network that unit pruning at `sparsity` leaves, those of the control `small`.
-
-    Raises ValueError where a layer is left without units.
-    """
-    left = [masks.count(width, 1 - sparsity) for width in hidden]
-    if 0 in left:
-        raise ValueError(f"sparsity {sparsity} leaves {left} of {list(hidden)} units; every layer needs one")
-    return left
+def left(hidden, sparsity):
+    """Return how many units of each layer unit pruning at `sparsity` leaves, the widths of the control `small`."""
+    return [masks.count(width, 1 - sparsity) for width in hidden]
 
 
 def masks_of(net, kind, densities, seeds=None, scope="layer"):
@@ -235,9 +229,11 @@ def small(lab, epochs, sparsities):
 
     At full width, as if the first units of each layer had been kept, so that all counts compare.
     """
+    if wrong := complaint({"mode": "", "type": ["small"], "sparsities": sparsities, "hidden": list(lab.hidden)}):
+        raise ValueError(wrong)
     outcomes = []
     for sparsity in sparsities:
-        narrow, history = lab.dense(epochs, widths(lab.hidden, sparsity))
+        narrow, history = lab.dense(epochs, left(lab.hidden, sparsity))
         full = lab.network()
         first = {
             name: (torch.arange(layer.weight.shape[1]) < masks.count(layer.weight.shape[1], 1 - sparsity))

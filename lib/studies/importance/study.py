@@ -94,7 +94,7 @@ class Schedule:
 
 
 @dataclass
-class Outcome:
+class Trained:
     """One trained network, alone in its stack, and how it came to be.
 
     net: at full width, zeros where units went; kept: `{layer: bool (1, O)}` of its prunable layers. history: the
@@ -113,7 +113,7 @@ class Outcome:
 
 def build(study, widths=None):
     """Return the networks as they start, one per seed, with other `widths` of the prunable layers if given."""
-    widths = list(widths or study.widths)
+    widths = list(widths or study.start_widths)
     filters, hidden = (widths[:2], widths[2:]) if study.channels else (study.filters, widths)
     make = convnet if study.filters else mlp
     return nets.init_(make(study.image, filters, hidden, study.classes, len(study.seeds)), study.seeds, "torch_default")
@@ -145,17 +145,17 @@ class Study(frame.Lab):
         return FILTERS if self.image[0] == 3 else ()
 
     @property
-    def widths(self):
+    def start_widths(self):
         """Return the widths of the prunable layers before any pruning."""
         return (*(self.filters if self.channels else ()), *self.hidden)
 
     def dense(self, epochs, widths=None):
         """Return (the networks after `epochs`, their history), trained now or some time before."""
-        of = self.widths if widths is None else widths
+        of = self.start_widths if widths is None else widths
         return super().dense(epochs, self.network(widths), widths=list(of))
 
     def run(self, seed, kinds):
-        """Return `{type: Outcome}` of one seed; those that prune are one stack, from the shared first epochs on."""
+        """Return `{type: Trained}` of one seed; those that prune are one stack, from the shared first epochs on."""
         for kind in set(kinds) - set(CONTROLS):
             methods.get(kind, "units")  # or an error that says what there is
         one, together = replace(self, seeds=[seed]), [kind for kind in kinds if kind != "small"]
@@ -164,14 +164,14 @@ class Study(frame.Lab):
 
     def _small(self):
         """Return the control: a network of the widths that the rounds leave, trained from scratch just as long."""
-        widths = self.schedule.widths(self.widths)
+        widths = self.schedule.widths(self.start_widths)
         net, history = self.dense(self.schedule.total, widths[-1])
         names, rounds = contribution.prunable(net, self.channels), len(self.schedule.rounds)
         kept = {name: torch.ones_like(net.get_submodule(name).scale, dtype=torch.bool) for name in names}
         never = np.full(rounds, np.nan)
         history = {name: column[0] for name, column in history.items()}
         of_rounds = np.array([widths[-1]] * rounds).reshape(rounds, len(names))
-        return Outcome(net, kept, history, of_rounds, never, never, ["small"])
+        return Trained(net, kept, history, of_rounds, never, never, ["small"])
 
     def _start(self):
         """Return (network, history, epochs behind it) that all types of a seed share.
@@ -184,7 +184,7 @@ class Study(frame.Lab):
         return self.network(), {name: np.zeros((1, 0)) for name in HISTORY}, 0
 
     def _pruned(self, kinds):
-        """Return `{type: Outcome}` of types trained in one stack: they share the order of examples, so the input."""
+        """Return `{type: Trained}` of types trained in one stack: they share the order of examples, so the input."""
         start, before, epoch = self._start()
         scored = ("channels", "on", "average", "maximum", "score_examples", "reset_optimizer")
         of = {name: getattr(self, name) for name in scored} | asdict(self.schedule)
@@ -221,7 +221,7 @@ class Study(frame.Lab):
             trainer.notes.setdefault(name, []).append(values.numpy())
 
     def _outcomes(self, trainer, kinds, before):
-        """Return the `Outcome` of every type of a stack that `before` says the first epochs of."""
+        """Return the `Trained` of every type of a stack that `before` says the first epochs of."""
         units, notes, found = self._units(trainer), trainer.notes, {}
         skip = int(before["epoch"].shape[1] > 0)  # both histories know the epoch at which one ends
         for run, kind in enumerate(kinds):
@@ -234,7 +234,7 @@ class Study(frame.Lab):
             after = (np.array([values[run] for values in notes.get(name, ())]) for name in ("accuracy", "loss"))
             of_rounds = np.array(widths).reshape(len(widths), len(units))
             kept = {name: mask[[run]] for name, mask in units.items()}
-            found[kind] = Outcome(nets.take(trainer.net, [run]), kept, history, of_rounds, *after, kinds)
+            found[kind] = Trained(nets.take(trainer.net, [run]), kept, history, of_rounds, *after, kinds)
         return found
 
     def _fewer(self, trainer, units, kinds, number):
@@ -336,7 +336,7 @@ def record(study, outcome):
     arrays = {name: (outcome.history[name], ("epoch",)) for name in CURVES}
     ends = np.cumsum([study.schedule.initial, *study.schedule.rounds])[:-1]
     arrays |= {
-        "widths": (outcome.widths, ("round", "layer")), "start_widths": (np.array(study.widths), ("layer",)),
+        "widths": (outcome.widths, ("round", "layer")), "start_widths": (np.array(study.start_widths), ("layer",)),
         "after_prune_accuracy": (outcome.after_accuracy, ("round",)), "prune_epoch": (ends, ("round",)),
         "after_prune_loss": (outcome.after_loss, ("round",)),
     }  # fmt: skip
@@ -345,7 +345,7 @@ def record(study, outcome):
         "layer": contribution.prunable(outcome.net, study.channels),
     }  # fmt: skip
     cost = {"dense_parameters": whole, "units_left": int(sum(kept.sum() for kept in outcome.kept.values()))}
-    cost |= {"dense_units": sum(study.widths)} | left(study, outcome)
+    cost |= {"dense_units": sum(study.start_widths)} | left(study, outcome)
     return {"scores": last, "cost": cost, "arrays": arrays, "axes": axes}
 
 

@@ -124,15 +124,6 @@ class VAE(nn.Module):
         return nets.gathered(_contributions(alone, images, draw.clone(), preactivation) for alone, draw in each)
 
 
-def parameters(image, hidden=HIDDEN, latent=LATENT):
-    """Return how many numbers one autoencoder trains, without making one."""
-    (channels, side, _), (first, second) = image, FILTERS
-    sizes = [second * (side // 4) ** 2, *hidden]
-    linear = 2 * sum(i * o for i, o in zip(sizes, hidden, strict=False)) + 3 * latent * hidden[-1]
-    filters = 2 * SIDE**2 * (channels * first + first * second)
-    return linear + filters + 2 * first + second + channels
-
-
 def _conv(runs, inputs, units, side):
     return Conv2d(runs, inputs, units, SIDE, positions=side**2, stride=STRIDE, padding=PADDING)
 
@@ -164,7 +155,7 @@ def readers(net):
     return {layer: names for layer, names in units.readers(net).items() if layer.startswith(("encoder", "decoder"))}
 
 
-def widths(net):
+def hidden_widths(net):
     """Return the number of units of every hidden fully connected layer, `{layer: count}`."""
     return {layer: net.get_submodule(layer).weight.shape[1] for layer in readers(net)}
 

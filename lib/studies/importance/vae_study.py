@@ -167,7 +167,7 @@ def chosen(lab, net, kind, number):
 
     kind: a method of units; number: of the round, from 1.
     """
-    images, widths = _scored_on(lab), vae.widths(net)
+    images, widths = _scored_on(lab), vae.hidden_widths(net)
     shares = {layer: lab.schedule.keep(width) / width for layer, width in widths.items()}
     drawn = noise(lab.seeds, "latent of the score", number, len(images), lab.latent, images.device)
     rule = {"noise": drawn, "preactivation": lab.as_published}
@@ -194,7 +194,7 @@ def _scored_on(lab):
 
 
 @dataclass
-class Outcome:
+class Autoencoders:
     """R autoencoders of one type, trained and pruned.
 
     net: as they are in the end; history: `{column: (R, T)}`; rounds: `{name: (R, K + 1) or (R, K + 1, layers)}`, entry
@@ -208,7 +208,7 @@ class Outcome:
 
 
 def study(lab, kind):
-    """Return the `Outcome` of one type: the first epochs, and rounds of pruning and training."""
+    """Return the `Autoencoders` of one type: the first epochs, and rounds of pruning and training."""
     if kind != "none":
         methods.get(kind, "units")  # or an error that says what there is
     found, history = lab.begun()
@@ -220,7 +220,7 @@ def study(lab, kind):
     with lab.keeping() as lab:
         parts = lab.split(run, found["net"])
     joined = (_joined([getattr(part, name) for part in parts]) for name in ("history", "rounds", "pictures"))
-    return Outcome(nets.join([part.net for part in parts]), *joined)
+    return Autoencoders(nets.join([part.net for part in parts]), *joined)
 
 
 def _joined(parts):
@@ -228,7 +228,7 @@ def _joined(parts):
 
 
 def _pruned(lab, kind, trainer):
-    """Return the `Outcome` of networks after their first epochs."""
+    """Return the `Autoencoders` of networks after their first epochs."""
     shown, number = trainer.test[0][:LOOKED_AT], 0
     start = _row(lab.network(), trainer, 0) | {"before": reconstructions(trainer.net, shown).cpu().numpy()}
     of = {"kind": kind, "examples": lab.score_examples, "reset": lab.reset_optimizer, "published": lab.as_published}
@@ -248,7 +248,7 @@ def _pruned(lab, kind, trainer):
     pictures |= {"end": reconstructions(net, shown), "samples": samples(net, lab.seeds), "walk": walk(net, shown)}
     pictures = {name: torch.as_tensor(part).unflatten(2, lab.image).cpu().numpy() for name, part in pictures.items()}
     rounds = {name: np.stack([first, *trainer.notes.get(name, ())], 1) for name, first in start.items()}
-    return Outcome(net, trainer.curves(), rounds, pictures)
+    return Autoencoders(net, trainer.curves(), rounds, pictures)
 
 
 def _row(net, trainer, epoch):
@@ -260,7 +260,7 @@ def _row(net, trainer, epoch):
         "round_epoch": ones * epoch,
         "round_parameters": ones * nets.parameters_per_run(net),
         "round_macs": ones * nets.macs_per_run(net),
-        "round_widths": ones[:, None] * np.array(list(vae.widths(net).values())),
+        "round_widths": ones[:, None] * np.array(list(vae.hidden_widths(net).values())),
         **{f"before_{name}": value for name, value in before.items()},
         **{f"after_{name}": value for name, value in zip(before, after, strict=True)},
     }
@@ -270,7 +270,7 @@ def content(outcome, run):
     """Return scores, arrays, axes and cost of one run's record, as keywords of `Run.save`."""
     net, history = outcome.net, outcome.history
     last = {name: float(history[f"test_{name}"][run, -1]) for name in ("reconstruction", "kl")}
-    axes = {"epoch": history["epoch"][run].astype(int).tolist(), "layer": list(vae.widths(net))}
+    axes = {"epoch": history["epoch"][run].astype(int).tolist(), "layer": list(vae.hidden_widths(net))}
     arrays = {name: (history[name][run], ("epoch",)) for name in HISTORY[1:]}
     for name, values in outcome.rounds.items():
         arrays[name] = values[run], ("round", "layer")[: values.ndim - 1]
@@ -350,8 +350,9 @@ def loss(record, when):
 def parameters(p, record):
     """Return the parameters that networks of the types that prune have, entry k behind k rounds; `p`: of the notebook.
 
-    Counted without any network, so that those of "none" have a place beside the others.
+    Those of "none" have so a place beside the others.
     """
     image = record.array("end")[0].shape[1:]
     schedule = Schedule(*(p[name] for name in ("epochs", "initial", "increment", "fraction")))
-    return np.array([vae.parameters(image, hidden, p["latent"]) for hidden in schedule.widths(p["hidden"])])
+    smaller = (vae.VAE(image, 1, hidden, p["latent"]) for hidden in schedule.widths(p["hidden"]))
+    return np.array([nets.parameters_per_run(net) for net in smaller])
