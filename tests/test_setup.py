@@ -208,7 +208,7 @@ def notebook(tmp_path, monkeypatch):
     """`nb.ipynb` in the current folder: takes a seed, says it, and says whether standard input is empty."""
     cells = [nbformat.v4.new_code_cell("seed: int = 1  # any", metadata={"tags": ["parameters"]})]
     cells += [nbformat.v4.new_code_cell("print('the seed is', seed)")]
-    cells += [nbformat.v4.new_code_cell("open(f'runs/nb/EWN-{seed}.json', 'w').close()")]
+    cells += [nbformat.v4.new_code_cell("open(f'runs/nb/EWN-{seed}.json', 'w').close(); print('already done: EWN-1')")]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / "nb.ipynb")
     monkeypatch.chdir(tmp_path)
@@ -271,4 +271,4 @@ def test_the_command_works_as_written(notebook, stdin):
     assert "the seed is 3" in executed.read_text()
     said = (done.stdout + done.stderr).decode()
     assert "TCP" not in said and "KeyboardInterrupt" not in said, said
-    assert said.splitlines()[-1] == "record: runs/nb/EWN-3.json", said
+    assert said.splitlines()[-2:] == ["already done: EWN-1", "record: runs/nb/EWN-3.json"], said

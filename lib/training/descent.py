@@ -19,7 +19,6 @@ from lib.errors import RecordError, listed
 from lib.kernels import twins
 from lib.networks import nets
 from lib.records import runs
-from lib.records.disk import assert_holds
 from lib.training import weights
 
 # One row of a descent's history per accepted epoch that is looked at (`looked_at`), row 0 before the first.
@@ -112,9 +111,12 @@ def save(path, descent, meta=None):
     weights.save(path, descent.net, arrays, {"seeds": descent.seeds, "history": list(HISTORY), **(meta or {})})
 
 
-def load(path, like):
-    """Return (the descents in `path`, its meta), on the device of the network `like`, whose layers they have."""
-    tensors, arrays, meta = weights.load(path)
+def load(path, like, holds=None, way_out=""):
+    """Return (the descents in `path`, its meta), on the device of the network `like`, whose layers they have.
+
+    holds, way_out: as for `weights.load`.
+    """
+    tensors, arrays, meta = weights.load(path, holds, way_out)
     net, device = weights.stack(tensors, like, path), next(like.parameters()).device
     tensors = {k: torch.from_numpy(v).to(device if k in ON_DEVICE else "cpu") for k, v in arrays.items()}
     norms = {kind: {k: v.to(device) for k, v in weights.under(f"{kind}/", tensors).items()} for kind in NORMS}
@@ -170,14 +172,8 @@ class Journal:
 
     def level(self, run, level, like):
         """Return the state of a run at a level; RecordError if its file holds anything else."""
-        path = level_path(self.folders[run], level)
-        state, meta = load(path, like)
         way_out = "Put the right file there, or delete it and train again."
-        assert_holds(path, meta.get("holds", {}), self._holds(run, level), way_out)
-        return state
-
-    def _holds(self, run, level):
-        return self.recipes[run] | {"level": level}
+        return load(level_path(self.folders[run], level), like, self.recipes[run] | {"level": level}, way_out)[0]
 
     def deepest(self, run, like):
         """Return the furthest state of a run at any level, above the first asked for too; None if there is none."""
@@ -192,23 +188,20 @@ class Journal:
         """Return (runs, their descents) of the last checkpoint, or None."""
         if not self.folders or not self.checkpoint.exists():
             return None
-        state, meta = load(self.checkpoint, like)
         way_out = "Delete it to go on from the levels that were reached."
-        assert_holds(self.checkpoint, meta.get("holds", {}), self._members(meta["runs"]), way_out)
+        state, meta = load(self.checkpoint, like, {"members": self.recipes}, way_out)
         return meta["runs"], state
-
-    def _members(self, live):
-        return {"members": [self.recipes[run] for run in live]}
 
     def write_level(self, run, level, descent):
         if self.folders:
-            save(level_path(self.folders[run], level), descent, {"holds": self._holds(run, level)})
+            holds = self.recipes[run] | {"level": level}
+            save(level_path(self.folders[run], level), descent, {"holds": holds})
 
     def keep(self, live, state):
         """Write the checkpoint if the last one is `seconds` old."""
         due = time.monotonic() - self.saved_at >= self.seconds
         if self.folders and state is not None and due:
-            save(self.checkpoint, state, {"runs": live, "holds": self._members(live)})
+            save(self.checkpoint, state, {"runs": live, "holds": {"members": self.recipes}})
             self.saved_at = time.monotonic()
 
     @contextmanager
