@@ -37,6 +37,13 @@ def permutation(seed: int, purpose: str, position: int, size: int) -> np.ndarray
     return generator(seed, purpose, position).permutation(size)
 
 
+def orders(seeds: list[int], positions: list[int], size: int) -> np.ndarray:
+    """Return the order of each run, `(R, size)` int64, drawn once for the runs that share a seed and a position."""
+    keys = list(zip(seeds, positions, strict=True))
+    drawn = {key: permutation(key[0], "order", key[1], size) for key in dict.fromkeys(keys)}
+    return np.stack([drawn[key] for key in keys])
+
+
 def uniform(stream: np.random.Generator, shape: tuple) -> np.ndarray:
     """Return float64 numbers from [0, 1)."""
     return stream.random(shape)

@@ -250,7 +250,7 @@ def test_every_convolution_is_pruned_and_the_output_never(digits, as_text):
     net, sets = stack(classes=10), (digits.split("train"), digits.split("test"))
     found = ewn.norm_criteria({-1: descend.start(net, [0, 1, 2], sets)}, -1, as_text=as_text)
     assert list(found["norm"]) == [f"convs.{k}" for k in range(13)]
-    accuracy = evaluate.pruned_accuracy(net, *sets[1], found["norm"], [0.0, 0.5])
+    accuracy = ewn.pruned_accuracy(net, *sets[1], found["norm"], [0.0, 0.5])
     assert torch.equal(accuracy[:, 0], evaluate.evaluate(net, *sets[1]).accuracy)
 
 

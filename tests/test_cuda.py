@@ -7,8 +7,9 @@ import card
 import pytest
 import torch
 
-from lib import capture, descend, descent, evaluate, images, nets, passes, stacking, twins
+from lib import capture, descend, descent, images, nets, passes, stacking, twins
 from lib import sets as data
+from lib.studies.ewn import study as ewn
 from lib.training.trainer import Trainer
 
 TYPES = ["EWN", "SWN", "no-WN"]
@@ -70,7 +71,7 @@ def test_pruning_and_evaluating_agree():
     for device in ("cpu", "cuda"):
         x, y = digits(device).split("test")
         moved = {layer: s.to(device) for layer, s in score.items()}
-        results.append(evaluate.pruned_accuracy(net.to(device), x, y, moved, [0.0, 0.5]).cpu())
+        results.append(ewn.pruned_accuracy(net.to(device), x, y, moved, [0.0, 0.5]).cpu())
     assert (results[0] - results[1]).abs().max() < 0.01  # an example or two on the boundary
 
 

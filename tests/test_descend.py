@@ -245,8 +245,9 @@ def test_growth_is_counted_from_every_earlier_level(digits):
 
 def test_runs_of_one_seed_share_the_order(digits):
     state = descend.start(stack(TYPES, [1, 1, 2]), [1, 1, 2], (digits.split("train"), digits.split("test")))
-    orders = descend._orders(state, 100)
-    assert torch.equal(orders[0], orders[1]) and not torch.equal(orders[0], orders[2])
+    orders = draws.orders(state.seeds, state.attempt.tolist(), 100)
+    assert (orders[0] == orders[1]).all() and (orders[0] != orders[2]).any()
+    assert (orders[2] == draws.permutation(2, "order", 0, 100)).all()
 
 
 @pytest.mark.parametrize("levels", [[], [-10, -5], [1], [-10, -10]])

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lib import evaluate, masks, nets
+from lib.studies.ewn import study as ewn
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_pruned_accuracy_is_that_of_networks_without_the_units(case):
     net, x, y = case
     scores = {"layers.0": torch.rand(3, 9)}
     sparsities = [0.0, 0.3, 0.5, 0.9]
-    found = evaluate.pruned_accuracy(net, x, y, scores, sparsities)
+    found = ewn.pruned_accuracy(net, x, y, scores, sparsities)
     folded = nets.fold(net)
     (w0, b0), w1 = (folded.layers[0].weight, folded.layers[0].bias), folded.layers[1].weight
     for r in range(3):
@@ -82,7 +83,7 @@ def test_what_is_made_once_is_what_the_whole_pruned_network_says(sizes):
     net = nets.init_(nets.MLP(sizes, ["EWN", "no-WN"], "sigmoid"), [1, 2]).double()
     x, y = torch.randn(2100, 5, dtype=torch.float64), torch.randint(4, (2100,))
     scores = {f"layers.{k}": torch.rand(2, size) for k, size in enumerate(sizes[1:-1])}
-    found = evaluate.pruned_accuracy(net, x, y, scores, [0.0, 0.5])
+    found = ewn.pruned_accuracy(net, x, y, scores, [0.0, 0.5])
     for k, sparsity in enumerate([0.0, 0.5]):
         pruned = nets.fold(net)
         units = masks.top(scores, 1 - sparsity, rounding="prune_floor")
@@ -93,5 +94,5 @@ def test_what_is_made_once_is_what_the_whole_pruned_network_says(sizes):
 def test_pruning_leaves_the_network_as_it_was(case):
     net, x, y = case
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    evaluate.pruned_accuracy(net, x, y, {"layers.0": torch.rand(3, 9)}, [0.5])
+    ewn.pruned_accuracy(net, x, y, {"layers.0": torch.rand(3, 9)}, [0.5])
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())

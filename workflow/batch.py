@@ -68,20 +68,15 @@ def obstacle(executor, stamps):
     return None
 
 
-def snakemake(profile, targets, options, stamps, dry=False):
-    """Return Snakemake's exit status; `Stopped` if a signal came, once nothing that it started here is left.
-
-    dry: it only looks whether it could start, and says nothing if so.
-    """
+def snakemake(profile, targets, options, stamps):
+    """Return Snakemake's exit status; `Stopped` if a signal came, once nothing that it started here is left."""
     executor, cores = settings(options)
     # --nolock: the lock of a killed call would stop this one. Two calls at once are safe without it, because
     # their stamps are apart and each run has a lock of its own, which dies with its owner.
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--keep-going", "--nolock"]
-    command += ["--drop-metadata", "--rerun-triggers", "input", "--scheduler", "greedy"]
-    command += ["--quiet", *(["all"] if dry else ["host", "reason"])]
+    command += ["--drop-metadata", "--rerun-triggers", "input", "--scheduler", "greedy", "--quiet", "host", "reason"]
     command += ["--cores", str(cores or ("all" if executor in BUILT_IN else CORES))]
     command += ["--config", f"profile={profile}", f"stamps={stamps}", f"targets={targets}", f"executor={executor}"]
-    command += ["dry=1"] if dry else []
 
     def stopped(number, _):
         for one in SIGNALS:
@@ -138,6 +133,16 @@ def _from_terminal():
         os.close(terminal)
 
 
+def tell(profile, targets):
+    """Exit after saying what is to be done: the name of each job on a line, and in the last how much that is."""
+    try:
+        plan = Plan(profile, targets.split())
+    except ValueError as error:
+        sys.exit(f"run_all.sh: {error}")
+    print(*(one.name for one in plan.due), *plan.due_summaries, plan, sep="\n", file=sys.stderr)
+    sys.exit()
+
+
 def failures(profile, targets, stamps):
     """Return a line for each execution and summary that was due and is not done, after drawing what nobody drew.
 
@@ -163,9 +168,10 @@ def main():
     problem = obstacle(settings(options)[0], stamps)
     if problem:
         sys.exit(f"run_all.sh: {problem}.")
-    dry = bool(DRY & set(options))
     try:
-        status = snakemake(profile, targets, options, stamps, dry)
+        if DRY & set(options):
+            tell(profile, targets)
+        status = snakemake(profile, targets, options, stamps)
         told = failures(profile, targets, stamps) if (stamps / "started").exists() else []
     except Stopped as error:
         (number,) = error.args
@@ -173,9 +179,6 @@ def main():
         sys.exit(128 + number)
     finally:
         shutil.rmtree(stamps, ignore_errors=True)
-    if dry and not status:
-        plan = Plan(profile, targets.split())
-        print(*(one.name for one in plan.due), *plan.due_summaries, plan, sep="\n", file=sys.stderr)
     if told:
         print("\nThese did not succeed; what was done is kept, and ./run_all.sh tries them again:", file=sys.stderr)
         print("\n".join(told), file=sys.stderr)

@@ -143,7 +143,7 @@ def attempt(state, sets, batch, goals=None, screened=True):
     goals = torch.full_like(state.log_loss, -torch.inf) if goals is None else goals
     before = {k: v.detach().clone() for k, v in state.net.named_parameters()}
     norms = nets.unit_norms(state.net)
-    orders = _orders(state, sets[0][1].shape[0])
+    orders = torch.from_numpy(draws.orders(state.seeds, state.attempt.tolist(), len(sets[0][1])))
     found = _try(state, sets[0], orders, batch, goals, before, screened)
     # Not <=: a loss that stays what it is would be accepted for ever.
     accepted = (found.log_loss < state.log_loss) & (found.log_loss > -torch.inf) & found.complete
@@ -169,13 +169,6 @@ def _try(state, train_set, orders, batch, goals, before, screened):
         return found
     _undo(state.net, before, torch.ones_like(state.log_loss, dtype=torch.bool))
     return _try(state, train_set, orders, batch, goals, before, screened=False)
-
-
-def _orders(state, n):
-    """Return every run's order of the examples `(R, n)`, drawn once for the runs that share a seed."""
-    keys = list(zip(state.seeds, state.attempt.tolist(), strict=True))
-    drawn = {key: torch.from_numpy(draws.permutation(key[0], "order", key[1], n)) for key in dict.fromkeys(keys)}
-    return torch.stack([drawn[key] for key in keys])
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """How good a stack of networks is: log-loss and accuracy of every run, in passes of a bounded size."""
 
-import copy
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ import torch
 
 from lib.kernels import twins
 from lib.networks import nets
-from lib.pruning import masks
 
 # Examples of one run that go through at once, at the most.
 CHUNK = {"cpu": 1000, "cuda": 20_000}
@@ -109,33 +107,3 @@ def _shares_of_batches(n, device):
     sizes = torch.full((n,), BATCH, dtype=torch.float64, device=device)
     sizes[(batches - 1) * BATCH :] = n - (batches - 1) * BATCH
     return -(sizes * batches).log()
-
-
-def pruned_accuracy(net, x, y, scores, sparsities, rounding="prune_floor"):
-    """Return the accuracy `(R, len(sparsities))` after pruning the lowest-scored units of every hidden layer.
-
-    x: `(N, I)`; scores: `{layer: (R, O)}`; sparsities: shares of the units to prune, in [0, 1). Nothing is retrained.
-    """
-    kept = [masks.top(scores, 1 - sparsity, rounding=rounding) for sparsity in sparsities]
-    parts = []
-    for run, alone in enumerate(nets.apart(nets.fold(net))):
-        own = [{layer: units[[run]] for layer, units in choice.items()} for choice in kept]
-        parts.append(torch.cat([evaluate(*pruned, y).accuracy for pruned in _pruned(alone, x, own)]))
-    return torch.stack(parts)
-
-
-@torch.no_grad()
-def _pruned(plain, x, kept):
-    """Yield for every choice of units (a network of one run that has no others, what it is to be given).
-
-    What the first layer of an `MLP` brings is nearly all of the work and the same for all choices: it is made once and
-    given in the layer's place. Whom a pruned unit speaks to no longer listens.
-    """
-    first = plain.layers[0] if isinstance(plain, nets.MLP) and len(plain.layers) > 1 else None
-    given = x if first is None else torch.cat([first(part) for part in x.split(chunk(plain))], 1)
-    for units in kept:
-        pruned = copy.deepcopy(plain)
-        masks.apply_(pruned, masks.expand(units, dict(pruned.named_parameters())))
-        if first is not None:
-            pruned.layers[0] = torch.nn.Identity()
-        yield pruned, given

@@ -85,8 +85,8 @@ class Lab:
     def keeping(self, copies=1):
         """Return a context of this lab whose trainings go on where they were killed; at its end their files go.
 
-        So what came of them is to be safe by then, or soon. copies: how many times each seed stands in it, all seeds
-        after all seeds.
+        So what came of them is to be safe by then. copies: how many times each seed stands in it, one round of all
+        after another.
         """
         folder = runs.trained(self.recipe | {"type": "states", "seed": 0}).parent
         with checkpoint.states(folder) as states:

@@ -185,12 +185,11 @@ class Trainer:
         return self._inputs(self._index(self._orders())[..., : self.batch])
 
     def _orders(self):
-        """Return every run's order of the examples `(R, N)`, drawn once for the runs of one seed."""
-        n = self.train[1].shape[-1]
+        """Return every run's order of the examples `(R, N)`."""
+        n, runs = self.train[1].shape[-1], len(self.seeds)
         if not self.shuffle:
-            return torch.arange(n).expand(len(self.seeds), n)
-        drawn = {s: torch.from_numpy(draws.permutation(s, "order", self.epoch, n)) for s in dict.fromkeys(self.seeds)}
-        return torch.stack([drawn[s] for s in self.seeds])
+            return torch.arange(n).expand(runs, n)
+        return torch.from_numpy(draws.orders(self.seeds, [self.epoch] * runs, n))
 
     def _rate(self):
         return self.lr * self.drop ** sum(self.epoch >= when for when in self.drops)

@@ -3,14 +3,15 @@
 Its criteria are norms of units, how much these grew, and, on CIFAR, their order as texts.
 """
 
+import copy
+
 import numpy as np
 import torch
 
 from lib.networks import nets
-from lib.pruning import methods
+from lib.pruning import masks, methods
 from lib.records import runs
-from lib.training import descend
-from lib.training.evaluate import pruned_accuracy
+from lib.training import descend, evaluate
 
 QUIRKS = ("stale_norms", "text_ranking")  # of `norm_criteria`, in its order; a notebook has those that its networks had
 
@@ -49,6 +50,36 @@ def accuracies(reached, p, test):
             accuracy = pruned_accuracy(at.net, *test, score, p["sparsities"])
             found[levels.index(level), names.index(name)] = accuracy[0].cpu()
     return found
+
+
+def pruned_accuracy(net, x, y, scores, sparsities, rounding="prune_floor"):
+    """Return the accuracy `(R, len(sparsities))` after pruning the lowest-scored units of every hidden layer.
+
+    x: `(N, I)`; scores: `{layer: (R, O)}`; sparsities: shares of the units to prune, in [0, 1). Nothing is retrained.
+    """
+    kept = [masks.top(scores, 1 - sparsity, rounding=rounding) for sparsity in sparsities]
+    parts = []
+    for run, alone in enumerate(nets.apart(nets.fold(net))):
+        own = [{layer: units[[run]] for layer, units in choice.items()} for choice in kept]
+        parts.append(torch.cat([evaluate.evaluate(*pruned, y).accuracy for pruned in _pruned(alone, x, own)]))
+    return torch.stack(parts)
+
+
+@torch.no_grad()
+def _pruned(plain, x, kept):
+    """Yield for every choice of units (a network of one run that has no others, what it is to be given).
+
+    What the first layer of an `MLP` brings is nearly all of the work and the same for all choices: it is made once and
+    given in the layer's place. Whom a pruned unit speaks to no longer listens.
+    """
+    first = plain.layers[0] if isinstance(plain, nets.MLP) and len(plain.layers) > 1 else None
+    given = x if first is None else torch.cat([first(part) for part in x.split(evaluate.chunk(plain))], 1)
+    for units in kept:
+        pruned = copy.deepcopy(plain)
+        masks.apply_(pruned, masks.expand(units, dict(pruned.named_parameters())))
+        if first is not None:
+            pruned.layers[0] = torch.nn.Identity()
+        yield pruned, given
 
 
 def record(reached, end, pruned, p):
