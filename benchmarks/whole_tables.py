@@ -75,7 +75,7 @@ def all_masks(share):
 
 
 def edge_sets(share):
-    """Draw and refit; one layer's k-DPPs serve all budgets and seeds, as all arms of a trained network have them."""
+    """Draw and refit; one layer's k-DPPs serve all budgets and seeds, as all types of a trained network have them."""
     (x, _), _ = workloads.mnist_whole()
     seeds, tenths = some(range(SEEDS), share), some(range(1, BUDGETS + 1), share)
     keeps = [masks.count(x.shape[1], n / 10, "prune_floor") for n in tenths]

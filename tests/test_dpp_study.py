@@ -8,7 +8,7 @@ import torch
 
 from lib import nets, once, sets
 from lib.errors import RecordError
-from lib.studies.dpp import arms, committee, committee_study, study
+from lib.studies.dpp import committee, committee_study, kinds, study
 
 DIGITS = sets.load("digits")
 # Every second pixel of every second line: 196 inputs.
@@ -130,7 +130,7 @@ def test_the_budgets_of_two_hidden_layers():
 # -------------------------------------------------------------------------------------------------- pruning
 
 
-@pytest.mark.parametrize("kind", arms.KNOWN)
+@pytest.mark.parametrize("kind", kinds.KNOWN)
 def test_every_arm_keeps_its_number_and_everything_changes_nothing(kind, net, found):
     keep = keep_of(kind)
     parts = list(study.pruned(kind, net, keep, SEEDS, found, options_of(kind)))
@@ -144,7 +144,7 @@ def test_every_arm_keeps_its_number_and_everything_changes_nothing(kind, net, fo
         torch.testing.assert_close(stack(TEST[0]), net(TEST[0]), atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", arms.KNOWN)
+@pytest.mark.parametrize("kind", kinds.KNOWN)
 def test_reweighting_brings_the_outputs_of_the_training_set_nearer(kind, net, found):
     _, raw, again = next(study.pruned(kind, net, keep_of(kind), SEEDS, found, options_of(kind)))
     far, near = ((stack(TRAIN[0]) - net(TRAIN[0])).square().mean((1, 2)) for stack in (raw, again))
@@ -296,7 +296,7 @@ def prune(kind, pupil, **options):
     return committee_study.errors(kind, student, teacher, keep, 1, 0.25, found, tests, **options)
 
 
-@pytest.mark.parametrize("kind", arms.KNOWN)
+@pytest.mark.parametrize("kind", kinds.KNOWN)
 def test_errors_are_those_of_the_simulation(kind, pupil):
     got = prune(kind, pupil, sets=3)
     drawn = 3 if kind in committee_study.DRAWN_AT_RANDOM else 1
@@ -346,4 +346,4 @@ def test_wrong_calls_are_errors(pupil):
     with pytest.raises(ValueError, match="sets is 0; allowed are 1 to 1000"):
         prune("dpp_edge", pupil, sets=0)
     with pytest.raises(ValueError, match="dpp_nodes.*allowed"):
-        arms.masks_of("dpp_nodes", pupil[0], "layers.0", [1], [1])
+        kinds.masks_of("dpp_nodes", pupil[0], "layers.0", [1], [1])

@@ -145,21 +145,21 @@ def test_the_tests_see_every_way_to_import():
 
 
 def test_the_tests_see_what_is_wrong():
-    below = {"draws": "", "networks.nets": "", "pruning.phew": "", "studies.dpp.arms": "", "studies.phew.names": ""}
+    below = {"draws": "", "networks.nets": "", "pruning.phew": "", "studies.dpp.kinds": "", "studies.phew.names": ""}
 
     def wrong(name, source):
         return wrong_imports(below | {name: source})
 
     assert wrong("networks.inits", "from lib.pruning.phew import walk") == ["networks.inits imports pruning.phew"]
     assert wrong("records.runs", "from lib.networks import nets") == ["records.runs imports networks.nets"]
-    assert wrong("training.descend", "from lib.studies.dpp import arms") == [
-        "training.descend imports studies.dpp.arms"
+    assert wrong("training.descend", "from lib.studies.dpp import kinds") == [
+        "training.descend imports studies.dpp.kinds"
     ]
     assert wrong("studies.ewn.toys", "from lib.studies.phew import names") == [
         "studies.ewn.toys imports studies.phew.names"
     ]
     assert wrong("training.descend", "from lib import nets") == ["training.descend imports nets"]
     assert wrong("training.descend", "from lib import draws\nfrom lib.networks.nets import MLP") == []
-    assert wrong("studies.dpp.study", "from lib.studies.dpp import arms") == []
+    assert wrong("studies.dpp.study", "from lib.studies.dpp import kinds") == []
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c", "d"]
     assert cycle({"a": {"b"}, "b": set()}) == []

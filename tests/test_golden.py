@@ -38,7 +38,7 @@ from lib import (
 from lib.networks.layers import Dropout
 from lib.pruning.likelihood import moments, unit_moments
 from lib.studies.challenge import modes
-from lib.studies.dpp import arms, committee
+from lib.studies.dpp import committee, kinds
 from lib.studies.ewn import study as ewn
 from lib.studies.ewn import toys
 from lib.studies.importance import study as importance
@@ -196,19 +196,19 @@ def restarted_and_shuffled():
     return found | {"examples": torch.stack(list(y)), "linear": kept(linear)}
 
 
-@golden("edges and units", kind=arms.KNOWN)
+@golden("edges and units", kind=kinds.KNOWN)
 def edges_and_units(kind):
     net = mlp((49, 9, 7, 10), activation="sigmoid", output_bias=True)
     x = split(DIGITS)[0][0].view(-1, 28, 28)[:, ::4, ::4].flatten(1)
-    keeps = [5, 30] if arms.of_edges(kind) else [2, 6]
+    keeps = [5, 30] if kinds.of_edges(kind) else [2, 6]
     layer = net.layers[0]
     found = {"dpp_edge": moments(x), "dpp_node": unit_moments(x, layer.weight, layer.bias, torch.sigmoid)}.get(kind)
     likeness = {"beta": "median"} if found else {}
-    rules = {"random_edge": arms.RULES, "random_node": arms.RULES[:2]}.get(kind, ("exact",))
+    rules = {"random_edge": kinds.RULES, "random_node": kinds.RULES[:2]}.get(kind, ("exact",))
     return {
         f"{rule} {keep}": kept(mask)
         for rule in rules
-        for keep, mask in arms.masks_of(kind, net, "layers.0", keeps, SEEDS, found, rule, **likeness).items()
+        for keep, mask in kinds.masks_of(kind, net, "layers.0", keeps, SEEDS, found, rule, **likeness).items()
     }
 
 

@@ -10,7 +10,7 @@ import torch
 from lib import anneal, contribution, likelihood, methods, nets, path_kernel, reweight, scores, sets
 from lib.pruning.masks import top
 from lib.studies.challenge import modes
-from lib.studies.dpp import arms, committee, committee_study
+from lib.studies.dpp import committee, committee_study, kinds
 from lib.studies.dpp import study as dpp_study
 from lib.studies.importance import vae, vae_study
 from lib.training.evaluate import evaluate_alone
@@ -168,11 +168,11 @@ MADE = {
     **{f"contribution, {on}": (relu, of_units(on=on)) for on in contribution.ON},
     "largest contribution": (relu, of_units(average=0.5, maximum=0.5)),
     **{f"autoencoder, {before}": (autoencoder, of_autoencoder(before)) for before in (False, True)},
-    **{kind: (sigmoid, dpp(kind)) for kind in arms.KNOWN},
-    **{f"{kind}, twenty units": (lambda: sigmoid((20,)), set_drawn(kind)) for kind in arms.KNOWN},
-    **{f"{kind}, two layers": (lambda: sigmoid((23, 19)), set_drawn(kind)) for kind in arms.KNOWN},
+    **{kind: (sigmoid, dpp(kind)) for kind in kinds.KNOWN},
+    **{f"{kind}, twenty units": (lambda: sigmoid((20,)), set_drawn(kind)) for kind in kinds.KNOWN},
+    **{f"{kind}, two layers": (lambda: sigmoid((23, 19)), set_drawn(kind)) for kind in kinds.KNOWN},
     "dpp_node of preactivations": (sigmoid, dpp("dpp_node", "preactivation")),
-    **{f"students, {kind}": (students, student_errors(kind)) for kind in arms.KNOWN},
+    **{f"students, {kind}": (students, student_errors(kind)) for kind in kinds.KNOWN},
     "order of students' units": (students, order_of_units),
     "refit": (sigmoid, refitted),
     **{f"challenge, {kind} {scope}": (relu, challenged(kind, scope))

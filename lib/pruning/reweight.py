@@ -81,7 +81,7 @@ def _least(blocks, right):
 def edges_(net, mask, found, intercept=True):
     """Prune the edges of one layer in place and refit those kept; return `net`.
 
-    mask: `{"<layer>.weight": bool (R, O, I)}`, as from `arms.masks_of`. found: the `Moments` of the layer's inputs.
+    mask: `{"<layer>.weight": bool (R, O, I)}`, as from `kinds.masks_of`. found: the `Moments` of the layer's inputs.
     intercept: the layer's bias takes a constant; without it, as published, the bias stays.
     """
     ((name, kept),) = mask.items()

@@ -1,6 +1,6 @@
-"""What the DPP study asks of students: how much they lose to each arm, in closed form and simulated (see `committee`).
+"""What the DPP study asks of students: how much they lose to each type, in closed form and simulated (see `committee`).
 
-Every student is pruned many times, by sets of their own seeds, so that the error of an arm is a mean over sets.
+Every student is pruned many times, by sets of their own seeds, so that the error of a type is a mean over sets.
 """
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 
 from lib.networks import nets
 from lib.pruning.likelihood import moments, projected, unit_moments
-from lib.studies.dpp import arms, committee, study
+from lib.studies.dpp import committee, kinds, study
 from lib.studies.dpp.study import LAYER, Items, keep_complaint
 from lib.training import once
 
@@ -38,11 +38,11 @@ def students(seeds, noise, inputs, units, teacher_units, v_star, count, lr):
 
 
 def keeps(kind, inputs, units, keep=0):
-    """Return what an arm keeps, edges of each unit or units: the list `keep`, or for 0 all equal budgets."""
+    """Return what a type keeps, edges of each unit or units: the list `keep`, or for 0 all equal budgets."""
     if keep not in (0, [0]):
         return list(keep)
-    found = [arms.budget((inputs, units, 1), units=k, rounding="half_up") for k in range(1, units)]
-    return [budget.edges if arms.of_edges(kind) else budget.units for budget in found]
+    found = [kinds.budget((inputs, units, 1), units=k, rounding="half_up") for k in range(1, units)]
+    return [budget.edges if kinds.of_edges(kind) else budget.units for budget in found]
 
 
 def complaint(p):
@@ -59,7 +59,7 @@ def items(student, x):
 
 
 def errors(kind, student, teacher, keep, seed, noise, found, tests, sets=10, as_published=False):
-    """Return what an arm does to one student, `{name: array}`: one entry per number in the list `keep`.
+    """Return what a type does to one student, `{name: array}`: one entry per number in the list `keep`.
 
     error (2, K, S): half the mean squared error in closed form, raw and reweighted, of each of the `sets` drawn (one,
     where nothing is drawn); simulated and deviation (2, K, S): the same on `tests`, samples as of `committee.many`, and

@@ -1,4 +1,4 @@
-"""What the DPP study asks of a trained network: six arms at equal budgets, raw and reweighted (Acharyya, Zhang et al.).
+"""The DPP study of trained networks: six types at equal budgets, raw and reweighted (Acharyya, Zhang et al.).
 
 Only the first layer is pruned: its edges, or its units. A set of pruned networks is a stack, one run per set drawn.
 """
@@ -15,7 +15,7 @@ from lib.errors import listed
 from lib.networks import nets
 from lib.pruning import likelihood, masks, reweight
 from lib.pruning.likelihood import Moments
-from lib.studies.dpp import arms
+from lib.studies.dpp import kinds
 from lib.training import lab as frame
 from lib.training import once
 from lib.training.evaluate import evaluate_alone
@@ -39,7 +39,7 @@ def build(lab):
 
 @dataclass(kw_only=True)
 class Lab(frame.Lab):
-    """What all arms share: see `frame.Lab`. hidden: units of the hidden layers; dropout: of them."""
+    """What all types share: see `frame.Lab`. hidden: units of the hidden layers; dropout: of them."""
 
     build: Callable = build
     hidden: tuple = (500,)
@@ -81,24 +81,24 @@ def from_file(path, net, recipe):
 
 
 def keeps(kind, net, keep=0):
-    """Return the integers that an arm keeps, of a network: see `budgets`."""
+    """Return the integers that a type keeps, of a network: see `budgets`."""
     return budgets(kind, shape(net), len(nets.layers(net)) == 2, keep)
 
 
 def budgets(kind, widths, shallow=True, keep=0):
-    """Return the integers that an arm keeps: edges of each unit of the first layer, or units of it.
+    """Return the integers that a type keeps: edges of each unit of the first layer, or units of it.
 
     widths: as of `shape`; shallow: of one hidden layer. keep: a list of them, or 0 for the study's budgets, at which
-    both kinds of arms leave as many weights: units from 10 to 80 % for one hidden layer, edges from 10 to 90 % for
+    edges and units leave as many weights: units from 10 to 80 % for one hidden layer, edges from 10 to 90 % for
     more.
     """
     if keep not in (0, [0]):
         return list(keep)
     if shallow:
-        found = [arms.budget(widths, units=round(widths[1] * tenths / 10)) for tenths in range(1, 9)]
+        found = [kinds.budget(widths, units=round(widths[1] * tenths / 10)) for tenths in range(1, 9)]
     else:
-        found = [arms.budget(widths, density=tenths / 10) for tenths in range(1, 10)]
-    return [budget.edges if arms.of_edges(kind) else budget.units for budget in found]
+        found = [kinds.budget(widths, density=tenths / 10) for tenths in range(1, 10)]
+    return [budget.edges if kinds.of_edges(kind) else budget.units for budget in found]
 
 
 def complaint(p):
@@ -114,7 +114,7 @@ def keep_complaint(p, widths, of_study):
     widths: as of `shape`; of_study: type -> the budgets that 0 stands for, which few units do not have.
     """
     for kind in p["type"]:
-        most = widths[0] if arms.of_edges(kind) else widths[1]
+        most = widths[0] if kinds.of_edges(kind) else widths[1]
         try:
             found = p["keep"] if p["keep"] != [0] else of_study(kind)
         except ValueError as error:
@@ -173,17 +173,17 @@ def items(net, x, on="activation", as_published=False):
 
 
 def pruned(kind, net, keep, seeds, found, options=None, intercept=True, as_published=False, refit=True):
-    """Yield (masks, raw, reweighted) for every number in the list `keep`: masks and stacks, pruned by one arm.
+    """Yield (masks, raw, reweighted) for every number in the list `keep`: masks and stacks, pruned by one type.
 
-    options: keywords of `arms.masks_of`; found: the `Items`; seeds: one per run. intercept: see
+    options: keywords of `kinds.masks_of`; found: the `Items`; seeds: one per run. intercept: see
     `reweight`; as_published: units are not removed but keep speaking through their biases. Without `refit` there is
     no last stack.
     """
-    drawn_from = found.inputs if arms.of_edges(kind) else found.units
+    drawn_from = found.inputs if kinds.of_edges(kind) else found.units
     act, everyone = nets.ACTIVATIONS[net.activation], list(range(nets.runs(net)))
-    for mask in arms.masks_of(kind, net, LAYER, keep, seeds, drawn_from, **(options or {})).values():
+    for mask in kinds.masks_of(kind, net, LAYER, keep, seeds, drawn_from, **(options or {})).values():
         raw, again = nets.take(net, everyone), nets.take(net, everyone) if refit else None
-        if arms.of_edges(kind):
+        if kinds.of_edges(kind):
             masks.apply_(raw, mask)
             again = again and reweight.edges_(again, mask, found.inputs, intercept)
         else:
@@ -193,7 +193,7 @@ def pruned(kind, net, keep, seeds, found, options=None, intercept=True, as_publi
 
 
 def accuracies(kind, net, keep, seeds, found, test, options=None, as_published=False, refit=True):
-    """Return what an arm leaves of every run, `{name: array}`: one entry per number in the list `keep`.
+    """Return what a type leaves of every run, `{name: array}`: one entry per number in the list `keep`.
 
     accuracy (R, 2, K), raw and reweighted, on `test`, or (R, 1, K) without `refit`; log_det (R, K): see `diversity`;
     left (R, K): weights of the first two layers. as_published: no intercepts, units that stay, and random edges at one
@@ -221,7 +221,7 @@ def weights_left(net, kept):
 
 def matrices(kind, net, found, beta=YARDSTICK):
     """Return likelihood matrices (R, M, N, N): those of the edges into the first units, or the one of the units."""
-    if arms.of_edges(kind):
+    if kinds.of_edges(kind):
         weight = nets.layers(net)[LAYER].weight.detach()
         return torch.stack([likelihood.Edges(found.inputs, own, beta)[:SEEN_UNITS] for own in weight])
     return likelihood.likelihood(found.units.gram, found.units.examples, beta)[:, None]

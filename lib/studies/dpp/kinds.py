@@ -1,8 +1,8 @@
-"""The arms of the DPP study: which edges into a layer, or which of its units, stay (Acharyya, Zhang et al.).
+"""The types of the DPP study: which edges into a layer, or which of its units, stay (Acharyya, Zhang et al.).
 
-An arm is a method of `methods` and what it prunes: "dpp_edge" is "dpp" of weights, "random_node" "random" of units.
+A type is a method of `methods` and what it prunes: "dpp_edge" is "dpp" of weights, "random_node" "random" of units.
 
-Every arm keeps the same integer number, so that only the choice differs; `budget` makes edges and units comparable.
+Every type keeps the same integer number, so that only the choice differs; `budget` makes edges and units comparable.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from lib.errors import ParameterError, hint, listed
 from lib.networks import nets
 from lib.pruning import masks, methods, reweight
 
-OF = {"edge": "weights", "node": "units"}  # what the last word of an arm says is pruned
+OF = {"edge": "weights", "node": "units"}  # what the last word of a type says is pruned
 KNOWN = ("dpp_node", "dpp_edge", "random_node", "random_edge", "outgoing_l1_node", "magnitude_edge")  # of the study
 WEIGHTING = ("raw", "reweighted")
 RULES = ("exact", "bernoulli", "half")
@@ -57,19 +57,19 @@ def budget(widths, units=None, density=None, rounding="floor"):
 
 
 def of_edges(kind):
-    """Return whether an arm prunes edges, and not units."""
+    """Return whether a type prunes edges, and not units."""
     return _parts(kind)[1] == "weights"
 
 
 def types():
-    """Return the arms that there are: the study's, and every method that can keep a number of edges or of units."""
+    """Return the types that there are: the study's, and every method that can keep a number of edges or of units."""
     others = [f"{name}_{word}" for word, of in OF.items()
               for name in [*methods.names(of, ["nothing"], draws=False), *methods.names(of, ["moments"])]]  # fmt: skip
     return list(dict.fromkeys([*KNOWN, *others]))
 
 
 def _parts(kind):
-    """Return (method, "weights" or "units") of an arm; ParameterError where it is none."""
+    """Return (method, "weights" or "units") of a type; ParameterError where it is none."""
     if kind not in types():
         raise ParameterError(f"kind is {kind!r}; allowed are {listed(types())}.{hint(kind, types())}")
     name, _, word = kind.rpartition("_")
@@ -79,15 +79,15 @@ def _parts(kind):
 def masks_of(kind, net, layer, keeps, seeds, found=None, rule="exact", **options):
     """Return what stays of a layer, `{keep: {"<layer>.weight": bool (R, O, I)}}`, of units `{keep: {layer: (R, O)}}`.
 
-    kind: an arm; of edges each unit of the layer keeps `keep` of its inputs, else the layer keeps `keep` of its units.
-    keeps: integers; seeds: one per run; found: the `Moments` of what a DPP draws from. rule: of random arms, "exact",
+    kind: a type; of edges each unit of the layer keeps `keep` of its inputs, else the layer keeps `keep` of its units.
+    keeps: integers; seeds: one per run; found: the `Moments` of what a DPP draws from. rule: of random types, "exact",
     or "bernoulli", which keeps each with probability keep / total, and "half" with 1/2 whatever `keep`, as published
     programs do. options: keywords of the method. Pruning, with or without a refit, is `reweight`.
     """
     name, of = _parts(kind)
     weight = _weight(kind, net, layer, keeps, seeds, rule)
     total, part = (weight.shape[2], f"{layer}.weight") if of == "weights" else (weight.shape[1], layer)
-    if name == "random":  # one stream for each arm and layer, so that masks of several keeps are nested
+    if name == "random":  # one stream for each type and layer, so that masks of several keeps are nested
         options |= {"keys": {part: (f"{kind} {layer}",)}, "draw": draws.uniform}
     if rule != "exact":
         score = methods.score(net, name, seeds=seeds, of=of, **options)[part]
@@ -102,7 +102,7 @@ def masks_of(kind, net, layer, keeps, seeds, found=None, rule="exact", **options
 def _weight(kind, net, layer, keeps, seeds, rule):
     """Return the weights (R, O, I) of the layer, after a look at what was asked for."""
     if rule not in RULES or (rule != "exact" and not kind.startswith("random")):
-        raise ValueError(f"rule is {rule!r} for {kind}; allowed are {RULES}, all but the first for random arms alone")
+        raise ValueError(f"rule is {rule!r} for {kind}; allowed are {RULES}, all but the first for random types alone")
     if len(seeds) != nets.runs(net):
         raise ValueError(f"{len(seeds)} seeds for a stack of {nets.runs(net)} runs; one per run is needed")
     weight = reweight.plain_layer(net, layer).weight.detach()

@@ -1,11 +1,11 @@
-"""The six arms against the rules as published, and the budgets against the published tables."""
+"""The six types against the rules as published, and the budgets against the published tables."""
 
 import numpy as np
 import pytest
 import torch
 
 from lib import dpp, likelihood, nets
-from lib.studies.dpp import arms
+from lib.studies.dpp import kinds
 
 
 def network(runs=3, sizes=(20, 12, 4)):
@@ -21,7 +21,7 @@ def inputs(examples=200, size=20):
 
 def test_budgets_of_two_layers():
     table = {50: 69, 75: 109, 100: 148, 150: 228, 200: 307, 250: 387, 300: 466, 350: 545, 400: 625}
-    assert {n: arms.budget((784, 500, 10), units=n).edges for n in table} == table
+    assert {n: kinds.budget((784, 500, 10), units=n).edges for n in table} == table
 
 
 @pytest.mark.parametrize(
@@ -36,20 +36,20 @@ def test_budgets_of_two_layers():
     ],
 )
 def test_budgets_of_three_layers(widths, edges, units):
-    found = [arms.budget(widths, density=tenths / 10) for tenths in range(1, 10)]
+    found = [kinds.budget(widths, density=tenths / 10) for tenths in range(1, 10)]
     assert tuple(b.edges for b in found) == edges and tuple(b.units for b in found) == units
 
 
 @pytest.mark.parametrize("inputs, edges", [(500, [83, 166, 250, 333, 417]), (100, [16, 33, 50, 66, 83])])
 def test_budgets_of_teacher_and_student(inputs, edges):
     students = 6
-    assert [arms.budget((inputs, students, 1), units=n, rounding="half_up").edges for n in range(1, 6)] == edges
+    assert [kinds.budget((inputs, students, 1), units=n, rounding="half_up").edges for n in range(1, 6)] == edges
 
 
 def test_a_budget_says_what_weights_are_kept():
-    found = arms.budget((784, 500, 10), units=250)
+    found = kinds.budget((784, 500, 10), units=250)
     assert found == (250, 387, 250 * 794, 500 * 387 + 5000)
-    assert arms.budget((784, 500, 500), density=1.0) == (500, 784, 500 * 1284, 500 * 1284)
+    assert kinds.budget((784, 500, 500), density=1.0) == (500, 784, 500 * 1284, 500 * 1284)
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,14 @@ def test_a_budget_says_what_weights_are_kept():
 )
 def test_an_impossible_budget_is_an_error(keywords, message):
     with pytest.raises(ValueError, match=message):
-        arms.budget((784, 500, 10), **keywords)
+        kinds.budget((784, 500, 10), **keywords)
 
 
-# ----------------------------------------------------------------------------------------------------- arms
+# ----------------------------------------------------------------------------------------------------- types
 
 
-EDGES = [kind for kind in arms.KNOWN if arms.of_edges(kind)]
-UNITS = [*(kind for kind in arms.KNOWN if not arms.of_edges(kind)), "magnitude_node"]
+EDGES = [kind for kind in kinds.KNOWN if kinds.of_edges(kind)]
+UNITS = [*(kind for kind in kinds.KNOWN if not kinds.of_edges(kind)), "magnitude_node"]
 
 
 def likeness(kind):
@@ -82,7 +82,7 @@ def likeness(kind):
 @pytest.mark.parametrize("kind", EDGES)
 def test_every_unit_keeps_as_many_edges_in_every_run(kind):
     net, keeps = network(), [1, 7, 20]
-    found = arms.masks_of(kind, net, "layers.0", keeps, [5, 6, 7], likelihood.moments(inputs()))
+    found = kinds.masks_of(kind, net, "layers.0", keeps, [5, 6, 7], likelihood.moments(inputs()))
     assert list(found) == keeps
     for keep, masks in found.items():
         assert list(masks) == ["layers.0.weight"] and masks["layers.0.weight"].shape == (3, 12, 20)
@@ -93,15 +93,15 @@ def test_every_unit_keeps_as_many_edges_in_every_run(kind):
 def test_every_run_keeps_as_many_units(kind):
     net, keeps = network(), [1, 5, 12]
     found = likelihood.unit_moments(inputs(), net.layers[0].weight, net.layers[0].bias, torch.relu)
-    for keep, masks in arms.masks_of(kind, net, "layers.0", keeps, [5, 6, 7], found, **likeness(kind)).items():
+    for keep, masks in kinds.masks_of(kind, net, "layers.0", keeps, [5, 6, 7], found, **likeness(kind)).items():
         assert masks["layers.0"].shape == (3, 12) and (masks["layers.0"].sum(-1) == keep).all()
 
 
 def test_magnitude_and_outgoing_l1_are_the_published_rules():
     net = network()
-    edges = arms.masks_of("magnitude_edge", net, "layers.0", [8], [0] * 3)[8]["layers.0.weight"]
-    units = arms.masks_of("outgoing_l1_node", net, "layers.0", [5], [0] * 3)[5]["layers.0"]
-    signed = arms.masks_of("outgoing_l1_node", net, "layers.0", [5], [0] * 3, signed=True)[5]["layers.0"]
+    edges = kinds.masks_of("magnitude_edge", net, "layers.0", [8], [0] * 3)[8]["layers.0.weight"]
+    units = kinds.masks_of("outgoing_l1_node", net, "layers.0", [5], [0] * 3)[5]["layers.0"]
+    signed = kinds.masks_of("outgoing_l1_node", net, "layers.0", [5], [0] * 3, signed=True)[5]["layers.0"]
     first, second = (layer.weight.detach().numpy() for layer in net.layers)
     for run in range(3):
         for unit in range(12):
@@ -114,7 +114,7 @@ def test_magnitude_and_outgoing_l1_are_the_published_rules():
 
 def test_random_arms_are_uniform_and_nested():
     net = nets.init_(nets.MLP([20, 400, 4], ["no-WN"]), [0])
-    found = arms.masks_of("random_edge", net, "layers.0", [5, 10], [3])
+    found = kinds.masks_of("random_edge", net, "layers.0", [5, 10], [3])
     few, many = (found[keep]["layers.0.weight"][0] for keep in (5, 10))
     assert (few <= many).all() and (few.double().mean(0) - 0.25).abs().max() < 0.1
 
@@ -122,12 +122,12 @@ def test_random_arms_are_uniform_and_nested():
 def test_published_random_arms_do_not_keep_the_number_asked_for():
     net = nets.init_(nets.MLP([200, 300, 4], ["no-WN"]), [0])
     half, share = (
-        arms.masks_of("random_edge", net, "layers.0", [20], [3], rule=rule)[20]["layers.0.weight"].double().mean()
+        kinds.masks_of("random_edge", net, "layers.0", [20], [3], rule=rule)[20]["layers.0.weight"].double().mean()
         for rule in ("half", "bernoulli")
     )
     assert abs(half - 0.5) < 0.01 and abs(share - 0.1) < 0.005
     counts = {
-        int(arms.masks_of("random_node", net, "layers.0", [100], [s], rule="bernoulli")[100]["layers.0"].sum())
+        int(kinds.masks_of("random_node", net, "layers.0", [100], [s], rule="bernoulli")[100]["layers.0"].sum())
         for s in range(10)
     }
     assert len(counts) > 3 and abs(np.mean(list(counts)) - 100) < 20
@@ -137,7 +137,7 @@ def test_copies_of_one_network_share_their_eigenpairs(monkeypatch):
     net, asked, solve = nets.take(network(2), [0, 1, 0, 0]), [], np.linalg.eigh
     monkeypatch.setattr(np.linalg, "eigh", lambda matrices: asked.extend(matrices) or solve(matrices))
     found = likelihood.moments(inputs())
-    masks = arms.masks_of("dpp_edge", net, "layers.0", [3, 9], [1, 2, 3, 1], found, beta=0.01)
+    masks = kinds.masks_of("dpp_edge", net, "layers.0", [3, 9], [1, 2, 3, 1], found, beta=0.01)
     assert len(asked) == 2 * 12
     chosen = masks[9]["layers.0.weight"]
     assert torch.equal(chosen[0], chosen[3]) and not torch.equal(chosen[0], chosen[2])
@@ -149,10 +149,10 @@ def test_copies_of_one_network_share_their_eigenpairs(monkeypatch):
 
 def test_every_run_may_have_inputs_of_its_own():
     net, x = nets.take(network(1), [0, 0]), torch.stack([inputs(), inputs().flip(1)])
-    both = arms.masks_of("dpp_edge", net, "layers.0", [6], [1, 1], likelihood.moments(x), beta="median")[6]
+    both = kinds.masks_of("dpp_edge", net, "layers.0", [6], [1, 1], likelihood.moments(x), beta="median")[6]
     for run in range(2):
         found = likelihood.moments(x[run])
-        alone = arms.masks_of("dpp_edge", nets.take(net, [run]), "layers.0", [6], [1], found, beta="median")[6]
+        alone = kinds.masks_of("dpp_edge", nets.take(net, [run]), "layers.0", [6], [1], found, beta="median")[6]
         assert torch.equal(both["layers.0.weight"][run], alone["layers.0.weight"][0])
     assert not torch.equal(*both["layers.0.weight"])
 
@@ -163,7 +163,7 @@ def test_dead_inputs_are_kept_less_often_by_the_dpp():
     x[:, :10] = -0.4
     net, found = network(1, (20, 60, 4)), likelihood.moments(x)
     dead = {
-        kind: arms.masks_of(kind, net, "layers.0", [8], [0], found, **likeness(kind))[8]["layers.0.weight"][
+        kind: kinds.masks_of(kind, net, "layers.0", [8], [0], found, **likeness(kind))[8]["layers.0.weight"][
             ..., :10
         ].sum()
         for kind in ("dpp_edge", "random_edge")
@@ -178,7 +178,7 @@ def test_dead_inputs_are_kept_less_often_by_the_dpp():
         ("dpp_edge", {}, "dpp needs moments"),
         ("random_edge", {"seeds": [1]}, "1 seeds for a stack of 3 runs"),
         ("random_edge", {"rule": "coin"}, "'coin'.*bernoulli"),
-        ("magnitude_edge", {"rule": "half"}, "random arms alone"),
+        ("magnitude_edge", {"rule": "half"}, "random types alone"),
         ("random_edge", {"bta": 0.3}, r"no keywords \['bta'\]; it has keys, draw"),
         ("dpp_edge", {"bta": 0.3, "found": likelihood.moments(torch.eye(20))}, r"unknown keywords \['bta'\].*beta"),
         ("random_edge", {"keeps": [21]}, "keep is 21; allowed is 1 to 20"),
@@ -188,4 +188,4 @@ def test_dead_inputs_are_kept_less_often_by_the_dpp():
 def test_errors_at_the_door(kind, keywords, message):
     arguments = {"layer": "layers.0", "keeps": [3], "seeds": [1, 2, 3]} | keywords
     with pytest.raises(ValueError, match=message):
-        arms.masks_of(kind, network(), **arguments)
+        kinds.masks_of(kind, network(), **arguments)
