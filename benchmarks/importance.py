@@ -17,7 +17,7 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 import measure  # noqa: E402
 
-from lib.pruning.contribution import contribution  # noqa: E402
+from lib.pruning.contribution import Sums  # noqa: E402
 
 WIDTHS, EXAMPLES, SAMPLE = (784, 50, 30, 10), 5000, 100
 
@@ -53,7 +53,7 @@ def broadcast(activations, weight):
 
 
 def ours(activations, weight):
-    return contribution(weight[None], activations[None])[0]
+    return Sums(weight[None]).add(activations[None]).score()[0]
 
 
 WAYS = {"loops": loops, "broadcast": broadcast, "ours": ours}

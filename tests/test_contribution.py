@@ -6,12 +6,20 @@ import torch
 from torch.nn.functional import conv2d
 
 from lib import nets, shrink
-from lib.pruning.contribution import Sums, contribution, of_units, prunable
+from lib.pruning.contribution import Sums, of_units, prunable
 from lib.studies.importance import study
 
 
 def draw(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def contribution(weight, activations, average=1.0, maximum=0.0, **options):
+    """Return the scores of one layer's units, from all examples or chunk by chunk."""
+    sums = Sums(weight, maximum=bool(maximum), **options)
+    for part in [activations] if isinstance(activations, torch.Tensor) else activations:
+        sums.add(part)
+    return sums.score(average, maximum)
 
 
 def literal(weight, activations):

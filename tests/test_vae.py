@@ -192,7 +192,7 @@ def test_contributions_are_those_of_the_values_that_the_next_layer_reads(preacti
                 before = value @ net.get_submodule(f"{side}.{k}").weight[run].T
                 value = torch.relu(before)
                 seen = (before if preactivation else value)[None]
-                expected = contribution.contribution(reader[None].detach(), seen.detach())[0]
+                expected = contribution.Sums(reader[None]).add(seen).score()[0]
                 torch.testing.assert_close(found[f"{side}.{k}"][run], expected, rtol=1e-3, atol=1e-3)
 
 

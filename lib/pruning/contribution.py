@@ -25,9 +25,13 @@ ACTIVATIONS = 2**23  # no more of them in a layer at once: 32 MiB
 
 
 class Sums:
-    """What the score of one layer's units adds up over examples, a chunk after the other: see `contribution`.
+    """What the score of one layer's units adds up over examples, a chunk after the other.
 
-    `chunk` bounds the memory: no more than chunk · (m + n) numbers are held at once, whatever is added.
+    weight: (R, m, n) of the layer that reads the units; each: consecutive inputs that are one unit, of which |w| |a| is
+    summed; maximum: are the largest shares wanted; chunk: no more than chunk · (m + n) numbers are held at once. An
+    example of which a next unit reads nothing (D = 0) gives shares of 0 where the study's code divides by zero; it
+    counts in the mean. Next units without weights (pruned ones) do not: so the score is that of the smaller one.
+    ValueError for other shapes, and without examples.
     """
 
     def __init__(self, weight, each=1, maximum=False, chunk=CHUNK):
@@ -61,27 +65,15 @@ class Sums:
             self.largest = torch.maximum(self.largest, torch.stack(tops, 1).double())
 
     def score(self, average=1.0, maximum=0.0):
-        """Return the scores of what was added, `(R, n / each)` float64."""
+        """Return the scores of what was added, `(R, n / each)` float64, between 0 and 100.
+
+        average, maximum: factors of the mean and of the largest share.
+        """
         if not self.examples:
             raise ValueError("there is no example; a contribution is a mean over examples")
         read = (self.weight > 0).any(2).sum(1).clamp_min(1)[:, None]
         mean = (self.shares * self.weight).sum(1).unflatten(1, (-1, self.each)).sum(2) / (self.examples * read)
         return 100 * (average * mean + (maximum * self.largest if maximum else 0))
-
-
-def contribution(weight, activations, average=1.0, maximum=0.0, each=1, chunk=CHUNK):
-    """Return the contribution score of every unit of a layer, `(R, n / each)` float64, between 0 and 100.
-
-    weight: (R, m, n) of the layer that reads the units; activations: (R, S, n), or an iterable of such chunks;
-    average, maximum: factors of the mean and of the largest share; each: consecutive inputs that are one unit, of which
-    |w| |a| is summed. An example of which a next unit reads nothing (D = 0) gives shares of 0 where the study's code
-    divides by zero; it counts in the mean. Next units without weights, which pruned ones are, do not: so the score is
-    that of the physically smaller network. ValueError for other shapes, and without examples.
-    """
-    sums = Sums(weight, each, bool(maximum), chunk)
-    for part in [activations] if isinstance(activations, torch.Tensor) else activations:
-        sums.add(part)
-    return sums.score(average, maximum)
 
 
 def _scaled(size):
