@@ -7,11 +7,23 @@ import pytest
 import torch
 
 from lib import anneal, convnets, masks, nets, paths, scores
+from lib.networks.layers import BatchNorm
 
 
 def conv(runs=1, name="vgg11_bn", width=2, side=32):
     net = convnets.build(name, (3, side, side), 4, runs, width)
     return nets.init_(net, list(range(3, 3 + runs)), "phew")
+
+
+def learned(net):
+    """Return a network whose batch normalisations do something, some with shifts below zero."""
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for part in (part for part in net.modules() if isinstance(part, BatchNorm)):
+            for tensor, low, high in ((part.weight, 0.5, 2), (part.bias, -0.2, 1), (part.running_mean, -0.5, 0.5)):
+                tensor.uniform_(low, high, generator=g)
+            part.running_var.uniform_(0.5, 3, generator=g)
+    return net
 
 
 def kept_in_all(found):
@@ -40,10 +52,12 @@ def literal(net, density, rounds, schedule):
     return alive
 
 
+@pytest.mark.parametrize("name, side", [("vgg11_bn", 32), ("resnet20", 8)])
 @pytest.mark.parametrize("schedule", ["exponential", "linear"])
 @pytest.mark.parametrize("density, rounds", [(0.3, 1), (0.1, 7), (0.02, 25)])
-def test_annealing_is_the_literal_loop(schedule, density, rounds):
-    net = conv().double()
+def test_annealing_is_the_literal_loop(name, side, schedule, density, rounds):
+    """In which nothing is absorbed: the form that rounds score ranks all weights alike."""
+    net = learned(conv(name=name, side=side)).double()
     found = anneal.anneal(scores.synflow, net, density, rounds, schedule)
     joined = torch.cat([mask.flatten() for mask in found.values()]).numpy()
     assert np.array_equal(joined, literal(net, density, rounds, schedule))
@@ -90,6 +104,31 @@ def test_a_run_does_not_depend_on_its_neighbours(score):
     alone = anneal.anneal(score, nets.take(net, [2]), 0.3, 10)
     assert kept_in_all(together) == [masks.count(total(net), d) for d in (0.1, 0.1, 0.3)]
     assert all(torch.equal(together[name][2], alone[name][0]) for name in alone)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_densities_of_a_sweep_do_not_depend_on_each_other(threads):
+    net, densities = conv(2), [0.3, [0.05, 0.2], 0.1]
+    found = on_threads(threads, lambda: anneal.anneal_each(scores.synflow, net, densities, 4))
+    alone = [anneal.anneal(scores.synflow, net, density, 4) for density in densities]
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(found, alone, strict=True) for name in b)
+
+
+def on_threads(threads, work):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return work()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_the_code_of_synflow_l2_is_annealed_as_it_is_scored(power):
+    net = learned(conv(name="resnet20", side=8)).double()
+    fast = anneal.anneal(partial(scores.synflow_l2, power=power), net, 0.1, 5)
+    slow = anneal.anneal(lambda *given: scores.synflow_l2(*given, power=power), net, 0.1, 5)
+    assert all(torch.equal(fast[name], slow[name]) for name in slow)
 
 
 def test_annealing_leaves_the_network_alone():

@@ -68,6 +68,21 @@ def test_the_step_in_the_backward_pass_is_autograds(runs, shared):
         torch.testing.assert_close(after, before - rate * slope)
 
 
+@pytest.mark.parametrize("image", [(1, 1), (2, 3), (4, 4)])
+@pytest.mark.parametrize("stride, padding, side", [(1, None, 3), (2, 1, 3), (2, 0, 1)])
+def test_one_small_image_is_convolved_by_a_product(stride, padding, side, image):
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    leaves = [leaf.requires_grad_() for leaf in (draw(1, 1, 5, *image), draw(1, 7, 5, side, side), draw(1, 7))]
+    found = twins.convolve(*leaves, stride, padding)
+    expected = conv2d(*(leaf[0] for leaf in leaves), stride, side // 2 if padding is None else padding)[None]
+    assert type(found.grad_fn) is not type(expected.grad_fn)
+    torch.testing.assert_close(found, expected)
+    weight = draw(*expected.shape)
+    ours, theirs = (torch.autograd.grad((out * weight).sum(), leaves) for out in (found, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_gradients_are_those_of_finite_differences():
     x, v, s, bias, codes = case(3, False, (1, 2, 2, 3, 2))
     inputs = [t.requires_grad_() for t in (x, v, s, bias)]

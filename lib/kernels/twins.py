@@ -30,6 +30,8 @@ FAR = -40.0
 # of the time so; with this layer's images contiguous 1.05 to 1.07, with all few channels so 1.3 to 1.5. For 16 channels
 # or more, where nothing is wrong, the strided layer alone is twice as fast.
 FEW = 8
+EPS = 1e-5  # beside a variance, in batch normalisations
+TINY = 16  # positions of an image, see `convolve`
 
 
 def lengths(v):
@@ -190,8 +192,21 @@ def convolve(x, w, bias, stride=1, padding=None):
     is half a filter, which keeps height and width at stride 1.
     """
     (x, stride), bias = _spaced(x, w, stride, padding), None if bias is None else bias.flatten()
+    if x.device.type == "cpu" and len(w) == 1 == x.shape[-4] and x.shape[-1] * x.shape[-2] <= TINY:
+        return _as_product(_fold_runs(x), w, bias, stride, _padding(w, padding))
     out = torch.conv2d(_fold_runs(x), w.flatten(0, 1), bias, stride, _padding(w, padding), groups=_groups(x, w))
     return _unfold_runs(out, len(w))
+
+
+def _as_product(x, w, bias, stride, padding):
+    """Return the convolution `(1, 1, O, H', W')` of one small image `x (1, C, H, W)` as a product of matrices.
+
+    Of 512 channels torch (2.15, CPU) takes 26 to 29 ms for the gradients of a convolution, and 2 to 3 ms of this.
+    """
+    sides = [(n + 2 * p - k) // stride + 1 for n, p, k in zip(x.shape[2:], padding, w.shape[3:], strict=True)]
+    patches = torch.nn.functional.unfold(x, w.shape[3:], padding=padding, stride=stride)
+    out = torch.nn.functional.linear(patches[0].t(), w[0].flatten(1), bias)
+    return out.t().reshape(1, 1, w.shape[1], *sides)
 
 
 def _padding(w, padding):
@@ -277,7 +292,7 @@ def conv2d_sgd(x, v, s, bias, norm, lr, normalised=True, stride=1, padding=None)
     return _Conv2dSGD.apply(x, v, s, bias, norm, lr, normalised, stride, padding)
 
 
-def batch_norm(x, weight, bias, mean, variance, training, momentum=0.1, eps=1e-5):
+def batch_norm(x, weight, bias, mean, variance, training, momentum=0.1, eps=EPS):
     """Return x `(R, N, C, H, W)` normalised per run and channel, then times `weight (R, C)` plus `bias (R, C)`.
 
     Batch normalisation (Ioffe & Szegedy, arXiv 1502.03167), runs folded into the channels. While `training` by the

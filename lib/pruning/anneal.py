@@ -1,10 +1,12 @@
 """Annealing: masks by scores that are made again, round after round, of what is left of the network."""
 
 import copy
+import functools
 
-import numpy as np
 import torch
 
+from lib import workers
+from lib.networks import nets
 from lib.pruning import masks
 
 SCHEDULES = {  # the density after a share t of all rounds
@@ -19,37 +21,106 @@ def anneal(
 ):  # fmt: skip
     """Return masks `{name: bool (R, O, *F)}` of `density`, which is reached in `rounds`, each scoring what is left.
 
-    score: one of `scores`, or a `functools.partial` of it for its keywords; x, y, seeds: for it. density: one
-    number, or one per run. After round e of E the density is density^(e/E), "exponential", or falls in equal steps,
-    "linear"; what is pruned stays pruned, and each time exactly `masks.count` weights are kept. SynFlow takes 100
-    exponential rounds, so that no layer is emptied before the others (arXiv 2006.05467); one round prunes at once.
-    scope, rounding: see `masks.top`. `net` is left as it is.
+    The arguments are those of `anneal_each`; density: one number, or one per run.
+    """
+    return anneal_each(score, net, [density], rounds, schedule, scope, rounding, x, y, seeds)[0]
+
+
+def anneal_each(
+    score, net, densities, rounds=100, schedule="exponential", scope="global", rounding="nearest", x=None, y=None,
+    seeds=None,
+):  # fmt: skip
+    """Return masks for each of the densities, of every run by itself; on a CPU each core makes some of them.
+
+    score: one of `scores`, or a `functools.partial` of it for its keywords; x, y, seeds: for it. After round e of E
+    the density is density^(e/E), "exponential", or falls in equal steps, "linear"; what is pruned stays pruned, and
+    each time exactly `masks.count` weights are kept. SynFlow takes 100 exponential rounds, so that no layer is emptied
+    before the others (arXiv 2006.05467); one round prunes at once. scope, rounding: see `masks.top`. `net` is left as
+    it is. A score whose `form` makes a copy of a network that is scored alike, and faster, is given that.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule is {schedule!r}; allowed are {list(SCHEDULES)}")
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; it takes at least 1, which prunes at once")
-    one = np.ndim(density) == 0
-    goals, left, kept = [float(d) for d in ([density] if one else density)], net, None
+    if scope not in masks.SCOPES:
+        raise ValueError(f"scope is {scope!r}; allowed are {masks.SCOPES}")
+    if rounds == 1:
+        found = score(net, x, y, seeds)
+        return [masks.top(found, density, scope, rounding) for density in densities]
+    own = _of_each(net, x, y, seeds)
+    jobs = [(*run, goal) for d in densities for run, goal in zip(own, masks.each(d, len(own)), strict=True)]
+    plan = rounds, SCHEDULES[schedule], scope, rounding
+    found = workers.each(lambda job: _annealed(score, *job, plan), jobs, next(net.parameters()).device)
+    return [nets.gathered(found[k : k + len(own)]) for k in range(0, len(jobs), len(own))]
+
+
+def _of_each(net, x, y, seeds):
+    """Return (network, x, y, seeds) of every run."""
+    seeds = [None] * nets.runs(net) if seeds is None else [[seed] for seed in seeds]
+    return list(zip(nets.apart(net), nets.of_runs(net, x, 3), nets.of_runs(net, y, 2), seeds, strict=True))
+
+
+def _annealed(score, net, x, y, seeds, goal, plan):
+    """Return the masks `{name: bool (1, O, *F)}` of one run; plan: (rounds, a schedule, scope, rounding)."""
+    rounds, schedule, scope, rounding = plan
+    left = _form(score)(net)
+    weights = {name: left.get_parameter(name) for name in nets.weights(left)}
     for e in range(1, rounds + 1):
-        levels = [SCHEDULES[schedule](goal, e / rounds) for goal in goals]
-        level, found = levels[0] if one else levels, score(left, x, y, seeds)
-        if kept is None:
-            kept = masks.top(found, level, scope, rounding)
-            # In `eval()` mode, which the scores of many rounds take: else each round would switch it twice.
-            left = copy.deepcopy(net).eval() if rounds > 1 else net
-        else:
-            kept = masks.top_within(found, kept, level, scope, rounding)
-        if e < rounds:
-            _prune_(left, kept)
-    return kept
+        found = score(left, x, y, seeds)
+        if e == 1:
+            survivors = _Survivors({name: weights[name] for name in found}, scope)
+        survivors.keep(found, schedule(goal, e / rounds), rounding)
+    return survivors.masks()
 
 
-@torch.no_grad()
-def _prune_(left, kept):
-    """Zero what is not kept in a copy of a network.
+def _form(score):
+    """Return what makes the copy of a network that many rounds score, in `eval()` mode, else each would switch it."""
+    if isinstance(score, functools.partial):
+        return functools.partial(_form(score.func), **score.keywords)
+    return getattr(score, "form", _copy)
 
-    A product takes less than half the time of `masks.apply_`; weights that are not finite would stay so, in the copy.
+
+def _copy(net, **options):
+    return copy.deepcopy(net).eval()
+
+
+class _Survivors:
+    """The places of the weights that are left in a network of one run, whose others are zero.
+
+    Few are left after some rounds, so what a round takes falls with them, but for its scores.
     """
-    for name, mask in kept.items():
-        left.get_parameter(name).mul_(mask)
+
+    @torch.no_grad()
+    def __init__(self, weights, scope):
+        self.weights, self.joined = weights, torch.cat([w.flatten() for w in weights.values()])
+        for w, part in zip(weights.values(), self._parts(self.joined), strict=True):
+            w.data = part
+        sizes = {"global": [len(self.joined)], "layer": [w.numel() for w in weights.values()]}
+        self.sizes = sizes.get(scope) or [w[0, 0].numel() for w in weights.values() for _ in w[0]]
+        # Half the memory of the usual type, which is what a round of a large network waits for.
+        kind = torch.int32 if len(self.joined) < 2**31 else torch.int64
+        places = torch.arange(len(self.joined), dtype=kind, device=self.joined.device)
+        self.left, self.room = places.split(self.sizes), self.joined.new_empty(len(self.joined))
+
+    def _parts(self, joined):
+        """Return views like the weights of a row of all."""
+        parts = joined.split([w.numel() for w in self.weights.values()])
+        return [part.view_as(w) for part, w in zip(parts, self.weights.values(), strict=True)]
+
+    @torch.no_grad()
+    def keep(self, scores, density, rounding):
+        """Zero all but the highest scores of what is left, so many as `density` of all."""
+        parts, left = [part.flatten() for part in scores.values()], []
+        score = torch.cat(parts, out=self.room if parts[0].dtype == self.room.dtype else None)
+        for size, places in zip(self.sizes, self.left, strict=True):
+            entries = score if len(places) == len(score) else score.index_select(0, places)
+            stay = masks.highest(entries, masks.count(size, density, rounding))
+            self.joined.index_fill_(0, places[(~stay).nonzero()[:, 0]].long(), 0)
+            left.append(masks.only(places, stay))
+        self.left = left
+
+    def masks(self):
+        """Return the masks of what is left, `{name: bool (1, O, *F)}`."""
+        kept = torch.zeros(len(self.joined), dtype=torch.bool, device=self.joined.device)
+        kept.index_fill_(0, torch.cat(self.left).long(), True)
+        return dict(zip(self.weights, self._parts(kept), strict=True))

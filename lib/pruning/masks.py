@@ -69,14 +69,14 @@ def _parted(kept, scores, scope):
 def _top_within(score, inside, density, rounding):
     """Return the mask of the highest entries inside along the last axis, of one density or one per run."""
     n, kept = score.shape[-1], torch.empty_like(inside, memory_format=torch.contiguous_format)
-    for run, wanted in enumerate(_each(density, len(score))):
+    for run, wanted in enumerate(each(density, len(score))):
         rows = (tensor[run].reshape(-1, n) for tensor in (kept, score, inside))
-        for row, *entries in zip(*rows, strict=True):
-            row.copy_(_highest(*entries, count(n, wanted, rounding)))
+        for row, entries, there in zip(*rows, strict=True):
+            row.copy_(highest(entries, count(n, wanted, rounding), there))
     return kept
 
 
-def _each(density, runs):
+def each(density, runs):
     """Return the densities of all runs, from one number or one per run."""
     each = [float(density)] * runs if np.ndim(density) == 0 else [float(d) for d in density]
     if len(each) != runs:
@@ -86,24 +86,24 @@ def _each(density, runs):
 
 def _top(score, density, rounding):
     """Return the mask of the highest entries along the last axis, of one density or one per run."""
-    keeps = [count(score.shape[-1], d, rounding) for d in _each(density, len(score))]
+    keeps = [count(score.shape[-1], d, rounding) for d in each(density, len(score))]
     if len(set(keeps)) == 1:
-        return _highest(score, None, keeps[0])
+        return highest(score, keeps[0])
     kept = torch.empty_like(score, dtype=torch.bool)
     for keep in set(keeps):
         rows = [run for run, wanted in enumerate(keeps) if wanted == keep]
-        kept[rows] = _highest(score[rows], None, keep)
+        kept[rows] = highest(score[rows], keep)
     return kept
 
 
-def _highest(score, inside, keep):
+def highest(score, keep, inside=None):
     """Return a mask of the `keep` highest entries along the last axis; of equal ones the later stay.
 
     inside: None, or which entries of a single row `(n,)` there are; ValueError where they are fewer than `keep`.
     """
     if score.is_floating_point() and score.element_size() < 4:
         score = score.float()  # the same order, in numbers that NumPy has
-    left = score if inside is None else _only(score, inside)
+    left = score if inside is None else only(score, inside)
     if keep > left.shape[-1]:
         few = f"{keep} weights are to be kept, of which only {left.shape[-1]} are left"
         raise ValueError(f"{few}; take a lower density")
@@ -116,17 +116,19 @@ def _highest(score, inside, keep):
     kept = score >= lowest if inside is None else (score >= lowest) & inside
     if int(kept.count_nonzero()) == keep * lowest.numel():  # each row has at least `keep`
         return kept
-    surplus = kept.sum(-1, keepdim=True) - keep
     level = kept & (score == lowest)
+    if score.dim() == 1:  # of a long row this takes an eighth of the time
+        return kept.index_fill_(0, level.nonzero()[: int(kept.count_nonzero()) - keep, 0], False)
+    surplus = kept.sum(-1, keepdim=True) - keep
     return kept & ~(level & (level.cumsum(-1) <= surplus))
 
 
-def _only(score, inside):
-    """Return the entries of `score (n,)` that lie inside."""
-    if score.device.type != "cpu":
-        return score[inside]
+def only(entries, inside):
+    """Return the entries `(n,)` that lie inside, a mask."""
+    if entries.device.type != "cpu":
+        return entries[inside]
     # NumPy's compress takes an eighth of the time of torch's indexing, a quarter of a million entries measured.
-    return torch.from_numpy(np.compress(inside.numpy(), score.detach().numpy()))
+    return torch.from_numpy(np.compress(inside.numpy(), entries.detach().numpy()))
 
 
 def _largest(score, place):

@@ -122,8 +122,8 @@ def prune_each(
     scope, rounds = scope or SCOPES[of], found.rounds if rounds is None else rounds
     score = functools.partial(_scored, found, layers=layers, **options)
     if rounds != 1:
-        rest = {"scope": scope, "rounding": rounding, "x": x, "y": y, "seeds": seeds}
-        return [anneal.anneal(score, net, density, rounds, **rest) for density in densities]
+        score = functools.partial(found.function, **options) if layers is None else score
+        return anneal.anneal_each(score, net, densities, rounds, "exponential", scope, rounding, x, y, seeds)
     made = score(net, x, y, seeds)
     return [_kept(made, density, scope, rounding, within) for density in densities]
 
