@@ -133,14 +133,20 @@ def _from_terminal():
         os.close(terminal)
 
 
-def tell(profile, targets):
-    """Exit after saying what is to be done: the name of each job on a line, and in the last how much that is."""
+def told(profile, targets, dry):
+    """Return whether all is said: the name of each job on a line and how much that is, if `dry` or if there is none.
+
+    Snakemake would say the same, two seconds later.
+    """
     try:
         plan = Plan(profile, targets.split())
     except ValueError as error:
         sys.exit(f"run_all.sh: {error}")
-    print(*(one.name for one in plan.due), *plan.due_summaries, plan, sep="\n", file=sys.stderr)
-    sys.exit()
+    names = [*(one.name for one in plan.due), *plan.due_summaries]
+    if names and not dry:
+        return False
+    print(*names or ["nothing to do"], plan, sep="\n", file=sys.stderr)
+    return True
 
 
 def failures(profile, targets, stamps):
@@ -169,20 +175,20 @@ def main():
     if problem:
         sys.exit(f"run_all.sh: {problem}.")
     try:
-        if DRY & set(options):
-            tell(profile, targets)
+        if told(profile, targets, DRY & set(options)):
+            return
         status = snakemake(profile, targets, options, stamps)
-        told = failures(profile, targets, stamps) if (stamps / "started").exists() else []
+        failed = failures(profile, targets, stamps) if (stamps / "started").exists() else []
     except Stopped as error:
         (number,) = error.args
         print(f"stopped by {signal.Signals(number).name}; ./run_all.sh goes on from here", file=sys.stderr)
         sys.exit(128 + number)
     finally:
         shutil.rmtree(stamps, ignore_errors=True)
-    if told:
+    if failed:
         print("\nThese did not succeed; what was done is kept, and ./run_all.sh tries them again:", file=sys.stderr)
-        print("\n".join(told), file=sys.stderr)
-    sys.exit(1 if told else status)
+        print("\n".join(failed), file=sys.stderr)
+    sys.exit(1 if failed else status)
 
 
 if __name__ == "__main__":

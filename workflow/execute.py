@@ -13,12 +13,14 @@ import tempfile
 import time
 from pathlib import Path
 
-import papermill
-from traitlets.config import Config
+# jsonschema's check of internationalised addresses, which no notebook has: it takes longer to import than all the rest.
+sys.modules.setdefault("rfc3987_syntax", None)
+import papermill  # noqa: E402
+from traitlets.config import Config  # noqa: E402
 
-from lib import runs
-from lib.errors import UNWRITABLE, unwritable
-from workflow.plan import ROOT, Plan
+from lib import runs  # noqa: E402
+from lib.errors import UNWRITABLE, unwritable  # noqa: E402
+from workflow.plan import ROOT, Plan  # noqa: E402
 
 # A kernel that listens on TCP ports sometimes chooses one that another has just taken, and dies before it
 # answers. Sockets in a folder of its own cannot collide; where there are none (Windows) or where they fail (too

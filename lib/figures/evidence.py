@@ -1,7 +1,7 @@
 """What a claim stands on: differences paired by seed, their interval, a sign-flip test, and a verdict."""
 
 import numpy as np
-from scipy import stats
+import scipy  # which imports its statistics when they are needed: every notebook draws, few judge
 
 NEEDED = 6  # paired seeds; below that the smallest p of a two-sided sign-flip test, 2 / 2^n, is above 0.05
 MOST = 1000  # seeds, of those that would decide a claim
@@ -17,18 +17,22 @@ def interval(values):
     values = np.asarray(values, float)
     n, mean, spread = len(values), values.mean(axis=0), values.std(axis=0, ddof=1)
     if n < BOOTSTRAP_FROM:
-        half = stats.t.ppf(0.975, n - 1) * spread / np.sqrt(n)
+        half = scipy.stats.t.ppf(0.975, n - 1) * spread / np.sqrt(n)
         return mean - half, mean + half
     low, high = np.array(mean), np.array(mean)
     if (vary := np.asarray(spread > 0)).any():
-        found = stats.bootstrap((values[:, vary],), np.mean, n_resamples=RESAMPLES, random_state=0).confidence_interval
+        found = scipy.stats.bootstrap(
+            (values[:, vary],), np.mean, n_resamples=RESAMPLES, random_state=0
+        ).confidence_interval
         low[vary], high[vary] = found.low, found.high
     return low, high
 
 
 def sign_flip(apart):
     """Return the two-sided p of paired differences `(n,)` under flips of their signs, exact for few of them."""
-    found = stats.permutation_test((apart,), np.mean, permutation_type="samples", n_resamples=10_000, random_state=0)
+    found = scipy.stats.permutation_test(
+        (apart,), np.mean, permutation_type="samples", n_resamples=10_000, random_state=0
+    )
     return float(found.pvalue)
 
 
@@ -55,7 +59,7 @@ def judged(gains, than=0.0):
     more = np.arange(max(NEEDED, n + 1), MOST + 1)
     clear = more > 0
     if n > 1:
-        clear = stats.t.ppf(0.975, more - 1) * np.std(gains, ddof=1) / np.sqrt(more) < abs(mean - than)
+        clear = scipy.stats.t.ppf(0.975, more - 1) * np.std(gains, ddof=1) / np.sqrt(more) < abs(mean - than)
     found = {"mean": mean, "low": low, "high": high, "n": n, "p": p, "verdict": verdict}
     return found | {"enough": _first(more, clear) if verdict == "undecided" else n}
 
@@ -71,11 +75,11 @@ def counted(hits):
     mean, low and high are shares, the interval the exact one of a binomial share, p that of a fair coin.
     """
     hits = np.asarray(hits, bool)
-    found = stats.binomtest(int(hits.sum()), len(hits))
+    found = scipy.stats.binomtest(int(hits.sum()), len(hits))
     low, high = found.proportion_ci()
     verdict = "confirmed" if low > 0.5 else "refuted" if high < 0.5 else "undecided"
     more = np.arange(len(hits) + 1, MOST + 1)
     right = np.round(more * max(hits.mean(), 1 - hits.mean()))
-    enough = _first(more, stats.beta.ppf(0.025, right, more - right + 1) > 0.5)
+    enough = _first(more, scipy.stats.beta.ppf(0.025, right, more - right + 1) > 0.5)
     row = {"mean": hits.mean(), "low": low, "high": high, "n": len(hits), "p": found.pvalue, "verdict": verdict}
     return row | {"enough": enough if verdict == "undecided" else len(hits)}
