@@ -4,6 +4,7 @@ A benchmark that fails is listed at the end, and the file keeps what it had of i
 A benchmark of several tables is named piece by piece, as `whole_tables.masks`. With --new a table is not made again
 that this machine made with the files that lib/ and benchmarks/ hold now, and what failed with them is not tried again:
 so a run in pieces, each killed after some minutes, comes to its end. --limit ends a benchmark after so many seconds.
+What README.md claims is written from the file, and its figure drawn.
 Nothing else should run meanwhile. Run: python benchmarks/all.py [--new] [--limit SECONDS] [NAME ...]
 """
 
@@ -21,10 +22,19 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 import measure  # noqa: E402
+import page  # noqa: E402
 
 from lib import disk  # noqa: E402
 
-NOT_BENCHMARKS = ("all", "measure", "workloads", "faults", "trials", "smallest")  # faults.py makes a table of its own
+NOT_BENCHMARKS = (
+    "all",
+    "measure",
+    "workloads",
+    "faults",
+    "trials",
+    "smallest",
+    "page",
+)  # faults.py makes a table of its own
 ELSEWHERE = "needs a CUDA GPU"
 
 
@@ -82,9 +92,10 @@ def text(tables):
 
 def _section(name, table):
     where = table["machine"]
+    isa = f" ({where['isa']})" if "isa" in where else ""
     about = (
-        f"{table['about']}. {where['device']}, {where['threads']} of {where['cores']} cores, torch {where['torch']},"
-        f" {where['date']}; peak memory {table['peak_gib']:.2f} GiB."
+        f"{table['about']}. {where['device']}{isa}, {where['threads']} of {where['cores']} cores,"
+        f" torch {where['torch']}, {where['date']}; peak memory {table['peak_gib']:.2f} GiB."
     )
     rows = [COLUMNS, ["---"] * len(COLUMNS), *map(_row, table["rows"])]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
@@ -123,6 +134,7 @@ class Results:
             self.tables[name] = table
             disk.put(self.kept, (json.dumps(self.tables, indent=1) + "\n").encode())
             disk.put(self.shown, text(self.tables).encode())
+            page.write(self.tables, self.kept.parent)
         lines = [f"{name}: {reason}\n" for name, reason in sorted(self.reasons.items())]
         disk.put(self.without, "".join(lines).encode())
 

@@ -69,10 +69,16 @@ def on_threads(count, function, *arguments):
 def machine():
     """Return what the times depend on: processor or GPU, threads, versions."""
     return {
-        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else _processor(), "isa": _instructions(),
         "threads": torch.get_num_threads(), "cores": os.cpu_count(), "torch": torch.__version__,
         "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
+
+
+def _instructions():
+    """Return the vector instructions that torch uses, and oneDNN where it is bound to fewer."""
+    bound = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return torch.backends.cpu.get_cpu_capability() + (f", oneDNN {bound}" if bound else "")
 
 
 def _processor():
@@ -104,7 +110,8 @@ class Report:
     def __init__(self, name, about):
         self.name, self.about, self.rows, self.times = name, about, [], {}
         where = machine()
-        print(f"{where['device']}, {where['threads']} threads, torch {where['torch']}\n{about}; median (range)")
+        of = f"{where['device']}, {where['isa']}, {where['threads']} threads, torch {where['torch']}"
+        print(f"{of}\n{about}; median (range)")
 
     def add(self, what, times, baseline="", unit="s", flops=0):
         """Print and keep one line; return how many times longer the baseline takes, or None without a baseline.

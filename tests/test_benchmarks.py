@@ -190,6 +190,55 @@ def test_choices_stand_beside_their_alternatives(load, saved, monkeypatch, capsy
         assert f"weights: the library has {first}; {second} takes" in capsys.readouterr().out or first == "one by one"
 
 
+def test_a_step_stands_beside_that_of_a_careful_user(load, saved, monkeypatch):
+    """Each of ours has two peers, and a peer trains as the study does."""
+    claims, measure = load("claims"), load("measure")
+    monkeypatch.setattr(claims, "STEPS", 1)
+    monkeypatch.setattr(claims, "BATCH", 4)
+    report = measure.Report("claims.one_thread", "x")
+    claims.steps(report, 1)
+    report.close(1.0)
+    rows = saved("claims.one_thread")["rows"]
+    assert [row["baseline"] for row in rows] == ["", "", "", rows[0]["what"], rows[1]["what"], *(
+        rows[k]["what"] for k in (0, 2))]  # fmt: skip
+    x, y = torch.randn(6, 3072), torch.arange(6)
+    work = claims.plain_steps(x, y, torch.channels_last)
+    network, optimizer = (cell.cell_contents for cell in work.__closure__ if hasattr(cell.cell_contents, "state_dict"))
+    before = [p.detach().clone() for p in network.parameters()]
+    work()
+    assert all(not torch.equal(p, old) for p, old in zip(network.parameters(), before, strict=True))
+    assert optimizer.defaults["nesterov"] and optimizer.defaults["weight_decay"] == 1e-4
+
+
+def test_the_page_claims_what_the_tables_say(load, tmp_path, monkeypatch):
+    page = load("page")
+    readme = tmp_path / "README.md"
+    readme.write_text("# Speed\n\n<!-- claims -->\nold\n<!-- end -->\nrest\n")
+    monkeypatch.setattr(page, "PAGE", readme)
+    base = {"unit": "s", "n": 3, "least": 1.0, "most": 3.0, "median": 2.0, "baseline": "", "ratio": None}
+    rows = [
+        base | {"what": "VGG, plain PyTorch"},
+        base | {"what": "VGG", "baseline": "VGG, plain PyTorch", "ratio": 1.5},
+    ]
+    table = {"machine": {"device": "a chip", "isa": "AVX9", "date": "2026-11-28", "threads": 1}, "rows": rows}
+    two = table | {"rows": [rows[0], rows[1] | {"ratio": 2.5}]}
+    masks = table | {"rows": [base | {"what": page.OTHERS["masks"], "baseline": "the published", "ratio": 30.0}]}
+    page.write({"claims.one_thread": table, "claims.two_threads": two, "masks": masks}, tmp_path)
+    text = readme.read_text()
+    assert "| VGG | plain PyTorch | 1.5× | 2.5× | 2 s (1 to 3) | 3 | a chip, AVX9, 2026-11-28 |" in text
+    assert "| the published | 30× |  | 2 s" in text and "old" not in text and text.endswith("<!-- end -->\nrest\n")
+    assert (tmp_path / "claims.png").stat().st_size > 1000
+    page.write({}, tmp_path)
+    assert readme.read_text() == text
+
+
+def test_every_row_that_the_page_takes_from_other_tables_is_there(load):
+    page = load("page")
+    tables = json.loads((FOLDER / "results" / "AMD-EPYC.json").read_text("utf-8"))
+    whats = {name: [row["what"] for row in tables[name]["rows"] if row["baseline"]] for name in page.OTHERS}
+    assert all(what in whats[name] for name, what in page.OTHERS.items()) and page.OTHERS.keys() == page.NAMES.keys()
+
+
 def test_layouts_and_stacks_are_what_they_are_called(load, monkeypatch):
     choices = load("cpu_choices")
     monkeypatch.setattr(choices, "EXAMPLES", 64)
