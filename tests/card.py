@@ -7,9 +7,9 @@ Within the block `torch.cuda.is_available()`, and what has a tensor or a device 
 that say they are there. As on a GPU it is an error to mix devices, to hand such a tensor to NumPy, to hold more than
 `memory` bytes, and, under `set_sync_debug_mode("error")`, to wait for the GPU. While a CUDA graph is recorded nothing
 is computed: every operation goes through torch's FakeTensorMode, which refuses shapes and values that depend on data,
-and is noted; a replay computes what was noted on the memory of the recording. `recorded` counts such operations, and
-`replays` the replays. Automatic casts are of products and convolutions alone. No time is told, and Triton's kernels run
-in its interpreter (TRITON_INTERPRET=1), not in recordings.
+and is noted; a replay computes what was noted on the memory of the recording. `recorded` counts such operations,
+`replays` the replays, and `waits` all that waits for the GPU. Automatic casts are of products and convolutions alone.
+No time is told, and Triton's kernels run in its interpreter (TRITON_INTERPRET=1), not in recordings.
 """
 
 import contextlib
@@ -107,7 +107,7 @@ class Card(TorchDispatchMode):
     def __init__(self, memory=2**31):
         super().__init__()
         self.memory, self.live, self.graph, self.strict = memory, weakref.WeakValueDictionary(), None, False
-        self.recorded = self.replays = 0
+        self.recorded = self.replays = self.waits = 0
 
     def __enter__(self):
         torch._C._ensureCUDADeviceGuardSet()  # as FakeTensorMode does where there is no GPU
@@ -191,13 +191,13 @@ class Card(TorchDispatchMode):
         indexes = func in INDEXED and isinstance(given[0], OnCard)
         if not copies and not indexes and any(t.dim() for t in apart) and len(apart) < len(given):
             raise RuntimeError(f"{func}: Expected all tensors to be on the same device, but found cuda:0 and cpu")
-        if not self.strict and self.graph is None:
-            return
         between = copies and not goes or any(t.dim() or self.graph or copies for t in apart)
         by_mask = func in INDEXED and any(t.dtype in (torch.bool, torch.uint8) for t in given[1:])
         dynamic = WAITS & set(func.tags) and func not in INDEXED
         if between or by_mask or dynamic or func in CHECKS:
-            raise RuntimeError(f"{func}: operation not permitted: it waits for the GPU, or reads the host's memory")
+            self.waits += 1
+            if self.strict or self.graph:
+                raise RuntimeError(f"{func}: operation not permitted: it waits for the GPU, or reads the host's memory")
 
     def _wrapped(self, found, given):
         own = {id(t.inner): t for t in given if isinstance(t, OnCard)}

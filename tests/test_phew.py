@@ -223,7 +223,7 @@ def too_far(counts, probabilities):
 def test_every_weight_is_taken_as_often_as_its_share_says(options):
     network = chain(nn.Conv2d(3, 5, (2, 3)))
     network[0].weight.data += 0.3 * network[0].weight.data.sign()
-    taken, walks = walks_of(network, **options).take(torch.arange(120_000))
+    taken, walks = walks_of(network, **options).take(0, 120_000)
     for back in (False, True):
         for unit in range(5 if back else 3):
             mine = (walks % 2 == back) & (walks // 2 % (5 if back else 3) == unit)
@@ -238,7 +238,7 @@ def test_the_steps_of_a_walk_are_independent():
     sizes = [weight.double().abs() for weight in weights_of(network).values()]
     a, b, c = (size / size.sum(0) for size in sizes)
     paths = torch.einsum("ji,kj,lk->ijkl", a, b, c) / 2
-    taken, walks = walks_of(network).take(torch.arange(200_000))
+    taken, walks = walks_of(network).take(0, 200_000)
     taken = taken[walks % 2 == 0].view(3, -1)  # of a chain the forward steps come layer by layer
     i, j = taken[0] % 2, taken[0] // 2
     k, last = (taken[1] - 8) // 4, (taken[2] - 20) // 3
@@ -249,7 +249,7 @@ def test_walks_leave_a_channel_by_any_of_its_features():
     network = chain(nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(12, 4))
     network[2].weight.data[:, ::4] *= 5  # a feature of large weights is not taken more often
     found = walks_of(network)
-    taken, walks = found.take(torch.arange(100_000))
+    taken, walks = found.take(0, 100_000)
     last = taken[(taken >= 6) & (walks % 2 == 0)] - 6
     counts = torch.bincount(last % 12, minlength=12)
     first = torch.bincount(taken[(taken < 6) & (walks % 2 == 0)] // 2, minlength=3)
@@ -262,7 +262,7 @@ def test_zeros_are_never_taken_but_where_nothing_else_is():
     weight = network[0].weight.data
     weight[:, 1] = 0  # input unit 1 has zeros alone
     weight[0, 0], weight[1, 0, 0, 0], weight[3] = 0, 0, 0
-    taken, walks = walks_of(network).take(torch.arange(40_000))
+    taken, walks = walks_of(network).take(0, 40_000)
     for back in (False, True):
         counts = torch.bincount(taken[(walks % 2 == back) & (taken < 48)], minlength=48).view(4, 3, 4)
         if not back:
@@ -276,7 +276,7 @@ def test_zeros_are_never_taken_but_where_nothing_else_is():
 def test_a_fork_is_a_fair_coin_and_first_units_take_turns():
     network = literal.resnet20(0)
     found = walks_of(network)
-    taken, walks = found.take(torch.arange(20_000))
+    taken, walks = found.take(0, 20_000)
     for back in (0, 1):
         counts = found.by_layer(torch.bincount(taken[walks % 2 == back], minlength=found.total))
         for name in ("6.shortcut.0", "9.shortcut.0"):
@@ -295,7 +295,7 @@ def broken(network, **options):
     """Return how many of 400 walks are no path of the network, from an input unit to an output unit."""
     hops, found = phew.topology(network), walks_of(network, **options)
     steps = {}
-    for weight, walk in zip(*(x.tolist() for x in found.take(torch.arange(400))), strict=True):
+    for weight, walk in zip(*(x.tolist() for x in found.take(0, 400)), strict=True):
         steps.setdefault(walk, []).append(weight)
     return sum(not _is_path(sorted(weights), hops, found) for weights in steps.values())
 
@@ -370,7 +370,7 @@ def test_exact_drops_what_the_last_walk_took_last(seed):
     last = int(torch.searchsorted(count, target)) - 1
     for goal in range(int(count[last]) + 1, int(count[last + 1]) + 1):
         newest = (phew._taken(first, count, goal, True) & (first == last)).nonzero()[:, 0].tolist()
-        taken = found.take(torch.tensor([last]))[0].tolist()  # in the order of the walk
+        taken = found.take(last, last + 1)[0].tolist()  # in the order of the walk
         assert newest == sorted([weight for weight in taken if first[weight] == last][: goal - int(count[last])])
 
 
@@ -424,7 +424,7 @@ def test_kernel_walks_keep_shortcuts_whole_and_never_walk_them(name):
     assert not any(mask.all() for layer, mask in masks.items() if layer not in shortcuts and mask.numel() > 500)
     assert all((m.flatten(2).amin(2) == m.flatten(2).amax(2)).all() for m in masks.values() if m.dim() > 2)
     found = walks_of(network, kernel_walk=True)
-    counts = found.by_layer(torch.bincount(found.take(torch.arange(100))[0], minlength=found.total))
+    counts = found.by_layer(torch.bincount(found.take(0, 100)[0], minlength=found.total))
     crossed = {layer: int(count.sum()) // found.layers[layer].cells for layer, count in counts.items()}
     assert crossed == {layer: 0 if layer in shortcuts else 100 for layer in crossed}
     total = sum(mask.numel() for mask in masks.values())
@@ -512,7 +512,7 @@ def test_hops_may_be_of_any_kind_and_an_identity_is_taken_where_nothing_else_lea
     masks = phew.masks(hops, weights, 0.5, [0], exact=True)
     assert sum(int(mask.sum()) for mask in masks.values()) == 14
     found = phew.Walks(hops, {name: weight[0] for name, weight in weights.items()}, 0)
-    counts = found.by_layer(torch.bincount(found.take(torch.arange(1000))[0], minlength=28))
+    counts = found.by_layer(torch.bincount(found.take(0, 1000)[0], minlength=28))
     assert int(counts["a"].sum()) == 1000  # group 1 goes on by identities alone, and every walk begins with a
     assert 400 < int(counts["b"].sum()) < 1000
 

@@ -273,11 +273,11 @@ def _eliminate(factor, basis, reach, streams):
         shares = reach[:, :used].gather(2, candidates[:, None].expand(-1, used, -1))
         products = product(own, own.mT) - product(shares.mT, shares)
         taken, root = accept(products, coins, size - kept.sum(1))
-        row, column = taken.nonzero(as_tuple=True)
-        kept[row, candidates[row, column]] = True
-        if len(row) and bool((kept.sum(1) == size).all()):
+        kept.view(torch.uint8).scatter_reduce_(1, candidates, taken.view(torch.uint8), "amax")
+        fewest, most = torch.stack([kept.sum(1).min(), taken.sum(1).max()]).tolist()  # a GPU is waited for once a block
+        if fewest == size:
             return kept
-        solver = _solver(taken, root)
+        solver = _solver(taken, root, most)
         until = used + solver.shape[1]
         if until > basis.shape[1]:
             basis, reach = (torch.cat([whole, torch.empty_like(whole)], 1) for whole in (basis, reach))
@@ -315,13 +315,13 @@ def accept(products, coins, left):
     return torch.from_numpy(taken).to(device), torch.from_numpy(root).to(device)
 
 
-def _solver(taken, root):
-    """Return `(rows, t, b)` that makes the rows of an orthonormal basis of b candidates; t is the most a row keeps.
+def _solver(taken, root, most):
+    """Return `(rows, most, b)` that makes the rows of an orthonormal basis of b candidates, the most that a row keeps.
 
     It is the inverse of the Cholesky factor of those who are kept, 0 for those who are not. Rows that keep fewer
     are filled up with zeros.
     """
-    order = taken.int().argsort(dim=1, descending=True, stable=True)[:, : int(taken.sum(1).max())]
+    order = taken.int().argsort(dim=1, descending=True, stable=True)[:, :most]
     eye = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
     inverse = torch.linalg.solve_triangular(root + eye * ~taken[:, :, None], eye, upper=False)
     inverse *= taken[:, :, None] & taken[:, None, :]

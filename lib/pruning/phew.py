@@ -94,9 +94,8 @@ class Walks:
     power: the preference for a weight is |w|^power; 1 is PHEW, 2 PHEW2, 0 a uniform walk. invert: units are preferred
     by its inverse (Inverse PHEW). kernels: a step takes the whole kernel. kernel_walk: so it does, and projection
     shortcuts are kept whole instead of being walked (Kernel PHEW). legacy_branch: forward walks decide on a projection
-    shortcut one layer early, at the last layer of the block before, as the published code does. Even walks go
-    forward, odd ones back; both take their first units in turn. At a fork every branch of weights has the same chance;
-    an identity is taken only where there is no other way.
+    shortcut one layer early, at the last layer of the block before, as published. Even walks go forward, odd ones back;
+    both take their first units in turn. At a fork all branches of weights are as likely; identities are a last resort.
     """
 
     def __init__(
@@ -121,9 +120,10 @@ class Walks:
         """Return the parts of a tensor `(N,)`, one value for every weight of the network, by layer in forward order."""
         return dict(zip(self.layers, values.split([x.kernels.numel() for x in self.layers.values()]), strict=True))
 
-    def take(self, numbers):
-        """Return the weights that the walks of these numbers take, counted through all layers, and each one's walk."""
-        steps = [step for back in (0, 1) for step in self._walk(numbers[numbers % 2 == back], back)]
+    def take(self, start, stop):
+        """Return the weights that the walks `start` to `stop` - 1 take, counted through all layers, and each's walk."""
+        sides = [torch.arange(start + (start + back) % 2, stop, 2, device=self.device) for back in (0, 1)]
+        steps = [step for back, walks in enumerate(sides) for step in self._walk(walks, back)]
         return tuple(map(torch.cat, zip(*steps, strict=True)))
 
     def _walk(self, walks, back):
@@ -167,9 +167,9 @@ class Walks:
 
     def _gain(self, first, done, count):
         """Return the number of new weights `(count,)` of each walk from `done` on, having put them into `first`."""
-        taken, walks = self.take(torch.arange(done, done + count, device=first.device))
+        taken, walks = self.take(done, done + count)
         first.scatter_reduce_(0, taken, walks.int(), "amin")
-        gain = torch.bincount(walks[first[taken] == walks] - done, minlength=count)
+        gain = walks.new_zeros(count).scatter_add_(0, walks - done, (first[taken] == walks).long())
         for name in self.full if done == 0 else ():
             gain[0] += self.by_layer(first)[name].zero_().numel()
         return gain
@@ -257,8 +257,8 @@ def _draws(key, walks, plan):
     """
     forks = [-1 - group for group, branches in plan.items() if len(branches) > 1]
     numbers = forks + [branch[0] for branches in plan.values() for branch in branches]
-    keys = torch.tensor(numbers, dtype=torch.int64, device=walks.device)[:, None]
-    mixed = _mixed(_mixed(walks * GOLDEN + key) + keys * GOLDEN)
+    own = _mixed(walks * GOLDEN + key)  # to which signed products are added by themselves: no table is copied to a GPU
+    mixed = _mixed(torch.stack([own + ((n * GOLDEN + 2**63) % 2**64 - 2**63) for n in numbers]))
     pair = (((bits & 2**32 - 1).double() + 0.5).mul_(2.0**-32) for bits in (mixed >> 32, mixed))
     return dict(zip(numbers, zip(*pair, strict=True), strict=True))
 
