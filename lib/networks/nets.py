@@ -172,8 +172,11 @@ def layers(net):
 
 
 def weights(net):
-    """Return the weight tensors by name, `{name: (R, O, *F)}`: the things that masks act on."""
-    return {f"{name}.weight": layer.weight for name, layer in layers(net).items()}
+    """Return the weight tensors by name, `{name: (R, O, *F)}`: what masks act on, a tensor of two layers once."""
+    first = {}
+    for name, layer in layers(net).items():
+        first.setdefault(id(layer.weight), (f"{name}.weight", layer.weight))
+    return dict(first.values())
 
 
 def runs(net):

@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from lib.errors import ParameterError, listed
 from lib.networks.layers import Layer
-from lib.pruning import phew
+from lib.pruning import hops, topology
 
 BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
 OTHER_NORMS = nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm
@@ -35,14 +35,15 @@ class One(nn.Module):
 
     def __init__(self, module, x=None, neutral=False):
         super().__init__()
-        layers = {name: part for name, part in module.named_modules() if isinstance(part, phew.WEIGHTED)}
+        module = hops.unwrapped(module)
+        layers = hops.weighted(module)
         if odd := [name for name, part in layers.items() if not name or "weight" not in part._parameters]:
             raise ParameterError(f"layers {odd} are the module itself, or have a weight that is no parameter")
         if not layers:
             raise ParameterError(f"{type(module).__name__} has neither a convolution nor a linear layer to be pruned")
         batch, first = x[0] if isinstance(x, list | tuple) else x, next(iter(layers.values()))
         shape = (first.in_features,) if isinstance(first, nn.Linear) else None
-        self.shape = shape if batch is None else tuple(batch.shape[1:])
+        self.shape, self.example = shape if batch is None else tuple(batch.shape[1:]), batch
         self.__dict__["module"] = copy.deepcopy(module)  # no child: its parameters are not those of the stack
         self.odd = _neutralised(self.module) if neutral else []
         for name, part in _shelled(self.module, {}).named_children():
@@ -57,7 +58,7 @@ class One(nn.Module):
         return self.shape
 
     def graph(self):
-        return phew.topology(self.module)
+        return topology.topology(self.module, self.example)
 
     def train(self, mode=True):
         self.module.train(mode)
@@ -85,7 +86,7 @@ def _shelled(module, known):
     """Return modules like this one that hold its tensors with a leading axis; what it shares stays shared."""
     if module in known:
         return known[module]
-    shell = known[module] = Weighted(module.weight) if isinstance(module, phew.WEIGHTED) else nn.Module()
+    shell = known[module] = Weighted(module.weight) if isinstance(module, hops.WEIGHTED) else nn.Module()
     for name, tensor in module._parameters.items():
         if tensor is not None and tensor not in known:
             known[tensor] = nn.Parameter(tensor.detach()[None])
