@@ -329,5 +329,5 @@ class Fake:
 def test_what_is_refused():
     with pytest.raises(ValueError, match="'worse'; allowed are.*worst"):
         vae_study.study(lab(), "worse")
-    with pytest.raises(ParameterError, match="initial is 0"):
+    with pytest.raises(ParameterError, match="initial = 0: allowed are 1 to epochs = 5"):
         lab(schedule=Schedule(5, 0, 2))

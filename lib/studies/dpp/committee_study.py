@@ -9,7 +9,7 @@ import torch
 from lib.networks import nets
 from lib.pruning.likelihood import moments, projected, unit_moments
 from lib.studies.dpp import committee, kinds, study
-from lib.studies.dpp.study import LAYER, Items, keep_complaint
+from lib.studies.dpp.study import LAYER, Items
 from lib.training import once
 
 DRAWN_AT_RANDOM = ("dpp_node", "dpp_edge", "random_node", "random_edge")
@@ -37,18 +37,20 @@ def students(seeds, noise, inputs, units, teacher_units, v_star, count, lr):
     return student, teacher, history
 
 
+def budgets(inputs, units):
+    """Return the budgets of one unit to all but one, at which edges and units leave as many weights."""
+    return [kinds.budget((inputs, units, 1), units=k, rounding="half_up") for k in range(1, units)]
+
+
 def keeps(kind, inputs, units, keep=0):
-    """Return what a type keeps, edges of each unit or units: the list `keep`, or for 0 all equal budgets."""
-    if keep not in (0, [0]):
-        return list(keep)
-    found = [kinds.budget((inputs, units, 1), units=k, rounding="half_up") for k in range(1, units)]
-    return [budget.edges if kinds.of_edges(kind) else budget.units for budget in found]
+    """Return the integers that a type keeps of a student: see `kinds.keeps`."""
+    return kinds.keeps(kind, lambda: budgets(inputs, units), keep)
 
 
 def complaint(p):
     """Return what a notebook's parameters `p` want to keep that cannot be kept, or None."""
     inputs, units = p["inputs"], p["students"]
-    return keep_complaint(p, (inputs, units, 1), lambda kind: keeps(kind, inputs, units) or ["none"])
+    return kinds.complaint(p, (inputs, units, 1), lambda: budgets(inputs, units))
 
 
 def items(student, x):

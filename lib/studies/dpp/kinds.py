@@ -61,6 +61,35 @@ def of_edges(kind):
     return _parts(kind)[1] == "weights"
 
 
+def keeps(kind, budgets, keep=0):
+    """Return the integers that a type keeps, edges of each unit or units: the list `keep`, or for 0 those of `budgets`.
+
+    budgets: a function that returns the `Budget`s of the study.
+    """
+    if keep not in (0, [0]):
+        return list(keep)
+    return [each.edges if of_edges(kind) else each.units for each in budgets()]
+
+
+def complaint(p, widths, budgets):
+    """Return what is wrong with `keep` of a notebook's parameters `p`, or None.
+
+    widths: (I, O, P), as of `budget`; budgets: as of `keeps`; few units have none.
+    """
+    for kind in p["type"]:
+        most = widths[0] if of_edges(kind) else widths[1]
+        try:
+            found = keeps(kind, budgets, p["keep"]) or ["none"]
+        except ValueError as error:
+            found = [str(error)]
+        if isinstance(found[0], str) or len(set(found)) < len(found) or not all(1 <= k <= most for k in found):
+            return (
+                f"keep = {p['keep']}: {kind} would keep {listed(found)} of {most}; give different numbers from 1 to"
+                f" {most}, or more units than {widths[1]} for the budgets of the study"
+            )
+    return None
+
+
 def types():
     """Return the types that there are: the study's, and every method that can keep a number of edges or of units."""
     others = [f"{name}_{word}" for word, of in OF.items()

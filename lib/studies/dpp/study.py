@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 
 from lib.data.sets import SHAPES
-from lib.errors import listed
 from lib.networks import nets
 from lib.pruning import likelihood, masks, reweight
 from lib.pruning.likelihood import Moments
@@ -80,51 +79,26 @@ def from_file(path, net, recipe):
 # ---- budgets
 
 
-def keeps(kind, net, keep=0):
-    """Return the integers that a type keeps, of a network: see `budgets`."""
-    return budgets(kind, shape(net), len(nets.layers(net)) == 2, keep)
+def budgets(widths, shallow=True):
+    """Return the study's budgets, at which edges and units leave as many weights.
 
-
-def budgets(kind, widths, shallow=True, keep=0):
-    """Return the integers that a type keeps: edges of each unit of the first layer, or units of it.
-
-    widths: as of `shape`; shallow: of one hidden layer. keep: a list of them, or 0 for the study's budgets, at which
-    edges and units leave as many weights: units from 10 to 80 % for one hidden layer, edges from 10 to 90 % for
-    more.
+    widths: as of `shape`. Units from 10 to 80 % for one hidden layer (shallow), edges from 10 to 90 % for more.
     """
-    if keep not in (0, [0]):
-        return list(keep)
     if shallow:
-        found = [kinds.budget(widths, units=round(widths[1] * tenths / 10)) for tenths in range(1, 9)]
-    else:
-        found = [kinds.budget(widths, density=tenths / 10) for tenths in range(1, 10)]
-    return [budget.edges if kinds.of_edges(kind) else budget.units for budget in found]
+        return [kinds.budget(widths, units=round(widths[1] * tenths / 10)) for tenths in range(1, 9)]
+    return [kinds.budget(widths, density=tenths / 10) for tenths in range(1, 10)]
+
+
+def keeps(kind, net, keep=0):
+    """Return the integers that a type keeps of a network's first layer: see `kinds.keeps`."""
+    return kinds.keeps(kind, lambda: budgets(shape(net), len(nets.layers(net)) == 2), keep)
 
 
 def complaint(p):
     """Return what a notebook's parameters `p` want to keep that cannot be kept, or None."""
     channels, side, classes, *_ = SHAPES[p["dataset"]]
     widths = channels * side**2, *[*p["hidden"], classes][:2]
-    return keep_complaint(p, widths, lambda kind: budgets(kind, widths, len(p["hidden"]) == 1))
-
-
-def keep_complaint(p, widths, of_study):
-    """Return what is wrong with `keep` of a notebook's parameters `p`, or None.
-
-    widths: as of `shape`; of_study: type -> the budgets that 0 stands for, which few units do not have.
-    """
-    for kind in p["type"]:
-        most = widths[0] if kinds.of_edges(kind) else widths[1]
-        try:
-            found = p["keep"] if p["keep"] != [0] else of_study(kind)
-        except ValueError as error:
-            found = [str(error)]
-        if isinstance(found[0], str) or len(set(found)) < len(found) or not all(1 <= k <= most for k in found):
-            return (
-                f"keep = {p['keep']}: {kind} would keep {listed(found)} of {most}; give different numbers from 1 to"
-                f" {most}, or more units than {widths[1]} for the budgets of the study"
-            )
-    return None
+    return kinds.complaint(p, widths, lambda: budgets(widths, len(p["hidden"]) == 1))
 
 
 def shape(net):

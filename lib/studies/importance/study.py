@@ -17,6 +17,7 @@ from lib.errors import ParameterError
 from lib.networks import nets
 from lib.networks.layers import Linear
 from lib.pruning import anatomy, contribution, masks, methods, shrink
+from lib.records.ranges import reject_outside
 from lib.training import lab as frame
 from lib.training import optimizers
 from lib.training.evaluate import evaluate
@@ -58,13 +59,9 @@ class Schedule:
     overshoot: bool = False
 
     def __post_init__(self):
-        if not 0 <= self.initial <= self.epochs or self.epochs < 1:
-            raise ParameterError(f"initial is {self.initial}; allowed are 0 to epochs = {self.epochs}, at least 1")
-        for name in ("increment", "minimum"):
-            if getattr(self, name) < 1:
-                raise ParameterError(f"{name} is {getattr(self, name)}; allowed is 1 or more")
-        if not 0 <= self.fraction < 1:
-            raise ParameterError(f"fraction is {self.fraction}; allowed is 0 <= fraction < 1, of the units of a layer")
+        reject_outside("", asdict(self))
+        if wrong := schedule_complaint(asdict(self)):
+            raise ParameterError(wrong)
 
     @property
     def rounds(self):

@@ -113,8 +113,8 @@ class Lab(frame.Lab):
     as_published: bool = False
 
     def __post_init__(self):
-        if not self.schedule.initial:
-            raise ParameterError("initial is 0; an autoencoder is trained for an epoch at least before it is pruned")
+        if wrong := schedule_complaint(asdict(self.schedule), first=1):
+            raise ParameterError(wrong)
 
     def trainer(self, net, epoch=0):
         """Return a `Trainer` of autoencoders by Adam, images as numbers in [0, 1]."""
