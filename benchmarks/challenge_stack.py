@@ -5,6 +5,7 @@ them on under their masks, on the first examples of MNIST. The baseline does so 
 ours takes pruned neurons out first. Both in turn in one process. Run: python benchmarks/challenge_stack.py [rounds]
 """
 
+import copy
 import sys
 import tempfile
 from pathlib import Path
@@ -41,7 +42,7 @@ def one_by_one(real, seed):
     for kind in modes.KINDS:
         for sparsity in SPARSITIES:
             kept, _ = modes.chosen(lab, dense, kind, sparsity)
-            net = masks.apply_(modes.copied(dense), kept)
+            net = masks.apply_(copy.deepcopy(dense), kept)
             for split in (lab.train, lab.test):
                 evaluate(net, *split)
             trainer = lab.trainer(net, epoch=EPOCHS)

@@ -1,4 +1,4 @@
-"""Training of stacks of networks: the log-loss descent, down to a loss of e^-300, and its resumable state."""
+"""The log-loss descent of stacks of networks, down to a loss of e^-300: epochs that are undone unless the loss fell."""
 
 import time
 from contextlib import contextmanager

@@ -3,6 +3,7 @@
 Every mode returns a `Pruned` stack, one run per seed, for each sparsity, so that one notebook serves them all.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -106,11 +107,6 @@ def chosen(lab, net, kind, sparsity):
     return made, units if all(len(found) == 1 and 0 not in found for found in counts) else None
 
 
-def copied(net):
-    """Return a stack of the same weights that shares no memory with `net`."""
-    return nets.take(net, list(range(nets.runs(net))))
-
-
 def part_of(pruned, chosen):
     """Return the `Pruned` of the runs in the list `chosen`."""
     kept = {name: mask[chosen] for name, mask in pruned.masks.items()}
@@ -127,7 +123,7 @@ def posthoc(lab, kind, sparsities):
 
 
 def _pruned_at_once(lab, dense, kept, units):
-    net = masks.apply_(copied(dense), kept)
+    net = masks.apply_(copy.deepcopy(dense), kept)
     tested = shrink.narrow(dense, units) if units else net  # the same logits, in a fraction of the time
     accuracies = (evaluate_alone(tested, *split).accuracy.cpu().numpy()[:, None] for split in (lab.train, lab.test))
     return Pruned(net, kept, *accuracies)

@@ -6,6 +6,7 @@ Gaussian, so that the mean squared error between two committees is a function of
 Those papers write x / √I where the weights here are already divided by √I; nothing else differs.
 """
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -215,7 +216,7 @@ def simulated(net, teacher, x, epsilon, noise=0.0):
 
 def normalised(net):
     """Return the committees with every w_k of length 1, as the study prunes them; v stays."""
-    other = nets.take(net, list(range(nets.runs(net))))
+    other = copy.deepcopy(net)
     weight = nets.layers(other)[LAYER].weight
     with torch.no_grad():
         weight /= twins.lengths(weight)[:, :, None]
@@ -229,7 +230,7 @@ def matched(net, teacher):
     """
     cross = overlaps(net, teacher).cross.abs()
     best = cross.max(2)
-    other = nets.take(net, list(range(nets.runs(net))))
+    other = copy.deepcopy(net)
     first, last = nets.layers(other).values()
     with torch.no_grad():
         for run, (whose, size) in enumerate(zip(best.indices, best.values, strict=True)):

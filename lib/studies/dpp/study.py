@@ -3,6 +3,7 @@
 Only the first layer is pruned: its edges, or its units. A set of pruned networks is a stack, one run per set drawn.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,9 +155,9 @@ def pruned(kind, net, keep, seeds, found, options=None, intercept=True, as_publi
     no last stack.
     """
     drawn_from = found.inputs if kinds.of_edges(kind) else found.units
-    act, everyone = nets.ACTIVATIONS[net.activation], list(range(nets.runs(net)))
+    act = nets.ACTIVATIONS[net.activation]
     for mask in kinds.masks_of(kind, net, LAYER, keep, seeds, drawn_from, **(options or {})).values():
-        raw, again = nets.take(net, everyone), nets.take(net, everyone) if refit else None
+        raw, again = copy.deepcopy(net), copy.deepcopy(net) if refit else None
         if kinds.of_edges(kind):
             masks.apply_(raw, mask)
             again = again and reweight.edges_(again, mask, found.inputs, intercept)
