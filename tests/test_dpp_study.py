@@ -131,7 +131,7 @@ def test_the_budgets_of_two_hidden_layers():
 
 
 @pytest.mark.parametrize("kind", kinds.KNOWN)
-def test_every_arm_keeps_its_number_and_everything_changes_nothing(kind, net, found):
+def test_every_type_keeps_its_number_and_everything_changes_nothing(kind, net, found):
     keep = keep_of(kind)
     parts = list(study.pruned(kind, net, keep, SEEDS, found, options_of(kind)))
     for number, (mask, *stacks) in zip(keep, parts, strict=True):
