@@ -113,15 +113,8 @@ def sample(matrices, keep, seeds, sampler="exact", purpose="dpp"):
     matrix) alone. sampler: "exact", or "dppy", the published one, with an error where its arithmetic fails. Warns
     (`IdentityWarning`) of multiples of the identity.
     """
-    keeps = [operator.index(k) for k in ([keep] if np.ndim(keep) == 0 else keep)]
     matrices = _given(matrices)
-    items = matrices.shape[-1]
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler is {sampler!r}; allowed are {SAMPLERS}")
-    if np.ndim(seeds) != 1 or not len(seeds):
-        raise ValueError(f"seeds is {seeds!r}; needed is a list, one integer for each set that is to be drawn")
-    if not keeps or not all(1 <= k <= items for k in keeps):
-        raise ValueError(f"keep is {keep}; allowed is 1 to {items}, the number of items")
+    keeps, items = _asked(matrices.shape[-1], keep, seeds, sampler), matrices.shape[-1]
     draw = _draw if sampler == "exact" else _draw_by_dppy
 
     def work(parts):
@@ -140,6 +133,18 @@ def sample(matrices, keep, seeds, sampler="exact", purpose="dpp"):
     if not (sets.sum(-1) == torch.tensor(keeps, device=sets.device)[:, None, None]).all():
         raise RuntimeError(f"a draw of {keep} items has another size; rounding must have got the better of a matrix")
     return sets[0] if np.ndim(keep) == 0 else sets
+
+
+def _asked(items, keep, seeds, sampler):
+    """Return `keep` as a list of integers, after a look at what is asked for."""
+    keeps = [operator.index(k) for k in ([keep] if np.ndim(keep) == 0 else keep)]
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler is {sampler!r}; allowed are {SAMPLERS}")
+    if np.ndim(seeds) != 1 or not len(seeds):
+        raise ValueError(f"seeds is {seeds!r}; needed is a list, one integer for each set that is to be drawn")
+    if not keeps or not all(1 <= k <= items for k in keeps):
+        raise ValueError(f"keep is {keep}; allowed is 1 to {items}, the number of items")
+    return keeps
 
 
 def _check_rank(found, first, keep):

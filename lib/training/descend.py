@@ -36,11 +36,9 @@ def descend(
     fewer, with a warning, where it does not suffice.
     RecordError for a file that holds something else, or is not there though `trained`.
     """
-    _check(net, seeds, levels, folders)
+    _check(net, seeds, levels, folders, trained)
     levels = [float(level) for level in levels]
     recipes = recipes or [descent.recipe(net, run, seed) for run, seed in enumerate(seeds)]
-    if trained:
-        descent.assert_trained(folders, levels)
 
     def work(runs):
         part = slice(runs[0], runs[-1] + 1)
@@ -92,7 +90,7 @@ def levels_complaint(levels):
     return None
 
 
-def _check(net, seeds, levels, folders):
+def _check(net, seeds, levels, folders, trained):
     if levels_complaint(levels):
         raise ValueError(f"levels = {levels}: {levels_complaint(levels)}")
     for name, listed in (("seeds", seeds), ("folders", folders)):
@@ -100,6 +98,8 @@ def _check(net, seeds, levels, folders):
             raise ValueError(f"{len(listed)} {name} for a stack of {nets.runs(net)} runs; one per run is needed")
     if folders and len(set(map(str, folders))) != len(folders):
         raise ValueError(f"folders = {[str(f) for f in folders]}: two runs would share one; each needs its own")
+    if trained:
+        descent.assert_trained(folders, levels)
 
 
 @contextmanager
