@@ -36,7 +36,7 @@ def ends(experiment, name, **where):
 
 def errors(axes, rows, x="kept"):
     """Draw the error of every type against a share that is kept, both logarithmic, from all that is to little."""
-    for kind in [kind for kind in KINDS if kind in set(rows["type"])]:
+    for kind in drawing.ordered(rows["type"], KINDS):
         own = rows[rows["type"] == kind]
         if x != "kept":  # a share that came out, a little different for every seed
             own = own.assign(**{x: own.groupby("asked")[x].transform("mean")})
