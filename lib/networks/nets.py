@@ -82,9 +82,9 @@ class MLP(nn.Module):
         self.activation = activation
 
     def forward(self, x):
-        act = ACTIVATIONS[self.activation]
+        act, rectified = ACTIVATIONS[self.activation], self.activation == "relu" and self.layers[-1].steps
         for k, layer in enumerate(self.layers[:-1]):
-            x = layer(x, rectified=True) if self.activation == "relu" and layer.steps else act(layer(x))
+            x = layer(x, rectified=True) if rectified else act(layer(x))
             x = self.drops[k](x) if self.drops else x
         return self.layers[-1](x)
 
