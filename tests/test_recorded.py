@@ -162,7 +162,9 @@ SCORES = {
     "synflow": lambda net, x, y: scores.flow(net, 1, torch.float32).slopes,
     "synflow_l2": lambda net, x, y: scores.flow(net, 2, torch.float32).slopes,
     "magnitude": lambda net, x, y: scores.magnitude(net, x, y, None),
-    "contribution": lambda net, x, y: {"": contribution.contribution(net.output.weight, x[None, :, :16].abs(), 1, 1)},
+    "contribution": lambda net, x, y: {
+        "": contribution.Sums(net.output.weight, maximum=True).add(x[None, :, :16].abs()).score(1, 1)
+    },
 }  # fmt: skip
 
 
