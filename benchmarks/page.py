@@ -68,11 +68,15 @@ def _table(told):
     lines = ["| what | beside | one thread | two threads | ours | n | on |", "|---|---|---|---|---|---|---|"]
     for what, peer, rows, machine in told:
         last = list(rows.values())[-1]
-        ratios = " | ".join(f"{rows[k]['ratio']:.3g}×" if k in rows else "" for k in PIECES.values())
-        on = f"{machine['device']}, {machine.get('isa', 'AVX512')}, {machine['date']}"
+        ratios = " | ".join(_times(rows[k]["ratio"]) if k in rows else "" for k in PIECES.values())
+        on = ", ".join(machine[key] for key in ("device", "isa", "date") if key in machine)
         ours = f"{last['median']:.3g} {last['unit']} ({last['least']:.3g} to {last['most']:.3g})"
         lines.append(f"| {what} | {peer} | {ratios} | {ours} | {last['n']} | {on} |")
     return "\n".join(lines) + "\n"
+
+
+def _times(ratio):
+    return f"{ratio:,.0f}×" if ratio >= 100 else f"{ratio:.3g}×"
 
 
 def _draw(told, path):
