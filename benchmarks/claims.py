@@ -25,7 +25,7 @@ import mnist_epoch  # noqa: E402
 import workloads  # noqa: E402
 from measure import Report, seconds  # noqa: E402
 
-from lib import anneal, convnets, dpp, likelihood, nets, scores, sets, stacking  # noqa: E402
+from lib import anneal, convnets, dpp, likelihood, nets, sets, stacking, synflow  # noqa: E402
 
 PIECES = ("one_thread", "two_threads", "start")
 THREADS = {"one_thread": 1, "two_threads": 2}
@@ -82,7 +82,7 @@ def sweep(report, rounds, net, module):
         for _ in SWEEP:
             mask_times.plain_synflow(module)
 
-    ours = partial(anneal.anneal_each, scores.synflow, net, SWEEP, mask_times.ROUNDS)
+    ours = partial(anneal.anneal_each, synflow.synflow, net, SWEEP, mask_times.ROUNDS)
     peer, what = "ResNet20, SynFlow of four densities, plain PyTorch", "ResNet20, SynFlow of four densities"
     in_turn(report, rounds, {peer: one_after_the_other, what: ours}, {what: (peer,)}, warm=False)
 

@@ -25,7 +25,7 @@ from torch import nn
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 import measure  # noqa: E402
 
-from lib import anneal, convnets, nets, phew, scores  # noqa: E402
+from lib import anneal, convnets, nets, phew, scores, synflow  # noqa: E402
 from lib import masks as kept_masks  # noqa: E402
 
 VGG19 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512, 512, 512)  # 0 is a max-pool
@@ -225,7 +225,7 @@ def images():
 def by_lib(kind, net):
     """Return the masks of a `lib` network as the notebooks make them."""
     if kind == "SynFlow":
-        return anneal.anneal(scores.synflow, net, DENSITY, ROUNDS, seeds=[0])
+        return anneal.anneal(synflow.synflow, net, DENSITY, ROUNDS, seeds=[0])
     x, y = images()
     return kept_masks.top(
         {"SNIP": scores.snip, "GraSP": scores.grasp}[kind](net, x.flatten(1), y, [0]), DENSITY, "global"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import anneal, convnets, masks, nets, paths, scores
+from lib import anneal, convnets, masks, nets, paths, scores, synflow
 from lib.networks.layers import BatchNorm
 
 
@@ -45,7 +45,7 @@ def literal(net, density, rounds, schedule):
             parts = torch.from_numpy(alive).split([w.numel() for w in weights.values()])
             for (name, w), part in zip(weights.items(), parts, strict=True):
                 nets.weights(twin)[name].copy_((w * part.view_as(w))[None])
-        found = torch.cat([score.flatten() for score in scores.synflow(twin, None, None, None).values()]).numpy()
+        found = torch.cat([score.flatten() for score in synflow.synflow(twin, None, None, None).values()]).numpy()
         order = np.argsort(np.where(alive, found, -1), kind="stable")
         alive = np.zeros(n, bool)
         alive[order[n - masks.count(n, level) :]] = True
@@ -58,7 +58,7 @@ def literal(net, density, rounds, schedule):
 def test_annealing_is_the_literal_loop(name, side, schedule, density, rounds):
     """In which nothing is absorbed: the form that rounds score ranks all weights alike."""
     net = learned(conv(name=name, side=side)).double()
-    found = anneal.anneal(scores.synflow, net, density, rounds, schedule)
+    found = anneal.anneal(synflow.synflow, net, density, rounds, schedule)
     joined = torch.cat([mask.flatten() for mask in found.values()]).numpy()
     assert np.array_equal(joined, literal(net, density, rounds, schedule))
 
@@ -97,7 +97,7 @@ def test_what_is_pruned_stays_pruned():
     assert kept_in_all(last) == [masks.count(total(net), 0.1)]
 
 
-@pytest.mark.parametrize("score", [scores.synflow, partial(scores.synflow_l2, power=1)])
+@pytest.mark.parametrize("score", [synflow.synflow, partial(synflow.synflow_l2, power=1)])
 def test_a_run_does_not_depend_on_its_neighbours(score):
     net = conv(3, "resnet20", 4, 8).double()
     together = anneal.anneal(score, net, [0.1, 0.1, 0.3], 10)
@@ -109,8 +109,8 @@ def test_a_run_does_not_depend_on_its_neighbours(score):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_densities_of_a_sweep_do_not_depend_on_each_other(threads):
     net, densities = conv(2), [0.3, [0.05, 0.2], 0.1]
-    found = on_threads(threads, lambda: anneal.anneal_each(scores.synflow, net, densities, 4))
-    alone = [anneal.anneal(scores.synflow, net, density, 4) for density in densities]
+    found = on_threads(threads, lambda: anneal.anneal_each(synflow.synflow, net, densities, 4))
+    alone = [anneal.anneal(synflow.synflow, net, density, 4) for density in densities]
     assert all(torch.equal(a[name], b[name]) for a, b in zip(found, alone, strict=True) for name in b)
 
 
@@ -126,15 +126,15 @@ def on_threads(threads, work):
 @pytest.mark.parametrize("power", [1, 2])
 def test_the_code_of_synflow_l2_is_annealed_as_it_is_scored(power):
     net = learned(conv(name="resnet20", side=8)).double()
-    fast = anneal.anneal(partial(scores.synflow_l2, power=power), net, 0.1, 5)
-    slow = anneal.anneal(lambda *given: scores.synflow_l2(*given, power=power), net, 0.1, 5)
+    fast = anneal.anneal(partial(synflow.synflow_l2, power=power), net, 0.1, 5)
+    slow = anneal.anneal(lambda *given: synflow.synflow_l2(*given, power=power), net, 0.1, 5)
     assert all(torch.equal(fast[name], slow[name]) for name in slow)
 
 
 def test_annealing_leaves_the_network_alone():
     net = conv()
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    anneal.anneal(scores.synflow, net, 0.1, 5)
+    anneal.anneal(synflow.synflow, net, 0.1, 5)
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
 
 
@@ -151,7 +151,7 @@ def test_a_hundred_rounds_empty_no_layer_and_one_does():
     """A narrow VGG16 of 14 layers and 230,000 weights, of which 200 stay."""
     net = conv(1, "vgg16_bn", 8)
     density = 200 / total(net)
-    many, once = (anneal.anneal(scores.synflow, net, density, rounds) for rounds in (100, 1))
+    many, once = (anneal.anneal(synflow.synflow, net, density, rounds) for rounds in (100, 1))
     assert kept_in_all(many) == kept_in_all(once) == [200]
     assert paths.collapsed(nets.graph(net), many) == [[]]
     assert len(paths.collapsed(nets.graph(net), once)[0]) == 14

@@ -34,6 +34,7 @@ from lib import (
     scores,
     sets,
     store,
+    synflow,
 )
 from lib.networks.layers import Dropout
 from lib.pruning.likelihood import moments, unit_moments
@@ -192,7 +193,7 @@ def restarted_and_shuffled():
     found = {name: kept(start.masks) for name, start in starts.items()}
     found |= {f"{name} weights": weights(starts[name].net) for name in ("phew", "evci", "liu")}
     x, y = lab.examples()
-    linear = anneal.anneal(scores.synflow, lab.network(), 0.2, 3, "linear", "layer")
+    linear = anneal.anneal(synflow.synflow, lab.network(), 0.2, 3, "linear", "layer")
     return found | {"examples": torch.stack(list(y)), "linear": kept(linear)}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import anneal, contribution, likelihood, methods, nets, path_kernel, reweight, scores, sets
+from lib import anneal, contribution, likelihood, methods, nets, path_kernel, reweight, sets, synflow
 from lib.pruning.masks import top
 from lib.studies.challenge import modes
 from lib.studies.dpp import committee, committee_study, kinds
@@ -201,6 +201,6 @@ def test_a_neighbour_that_overflows_changes_no_precision():
     """The flow of a stack is computed in float64 where float32 cannot hold it; of the others it could."""
     net = relu()
     net.layers[0].weight.data[2] *= 1e30
-    together = scores.synflow(net, None, None, None)
-    alone = scores.synflow(nets.take(net, [0]), None, None, None)
+    together = synflow.synflow(net, None, None, None)
+    alone = synflow.synflow(nets.take(net, [0]), None, None, None)
     assert all(torch.equal(together[name][[0]].to(value), value) for name, value in alone.items())

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from lib import anneal, convnets, masks, nets, path_kernel, scores
+from lib import anneal, convnets, masks, nets, path_kernel, scores, synflow
 
 
 def mlp(runs=2):
@@ -72,7 +72,7 @@ def test_the_network_may_be_pruned_already_and_stays_as_it_is():
 def test_synflow_l2_has_the_largest_trace_and_random_the_smallest():
     """The order of the PHEW study (arXiv 2010.11354), for a convolutional network at a density of a tenth."""
     net = nets.init_(convnets.build("resnet20", (3, 8, 8), 10, 2, 8), [0, 1], "phew")
-    kinds = {"synflow_l2": scores.synflow_l2, "synflow": scores.synflow, "random": scores.random}
+    kinds = {"synflow_l2": synflow.synflow_l2, "synflow": synflow.synflow, "random": scores.random}
     found = {
         name: path_kernel.trace(net, anneal.anneal(score, net, 0.1, 1 if name == "random" else 20, seeds=[0, 1]))
         for name, score in kinds.items()

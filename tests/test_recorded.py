@@ -10,7 +10,7 @@ import card
 import pytest
 import torch
 
-from lib import capture, contribution, convnets, dpp, draws, nets, optimizers, passes, phew, scores
+from lib import capture, contribution, convnets, dpp, draws, nets, optimizers, passes, phew, scores, synflow
 from lib.studies.importance import vae, vae_study
 from lib.training.trainer import Trainer
 
@@ -159,8 +159,8 @@ def lenet(device):
 SCORES = {
     "snip": lambda net, x, y: scores.snip(net, x, y, None),
     "grasp": lambda net, x, y: scores.grasp(net, x, y, None),
-    "synflow": lambda net, x, y: scores.flow(net, 1, torch.float32).slopes,
-    "synflow_l2": lambda net, x, y: scores.flow(net, 2, torch.float32).slopes,
+    "synflow": lambda net, x, y: synflow.flow(net, 1, torch.float32).slopes,
+    "synflow_l2": lambda net, x, y: synflow.flow(net, 2, torch.float32).slopes,
     "magnitude": lambda net, x, y: scores.magnitude(net, x, y, None),
     "contribution": lambda net, x, y: {
         "": contribution.Sums(net.output.weight, maximum=True).add(x[None, :, :16].abs()).score(1, 1)

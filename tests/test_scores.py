@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from lib import convnets, methods, nets, scores
+from lib import convnets, methods, nets, scores, synflow
 
 X, Y = torch.randn(12, 3 * 8 * 8, generator=torch.Generator().manual_seed(1)).double(), torch.arange(12) % 4
 SCORES = {name: methods.get(name).function for name in methods.names() if not methods.get(name).draws}
@@ -166,7 +166,7 @@ def paths_through(net, power):
     return out
 
 
-@pytest.mark.parametrize("kind, power", [(scores.synflow, 1), (scores.synflow_l2, 2)])
+@pytest.mark.parametrize("kind, power", [(synflow.synflow, 1), (synflow.synflow_l2, 2)])
 def test_a_flow_is_the_sum_over_paths(kind, power):
     net = mlp()
     for score, expected in zip(kind(net, None, None, None).values(), paths_through(net, power), strict=True):
@@ -175,17 +175,17 @@ def test_a_flow_is_the_sum_over_paths(kind, power):
 
 def test_the_code_of_synflow_l2_multiplies_by_the_weight_itself():
     net = mlp()
-    paper, code = (scores.synflow_l2(net, None, None, None, power=power) for power in (2, 1))
+    paper, code = (synflow.synflow_l2(net, None, None, None, power=power) for power in (2, 1))
     for name, w in nets.weights(net).items():
         torch.testing.assert_close(paper[name], code[name] * w.detach().abs(), **EXACT)
 
 
 @pytest.mark.parametrize("kind", ["vgg13", "vgg11_bn", "vgg19_bn"])
-@pytest.mark.parametrize("score, power", [(scores.synflow, 1), (scores.synflow_l2, 2)])
+@pytest.mark.parametrize("score, power", [(synflow.synflow, 1), (synflow.synflow_l2, 2)])
 def test_layers_and_units_conserve_the_flow(kind, score, power):
     """Without biases, and with batch normalisations as the identity but for 1 / sqrt(1 + 1e-5)."""
     net = conv(2, kind, 32, 2)
-    total, found = scores.flow(net, power)[0], list(score(net, None, None, None).values())
+    total, found = synflow.flow(net, power)[0], list(score(net, None, None, None).values())
     for layer in found:
         torch.testing.assert_close(layer.flatten(1).sum(1), total, rtol=1e-5, atol=0)
     for layer, following in zip(found, found[1:], strict=False):
@@ -199,21 +199,21 @@ def test_layers_and_units_conserve_the_flow(kind, score, power):
 def test_a_flow_has_the_slope_of_its_sum(name, side, runs):
     """Against central differences; one image through torch's batch normalisation can have a wrong gradient."""
     net, g, step = conv(runs, name, side, 2), torch.Generator().manual_seed(7), 1e-5
-    total, slopes, _ = scores.flow(net)
+    total, slopes, _ = synflow.flow(net)
     for key, weight in nets.weights(net).items():
         at = (runs - 1, *(int(torch.randint(size, (1,), generator=g)) for size in weight.shape[1:]))
         w, values = weight[at].item(), []
         with torch.no_grad():
             for sign in (1, -1):
                 weight[at] = abs(w) * (1 + sign * step)
-                values.append(scores.flow(net)[0][at[0]].item())
+                values.append(synflow.flow(net)[0][at[0]].item())
             weight[at] = w
         score = float(slopes[key][at]) * abs(w)
         assert abs((values[0] - values[1]) / (2 * step) - score) < 1e-9 * float(total[at[0]])
 
 
 def test_a_single_image_has_its_gradient():
-    """In the order of memory that a shared image gets, and that a batch of one must not keep (see `scores._ones`)."""
+    """In the order of memory that a shared image gets, and that a batch of one must not keep (see `synflow._ones`)."""
     net, (x, y) = vgg(), images(1)
     plain, weights = twin(net)
     gradients = plain_gradient(plain.eval(), [(x, y)], weights)
@@ -225,7 +225,7 @@ def test_a_single_image_has_its_gradient():
 def test_a_residual_stream_carries_what_goes_around_a_layer():
     """At each block the two branches together carry R: what is missing in the layers went through the identity."""
     net = conv(1, "resnet20", 8, 2)
-    total, found = scores.flow(net)[0], scores.synflow(net, None, None, None)
+    total, found = synflow.flow(net)[0], synflow.synflow(net, None, None, None)
     for name in ("stem.weight", "output.weight"):
         torch.testing.assert_close(found[name].flatten(1).sum(1), total, rtol=1e-5, atol=0)
     sums = {name: float(score.sum() / total) for name, score in found.items()}
@@ -245,7 +245,7 @@ def sized(factor):
 @pytest.mark.parametrize("factor", [1e8, 1e-8])
 def test_a_flow_that_float32_cannot_hold_is_computed_in_float64(factor):
     """R is 1e40, or 1e-40 and rounded to a few bits in float32; the scores are those of the plain network, scaled."""
-    found, plain = (scores.synflow(sized(f), None, None, None) for f in (factor, 1.0))
+    found, plain = (synflow.synflow(sized(f), None, None, None) for f in (factor, 1.0))
     for name in plain:
         assert found[name].dtype == torch.float64 and plain[name].dtype == torch.float32
         torch.testing.assert_close(found[name] / factor**5, plain[name].double(), rtol=1e-5, atol=0)
@@ -253,7 +253,7 @@ def test_a_flow_that_float32_cannot_hold_is_computed_in_float64(factor):
 
 def test_a_deep_residual_network_has_a_finite_flow():
     net = nets.init_(convnets.build("resnet32", (3, 8, 8), 4, 1, 32), [0], "phew")
-    total, slopes, _ = scores.flow(net)
+    total, slopes, _ = synflow.flow(net)
     assert total.dtype == torch.float64 and float(total) > torch.finfo(torch.float32).max
     assert all(bool(slope.isfinite().all()) for slope in slopes.values())
 
@@ -262,7 +262,7 @@ def test_the_flow_is_that_of_the_powered_network():
     net = conv(1, "vgg13", 32, 1).eval()
     powered = {name: p.detach().square() for name, p in net.named_parameters()}
     ones = torch.ones(1, 3 * 32 * 32, dtype=torch.float64)
-    found = scores.flow(net, 2)
+    found = synflow.flow(net, 2)
     assert torch.equal(found.total, functional_call(net, powered, (ones,)).sum((1, 2)))
     assert all(torch.equal(w, powered[name]) and not w.requires_grad for name, w in found.weights.items())
 
@@ -289,5 +289,5 @@ def test_what_does_not_fit_is_an_error():
 
 def test_keywords_are_bound_by_partial():
     net = mlp()
-    bound = partial(scores.synflow_l2, power=1)
+    bound = partial(synflow.synflow_l2, power=1)
     assert bound(net, None, None, None).keys() == nets.weights(net).keys()

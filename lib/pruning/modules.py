@@ -77,7 +77,7 @@ def examples(x):
 
 
 def assert_flows(net):
-    """Raise ParameterError for a module whose sum over paths has no meaning: see `scores.flow`."""
+    """Raise ParameterError for a module whose sum over paths has no meaning: see `synflow.flow`."""
     if odd := getattr(net, "odd", []):
         raise ParameterError(f"{listed(odd)} normalise each example, so that the module is no sum over paths")
 

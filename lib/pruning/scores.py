@@ -5,30 +5,24 @@ statistics and mode included. Scores made of gradients are made of one run after
 neighbour's rounding. Of three ResNet20 on one CPU thread SNIP takes 1.4 s and GraSP 5 s, as in one pass.
 """
 
-import copy
-import math
 from contextlib import contextmanager, nullcontext
 from functools import wraps
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from lib import draws
-from lib.kernels import curvature, twins
+from lib.kernels import curvature
 from lib.networks import nets
-from lib.networks.layers import BatchNorm
 from lib.pruning.methods import method
-from lib.pruning.modules import assert_flows
 
 
 @method("magnitude")
 def magnitude(net, x, y, seeds):
     """Return the absolute value of every weight, `{name: (R, O, *F)}`."""
-    return {name: weight.abs() for name, weight in _plain(net).items()}
+    return {name: weight.abs() for name, weight in plain(net).items()}
 
 
 @method("lamp")
@@ -38,7 +32,7 @@ def lamp(net, x, y, seeds):
     LAMP (Lee et al., arXiv 2010.07611): of all layers together, those stay whose loss would change a layer most.
     """
     found = {}
-    for name, weight in _plain(net).items():
+    for name, weight in plain(net).items():
         squares, order = weight.double().flatten(1).square().sort(dim=1, stable=True)
         rest = squares.flip(1).cumsum(1).flip(1).clamp_min(torch.finfo(torch.float64).tiny)
         found[name] = torch.empty_like(squares).scatter_(1, order, squares / rest).view_as(weight)
@@ -48,7 +42,7 @@ def lamp(net, x, y, seeds):
 @method("random")
 def random(net, x, y, seeds, keys=None, draw=draws.uniform32):
     """Return numbers drawn for every weight from its run's seed, `{name: (R, O, *F)}`; keys, draw: see `drawn`."""
-    weights = _plain(net)
+    weights = plain(net)
     return drawn(weights, seeds, keys or {name: ("random_score", k) for k, name in enumerate(weights)}, draw)
 
 
@@ -67,7 +61,7 @@ def drawn(like, seeds, keys, draw):
     return {name: torch.from_numpy(numbers).to(like[name].device) for name, numbers in found.items()}
 
 
-def _run_by_run(score):
+def run_by_run(score):
     """Return the score of gradients `score` as made of each run alone."""
 
     @wraps(score)
@@ -79,7 +73,7 @@ def _run_by_run(score):
 
 
 @method("snip", needs="examples")
-@_run_by_run
+@run_by_run
 def snip(net, x, y, seeds, training=True):
     """Return |w · dL/dw| of every weight, `{name: (R, O, *F)}`: SNIP (Lee, Ajanthan & Torr, arXiv 1810.02340).
 
@@ -91,7 +85,7 @@ def snip(net, x, y, seeds, training=True):
 
 def slopes(net, x, y, training=True):
     """Return dL/dw of every weight, `{name: (R, O, *F)}`, as of `snip`; the network is left as it was."""
-    weights, total = _plain(net), None
+    weights, total = plain(net), None
     with _mode(net, training):
         tensors = _buffers(net)
         for batch in _batches(x, y):
@@ -100,7 +94,7 @@ def slopes(net, x, y, training=True):
 
 
 @method("hessian", needs="examples")
-@_run_by_run
+@run_by_run
 def hessian(net, x, y, seeds):
     """Return w² · (dL/dw)², its mean over examples, of every weight, `{name: (R, O, *F)}`.
 
@@ -114,11 +108,11 @@ def hessian(net, x, y, seeds):
             squares = [slope.square_() for slope in slopes(net, images[..., [k], :], labels[..., [k]], False).values()]
             total = squares if total is None else [a.add_(b) for a, b in zip(total, squares, strict=True)]
     count = sum(labels.shape[-1] for _, labels in batches)
-    return {name: w.square() * part / count for (name, w), part in zip(_plain(net).items(), total, strict=True)}
+    return {name: w.square() * part / count for (name, w), part in zip(plain(net).items(), total, strict=True)}
 
 
 @method("grasp", needs="examples")
-@_run_by_run
+@run_by_run
 @torch.enable_grad()
 def grasp(net, x, y, seeds, temperature=200.0, over="weights", training=True):
     """Return w · Hg of every weight, `{name: (R, O, *F)}`: GraSP (Wang, Zhang & Grosse, arXiv 2002.07376).
@@ -129,7 +123,7 @@ def grasp(net, x, y, seeds, temperature=200.0, over="weights", training=True):
     """
     if over not in ("weights", "all"):
         raise ValueError(f"over is {over!r}; allowed are 'weights' and 'all'")
-    weights, batches, g, turned = _plain(net), _batches(x, y), None, None
+    weights, batches, g, turned = plain(net), _batches(x, y), None, None
     leaves = weights | (_others(net, weights) if over == "all" else {})
     with _mode(net, training):
         tensors = _buffers(net)
@@ -144,124 +138,12 @@ def grasp(net, x, y, seeds, temperature=200.0, over="weights", training=True):
     return {name: w.detach() * hg for (name, w), hg in zip(weights.items(), turned, strict=True)}
 
 
-@method("synflow", rounds=100)
-@_run_by_run
-def synflow(net, x, y, seeds):
-    """Return |w| · dR/d|w| of every weight, `{name: (R, O, *F)}`: SynFlow (Tanaka et al., arXiv 2006.05467).
-
-    R, see `flow`, is the sum over all paths of the product of their |w|, so a score is the sum over those through a
-    weight. No data are used.
-    """
-    found = flow(net)
-    return {name: slope.mul_(found.weights[name]) for name, slope in found.slopes.items()}
-
-
-synflow.form = lambda net: powered(net, absorb=True)
-
-
-@method("synflow_l2", rounds=100)
-@_run_by_run
-def synflow_l2(net, x, y, seeds, power=2):
-    """Return |w|^power · dR/d(w²) of every weight, `{name: (R, O, *F)}`: SynFlow-L2 (arXiv 2010.11354).
-
-    As `synflow`, of a network whose parameters are squared. power 2 makes the score a sum over paths, as the paper has
-    it; 1 is what its code computes.
-    """
-    found = flow(net, 2)
-    return {name: slope.mul_(found.weights[name].pow(power / 2)) for name, slope in found.slopes.items()}
-
-
-# What the published code computes is no product of a weight and its slope, which alone a scaling leaves as it is.
-synflow_l2.form = lambda net, power=2: powered(net, 2, absorb=power == 2)
-
-
-# The sum of logits between which float32 holds all that lies behind it, gradients and single paths included.
-SAFE = 1e-15, 1e30
-
-
-class Flow(NamedTuple):
-    """What `flow` returns: R `(runs,)`, and of every weight dR/d(|w|^power) and |w|^power, `{name: (R, O, *F)}`."""
-
-    total: torch.Tensor
-    slopes: dict
-    weights: dict
-
-
-@torch.enable_grad()
-def flow(net, power=1, dtype=None):
-    """Return the `Flow` of the network with all parameters |p|^power, and its gradient.
-
-    R is the sum of the logits for an input of ones, in `eval()` mode: with the biases at zero, and with batch
-    normalisations that have seen nothing, it is the flow from input to output (arXiv 2006.05467). net: a network, or
-    its `powered` copy of the same power. dtype: of the computation; None is the network's own or, where R leaves the
-    range that float32 is safe in, float64: deep networks grow R beyond 1e38, and sparse ones under 1e-38.
-    """
-    own = next(net.parameters()).dtype
-    made = net if getattr(net, "power", None) == power and dtype in (None, own) else powered(net, power, dtype or own)
-    weights = made.leaves
-    with torch.enable_grad():
-        total = made(_ones(made, next(iter(weights.values())))).sum((1, 2))
-    if dtype is None and own != torch.float64 and not bool(((total > SAFE[0]) & (total < SAFE[1])).all()):
-        return flow(net, power, torch.float64)
-    slopes = torch.autograd.grad(total.sum(), list(weights.values()))
-    detached = {name: w.detach() for name, w in weights.items()}
-    return Flow(total.detach(), dict(zip(weights, slopes, strict=True)), detached)
-
-
-@torch.no_grad()
-def powered(net, power=1, dtype=None, absorb=False):
-    """Return a copy in `eval()` mode whose parameters are |p|^power, or `net` as another dtype if it is such a copy.
-
-    absorb: batch normalisations are gone, and in the weights: a product w · dR/dw is the same then, and a pass takes
-    half of the time.
-    """
-    assert_flows(net)
-    weights, made = _plain(net), copy.deepcopy(net).eval().to(dtype or next(net.parameters()).dtype)
-    for name, p in made.named_parameters():
-        p.requires_grad_(name in weights)
-        if not hasattr(net, "power"):
-            p.copy_(_powered(p, power))
-    made.power, made.leaves = power, nets.weights(made)
-    if absorb and any(isinstance(module, BatchNorm) for module in made.modules()):
-        for hop in nets.graph(made):
-            _absorb_(made, hop)
-    return made
-
-
-def _absorb_(net, hop):
-    """Put the batch normalisation of a hop of a stack, in `eval()` mode, into the layer before it."""
-    norm, layer = hop.norm and net.get_submodule(hop.norm), hop.layer and net.get_submodule(hop.layer)
-    if not isinstance(norm, BatchNorm):
-        return
-    scale = norm.weight / (norm.running_var + twins.EPS).sqrt()
-    shift = norm.bias - norm.running_mean * scale
-    layer.weight.mul_(scale.reshape(*scale.shape, *[1] * (layer.weight.dim() - 2)))
-    shift = shift if layer.bias is None else shift.addcmul_(layer.bias, scale)
-    layer.bias = nn.Parameter(shift, requires_grad=False) if bool(shift.any()) else None
-    net.set_submodule(hop.norm, nn.Identity())
-
-
 def _called(net, tensors, x):
     """Return the logits of `net` with `tensors` in the place of its own; no two of its names share a tensor."""
     return functional_call(net, tensors, (x,), tie_weights=False)
 
 
-def _powered(p, power):
-    """Return |p|^power."""
-    return p.abs() if power == 1 else p.abs().pow_(power)
-
-
-def _ones(net, weight):
-    """Return one example of ones for every run, `(R, 1, I)`, of the type and on the device of the first `weight`.
-
-    Each run has its own, though all are the same: with a shared one a convolution lays its channels last, and of a
-    single example in that order torch (2.15, CPU) computes a wrong gradient of a batch normalisation before a max-pool.
-    """
-    inputs = math.prod(net.image) if hasattr(net, "image") else weight.shape[2]
-    return weight.new_ones(len(weight), 1, inputs)
-
-
-def _plain(net):
+def plain(net):
     """Return the weights as leaves of their own, `{name: (R, O, *F)}`; ValueError where they are normalised."""
     if any(layer.normalised for layer in nets.layers(net).values()):
         raise ValueError("the weights are normalised; scores are of plain weights: take nets.fold(net), a plain copy")
@@ -313,7 +195,7 @@ def _slopes(net, leaves, tensors, batch, temperature=1.0, graph=False):
     `tensors` stand for the network's buffers. `graph`: the gradients can be differentiated again.
     """
     x, y = batch
-    if x.shape[:-1] == (1,):  # see `_ones`
+    if x.shape[:-1] == (1,):  # see `synflow._ones`
         x = x.expand(nets.runs(net), 1, -1)
     leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
     with curvature.fast() if graph else nullcontext():

@@ -1,0 +1,130 @@
+"""Flows: sums over all paths of a network, and the scores of weights that are made of them; no data are used.
+
+A score is made here, a mask in `masks` and `anneal`: see `methods`.
+"""
+
+import copy
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from lib.kernels import twins
+from lib.networks import nets
+from lib.networks.layers import BatchNorm
+from lib.pruning.methods import method
+from lib.pruning.modules import assert_flows
+from lib.pruning.scores import plain, run_by_run
+
+
+@method("synflow", rounds=100)
+@run_by_run
+def synflow(net, x, y, seeds):
+    """Return |w| · dR/d|w| of every weight, `{name: (R, O, *F)}`: SynFlow (Tanaka et al., arXiv 2006.05467).
+
+    R, see `flow`, is the sum over all paths of the product of their |w|, so a score is the sum over those through a
+    weight. No data are used.
+    """
+    found = flow(net)
+    return {name: slope.mul_(found.weights[name]) for name, slope in found.slopes.items()}
+
+
+synflow.form = lambda net: powered(net, absorb=True)
+
+
+@method("synflow_l2", rounds=100)
+@run_by_run
+def synflow_l2(net, x, y, seeds, power=2):
+    """Return |w|^power · dR/d(w²) of every weight, `{name: (R, O, *F)}`: SynFlow-L2 (arXiv 2010.11354).
+
+    As `synflow`, of a network whose parameters are squared. power 2 makes the score a sum over paths, as the paper has
+    it; 1 is what its code computes.
+    """
+    found = flow(net, 2)
+    return {name: slope.mul_(found.weights[name].pow(power / 2)) for name, slope in found.slopes.items()}
+
+
+# What the published code computes is no product of a weight and its slope, which alone a scaling leaves as it is.
+synflow_l2.form = lambda net, power=2: powered(net, 2, absorb=power == 2)
+
+
+# The sum of logits between which float32 holds all that lies behind it, gradients and single paths included.
+SAFE = 1e-15, 1e30
+
+
+class Flow(NamedTuple):
+    """What `flow` returns: R `(runs,)`, and of every weight dR/d(|w|^power) and |w|^power, `{name: (R, O, *F)}`."""
+
+    total: torch.Tensor
+    slopes: dict
+    weights: dict
+
+
+@torch.enable_grad()
+def flow(net, power=1, dtype=None):
+    """Return the `Flow` of the network with all parameters |p|^power, and its gradient.
+
+    R is the sum of the logits for an input of ones, in `eval()` mode: with the biases at zero, and with batch
+    normalisations that have seen nothing, it is the flow from input to output (arXiv 2006.05467). net: a network, or
+    its `powered` copy of the same power. dtype: of the computation; None is the network's own or, where R leaves the
+    range that float32 is safe in, float64: deep networks grow R beyond 1e38, and sparse ones under 1e-38.
+    """
+    own = next(net.parameters()).dtype
+    made = net if getattr(net, "power", None) == power and dtype in (None, own) else powered(net, power, dtype or own)
+    weights = made.leaves
+    with torch.enable_grad():
+        total = made(_ones(made, next(iter(weights.values())))).sum((1, 2))
+    if dtype is None and own != torch.float64 and not bool(((total > SAFE[0]) & (total < SAFE[1])).all()):
+        return flow(net, power, torch.float64)
+    slopes = torch.autograd.grad(total.sum(), list(weights.values()))
+    detached = {name: w.detach() for name, w in weights.items()}
+    return Flow(total.detach(), dict(zip(weights, slopes, strict=True)), detached)
+
+
+@torch.no_grad()
+def powered(net, power=1, dtype=None, absorb=False):
+    """Return a copy in `eval()` mode whose parameters are |p|^power, or `net` as another dtype if it is such a copy.
+
+    absorb: batch normalisations are gone, and in the weights: a product w · dR/dw is the same then, and a pass takes
+    half of the time.
+    """
+    assert_flows(net)
+    weights, made = plain(net), copy.deepcopy(net).eval().to(dtype or next(net.parameters()).dtype)
+    for name, p in made.named_parameters():
+        p.requires_grad_(name in weights)
+        if not hasattr(net, "power"):
+            p.copy_(_powered(p, power))
+    made.power, made.leaves = power, nets.weights(made)
+    if absorb and any(isinstance(module, BatchNorm) for module in made.modules()):
+        for hop in nets.graph(made):
+            _absorb_(made, hop)
+    return made
+
+
+def _absorb_(net, hop):
+    """Put the batch normalisation of a hop of a stack, in `eval()` mode, into the layer before it."""
+    norm, layer = hop.norm and net.get_submodule(hop.norm), hop.layer and net.get_submodule(hop.layer)
+    if not isinstance(norm, BatchNorm):
+        return
+    scale = norm.weight / (norm.running_var + twins.EPS).sqrt()
+    shift = norm.bias - norm.running_mean * scale
+    layer.weight.mul_(scale.reshape(*scale.shape, *[1] * (layer.weight.dim() - 2)))
+    shift = shift if layer.bias is None else shift.addcmul_(layer.bias, scale)
+    layer.bias = nn.Parameter(shift, requires_grad=False) if bool(shift.any()) else None
+    net.set_submodule(hop.norm, nn.Identity())
+
+
+def _powered(p, power):
+    """Return |p|^power."""
+    return p.abs() if power == 1 else p.abs().pow_(power)
+
+
+def _ones(net, weight):
+    """Return one example of ones for every run, `(R, 1, I)`, of the type and on the device of the first `weight`.
+
+    Each run has its own, though all are the same: with a shared one a convolution lays its channels last, and of a
+    single example in that order torch (2.15, CPU) computes a wrong gradient of a batch normalisation before a max-pool.
+    """
+    inputs = math.prod(net.image) if hasattr(net, "image") else weight.shape[2]
+    return weight.new_ones(len(weight), 1, inputs)
