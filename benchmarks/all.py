@@ -134,7 +134,8 @@ class Results:
             self.tables[name] = table
             disk.put(self.kept, (json.dumps(self.tables, indent=1) + "\n").encode())
             disk.put(self.shown, text(self.tables).encode())
-            page.write(self.tables, self.kept.parent)
+            if measure.DEVICE == "cpu":  # of which the page tells
+                page.write(self.tables, self.kept.parent)
         lines = [f"{name}: {reason}\n" for name, reason in sorted(self.reasons.items())]
         disk.put(self.without, "".join(lines).encode())
 

@@ -1,55 +1,69 @@
 #!/usr/bin/env bash
-# For any moment at which a CUDA GPU is at hand: the tests, the benchmarks, then the pending reproduction runs, for so
-# many minutes; call it again to go on. What has a record is not run again, and descents go on from their checkpoints.
-# Tests that came to their end, and benchmarks that did or failed, are not run again while the files of lib/, benchmarks/
-# and, for tests, tests/, notebooks/ and workflow/ stay what they were: what came of them is in benchmarks/results/.
-#   benchmarks/gpu.sh [WHAT] [MINUTES]            WHAT: tests, benchmarks, runs or all (default); MINUTES: 9 by default
+# For any moment at which a CUDA GPU is at hand, of 78 GiB or more: within a quarter of an hour first the CUDA tests
+# (two minutes), then the tables, then what a CPU cannot reproduce. Each part prints what came of it as soon as that is
+# there, and can be cut at any moment: call it again to go on. Tests that came to their end, and tables that did or
+# failed, are not made again while the files of lib/, benchmarks/ and, for tests, tests/ stay what they were; what has a
+# record is not run again, and trainings go on from their checkpoints. In benchmarks/results/ all files begin with the
+# card's name: CARD-tests.txt, the tables CARD.md and CARD.json, CARD-without.txt (what made no table, and why), and
+# CARD-runs.txt.
+#   benchmarks/gpu.sh [PART] [MINUTES]            PART: tests, tables, runs or all (default); MINUTES: 15 by default
 #   PRUNING_VENV=FOLDER benchmarks/gpu.sh         an environment already prepared, where nothing can be installed
+#   PRUNING_CARD=stand-in benchmarks/gpu.sh       tries it without a GPU, on tests/card.py; its times say nothing
 set -u
 cd "$(dirname "$0")/.." || exit
-what=${1:-all} minutes=${2:-9}
+part=${1:-all} minutes=${2:-15}
+case $part in tests | tables | runs | all) ;; *)
+    echo "gpu.sh: there is no part '$part'; allowed are tests, tables, runs and all" >&2
+    exit 2
+    ;;
+esac
 end=$((60 * minutes)) failed=0 # of $SECONDS, which bash counts from the start
-export PIP_RETRIES=${PIP_RETRIES:-1} PIP_TIMEOUT=${PIP_TIMEOUT:-5}
+export PIP_RETRIES=${PIP_RETRIES:-1} PIP_TIMEOUT=${PIP_TIMEOUT:-5} PYTHONUNBUFFERED=1 # what is cut has said all it knew
 PATH=$PWD/workflow/bin:$PATH
 . ./env.sh || echo "gpu.sh: going on with $(command -v python) as it is" >&2
-python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
+# Kernels are compiled where there is a GPU to run them, and interpreted on the stand-in.
+[ -z "${PRUNING_CARD:-}" ] || export PYTHONPATH=$PWD/tests/stand_in${PYTHONPATH:+:$PYTHONPATH} TRITON_INTERPRET=1
+name=$(python -c '
+import re, torch
+print(re.sub(r"\W+", "-", torch.cuda.get_device_name()) if torch.cuda.is_available() else "")')
+[ -n "$name" ] || {
     echo "gpu.sh: torch sees no CUDA GPU here; on a CPU use ./run_tests.sh and python benchmarks/NAME.py" >&2
     exit 1
 }
-name=$(python -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
+results=benchmarks/results/$name
 mkdir -p benchmarks/results
-piece() { # one command, for as long as there is time; what it has not finished is for the next call
+within() { # SECONDS COMMAND ...: for so long at the most, and as long as there is time
     local left=$((end - SECONDS))
-    [ "$left" -gt 20 ] || exit "$failed"
-    echo "gpu.sh: $* (${left} s left)" >&2
-    timeout --kill-after=30 "$left" "$@" || {
-        local status=$?
-        failed=1
-        return "$status"
-    }
+    [ "$left" -gt 3 ] || return 124
+    timeout --kill-after=10 "$(($1 < left ? $1 : left))" "${@:2}"
 }
-tests() { # NAME ARGUMENT ...: pytest's output in results/; its last line says how it ended, with which files
-    local kept=benchmarks/results/$name-$1.txt files status=0
-    files=$(cat lib/*.py lib/*/*.py lib/*/*/*.py notebooks/*.ipynb workflow/* tests/*.py benchmarks/*.py 2>/dev/null | cksum)
-    if ! tail -n 1 "$kept" 2>/dev/null | grep -q "^status [01], files $files$"; then
-        piece python -m pytest -p no:cacheprovider "${@:2}" >"$kept" 2>&1 || status=$?
-        echo "status $status, files $files" >>"$kept"
-    fi
-    tail -n 15 "$kept"
-    tail -n 1 "$kept" | grep -q "^status 0" || failed=1
+told() { # STATUS COMMAND ...: how it ended, also in CARD-runs.txt
+    local how=done
+    [ "$1" = 0 ] || how="failed, status $1" failed=1
+    [ "$1" != 124 ] || how="cut, to be gone on with"
+    echo "gpu.sh, after $SECONDS s: $how: ${*:2}" | tee -a "$results-runs.txt" >&2
 }
 
-if [ "$what" = tests ] || [ "$what" = all ]; then
-    cuda=(tests/test_cuda.py tests/test_fused.py tests/test_capture.py tests/test_stacking.py)
-    tests tests "${cuda[@]}"
-    beside=()
-    python -c 'import xdist' 2>/dev/null && beside=(-n auto --maxprocesses 8 --dist loadfile)
-    tests suite tests "${beside[@]}" "${cuda[@]/#/--ignore=}"
+if [ "$part" = tests ] || [ "$part" = all ]; then
+    files=$(cat lib/*.py lib/*/*.py lib/*/*/*.py tests/*.py benchmarks/*.py 2>/dev/null | cksum)
+    if ! grep -q "^status [01], files $files$" "$results-tests.txt" 2>/dev/null; then
+        within 120 python -m pytest -v -p no:cacheprovider -p no:xdist \
+            tests/test_cuda.py tests/test_fused.py 2>&1 | tee "$results-tests.txt"
+        echo "status ${PIPESTATUS[0]}, files $files" | tee -a "$results-tests.txt"
+    fi
+    grep -q "^status 0" "$results-tests.txt" || failed=1
 fi
-if [ "$what" = benchmarks ] || [ "$what" = all ]; then
-    piece python benchmarks/all.py --new --limit $((54 * minutes))
+if [ "$part" = tables ] || [ "$part" = all ]; then # what decides defaults comes first
+    for table in kernels captured_steps whole_tables.{descent,epoch,challenge,masks,dpp} mnist_epoch toy_stack \
+        cost_of_runs cifar_epoch; do
+        [ "$part" = tables ] || [ $((SECONDS * 3)) -lt $((end * 2)) ] || break # a third of the time is for the runs
+        within 110 python benchmarks/all.py --new --limit 90 "$table"
+        status=$?
+        [ "$status" = 0 ] || told "$status" table "$table"
+    done
+    cat "$results-without.txt" 2>/dev/null
 fi
-[ "$what" = runs ] || [ "$what" = all ] || exit "$failed"
+[ "$part" = runs ] || [ "$part" = all ] || exit "$failed"
 
 missing=$(python -c '
 import importlib.metadata as found, re
@@ -63,13 +77,18 @@ for line in open("requirements.txt"):
         "pip install --no-index --find-links wheels -r requirements.txt" >&2
     exit 1
 }
-piece papermill notebooks/mnist_prune.ipynb -y '{seed: [9192, 3576, 2356], type: [EWN, SWN, no-WN], levels: [-10, -100]}'
+run() { # COMMAND ...: until the time is over
+    [ $((end - SECONDS)) -gt 3 ] || exit "$failed"
+    within "$end" "$@"
+    told $? "$@"
+}
+run papermill notebooks/mnist_prune.ipynb -y '{seed: [9192, 3576, 2356], type: [EWN, SWN, no-WN], levels: [-10, -100]}'
 for seed in 1 2 3; do
     for kind in phew synflow synflow_l2 snip grasp magnitude_init random dense; do
-        piece papermill notebooks/phew_density.ipynb -y "{seed: $seed, type: $kind, densities: [0.069, 0.018]}"
+        run papermill notebooks/phew_density.ipynb -y "{seed: $seed, type: $kind, densities: [0.069, 0.018]}"
     done
 done
 for notebook in weight_vs_neuron train_time_prune mnist_prune; do # the last to a log-loss of -300
-    piece ./run_all.sh "notebooks/$notebook.ipynb"
+    run ./run_all.sh "notebooks/$notebook.ipynb"
 done
 exit "$failed"

@@ -323,8 +323,11 @@ def test_the_linear_layer_takes_any_strides_and_hides_no_nan():
     x[0, 1, 2] = torch.nan
     out = stepped("triton", (x, v, s, b, codes, lr, delta), True)[0]
     assert out[0, 1].isnan().all() and out[1].isfinite().all() and out[0, 0].isfinite().all()
-    with fused.use("triton"), pytest.raises(ValueError, match="contiguous"):
-        fused.LAUNCHERS["linear_step"](delta, x, v.mT.contiguous().mT, s, b, codes, lr, *[None] * 4, False)
+    turned = v.mT.contiguous().mT
+    with pytest.raises(ValueError, match="contiguous"):
+        fused.LAUNCHERS["linear"](x, turned, s, b, codes, True, True)
+    with pytest.raises(ValueError, match="contiguous"):
+        fused.LAUNCHERS["linear_step"](delta, x, turned, s, b, codes, lr, *[None] * 4, False)
 
 
 # ---- candidates of a k-DPP

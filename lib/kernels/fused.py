@@ -130,15 +130,19 @@ def _log_loss(logits, y, far, negligible):
 
 def _masked_sgd(weight, gradient, velocity, kept, lr, momentum=0.0, nesterov=False, weight_decay=0.0):
     """Step `weight (R, ...)` in place, `ENTRIES` entries a program; a gradient or mask of other strides is copied."""
-    for what, tensor in (("weight", weight), ("velocity", velocity)):
-        if tensor is not None and not tensor.is_contiguous():
-            raise ValueError(f"the {what} of shape {tuple(tensor.shape)} is changed in place and must be contiguous")
+    _changed_in_place(weight=weight, velocity=velocity)
     mask = None if kept is None else kept.contiguous().view(torch.uint8)
     grid = (-(-weight.numel() // ENTRIES),)
     _kernels().masked_sgd[grid](
         weight, gradient.contiguous(), velocity, mask, lr, lr.stride(0), weight.numel(), weight[0].numel(),
         MOMENTUM=momentum, NESTEROV=nesterov, DECAY=weight_decay, MASKED=mask is not None, N=ENTRIES, **LAUNCH,
     )  # fmt: skip
+
+
+def _changed_in_place(**tensors):
+    for what, tensor in tensors.items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(f"the {what} of shape {tuple(tensor.shape)} is changed in place and must be contiguous")
 
 
 def _accept(products, coins, left):
@@ -156,6 +160,7 @@ def _accept(products, coins, left):
 def _linear(x, v, s, bias, norm, normalised, rectified):
     """Return (out, products (R, N, O), gains, lengths (R, O)) of x (R, N, I) or (N, I) and v (R, O, I)."""
     (runs, units, inputs), examples = v.shape, x.shape[-2]
+    _changed_in_place(weight=v, scale=s, bias=bias)  # on the way back
     out, beside = v.new_empty(runs, examples, units), [None] * 3
     if normalised:
         beside = [torch.empty_like(out), torch.empty_like(s), torch.empty_like(s)]
@@ -170,9 +175,7 @@ def _linear(x, v, s, bias, norm, normalised, rectified):
 def _linear_step(delta, x, v, s, bias, norm, lr, products, gains, lengths, rectified, wanted):
     """Step v, s and bias in place; return the gradient of x (R, N, I) if `wanted`, made before the step."""
     (runs, units, inputs), examples, slope = v.shape, x.shape[-2], None
-    for what, tensor in (("weight", v), ("scale", s), ("bias", bias)):
-        if tensor is not None and not tensor.is_contiguous():
-            raise ValueError(f"the {what} of shape {tuple(tensor.shape)} is changed in place and must be contiguous")
+    _changed_in_place(weight=v, scale=s, bias=bias)
     delta, x = delta.contiguous(), x.contiguous()
     sizes, chosen = (examples, inputs, units), {"NORMALISED": gains is not None, "RELU": rectified is not None}
     if wanted:
