@@ -5,13 +5,14 @@
 #   ./run_all.sh --quick                    everything at small size in minutes (runs/quick, figures/quick)
 #   ./run_all.sh -n                         only say what would be done
 #   ./run_all.sh figures/NAME.png           one figure and what it needs; or notebooks/NAME.ipynb
+#   ./run_all.sh report                     one page of all there is, report/index.html; no run is made
 # Any other option goes to Snakemake: --cores 8, --profile workflow/slurm, ...
 set -u
 cd "$(dirname "$0")" || exit
 profile=full targets="" options=()
 while [ $# -gt 0 ]; do
     case "$1" in
-        -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit ;;
+        -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;;
         --quick) profile=quick ;;
         --profile) set -- "$1=${2:-}" "${@:3}"; continue ;;
         --profile=quick | --profile=cpu | --profile=full) profile=${1#*=} ;;
@@ -23,7 +24,7 @@ while [ $# -gt 0 ]; do
             fi
             options+=("$1") ;;
         -n | -p | -k | --dry-run | --dryrun | --printshellcmds | --verbose | *=*) options+=("$1") ;;
-        -*) options+=("$1"); case "${2:--}" in -* | *.png | *.pdf | *.ipynb) ;; *) options+=("$2"); shift ;; esac ;; # and its value
+        -*) options+=("$1"); case "${2:--}" in -* | report | *.png | *.pdf | *.ipynb) ;; *) options+=("$2"); shift ;; esac ;; # and its value
         *) targets+=" $1" ;; # what is none, workflow/plan.py says
     esac
     shift

@@ -37,7 +37,7 @@ SUMMARY = [
 EXPERIMENTS = """
 profiles:
   quick:
-    {runs: runs/quick, figures: figures/quick, machine: any, experiments: {
+    {runs: runs/quick, figures: figures/quick, report: report/quick, machine: any, experiments: {
       toy: {parameters: {seed: [1, 2], type: [good, bad]}, stack: [seed], threads: 1, minutes: 4}}}
   cpu:
     {runs: runs, figures: figures, machine: any, experiments: {
@@ -137,6 +137,8 @@ def test_a_failed_run_stops_nothing_else(repository):
     assert figure.read_text() == "2 runs", "the summary draws what there is"
     assert not list((repository.root / ".snakemake/stamps").iterdir())
     assert repository.due("quick") == ["summary_toy", "toy-type=bad"], "what failed is tried again"
+    page = (repository.root / "report/quick/index.html").read_text("utf-8")
+    assert "the report: report/quick/index.html" in said and r"[\"toy\", \"good\"" in page
 
 
 def test_a_second_call_does_nothing(repository):
@@ -146,9 +148,12 @@ def test_a_second_call_does_nothing(repository):
     status, said = repository.run_all("--profile", "cpu", "--cores", "1")
     assert status == 0 and "summaries to draw: 1" in said, said
     assert (repository.root / "figures/toy.pdf").read_text() == "2 runs"
+    report = repository.root / "report/index.html"
+    os.utime(report, (1, 1))
     start = resource.getrusage(resource.RUSAGE_CHILDREN)
     status, said = repository.run_all("--profile=cpu")
     assert status == 0 and "nothing to do" in said and "runs to make: 0; summaries to draw: 0" in said
+    assert "the report: report/index.html" in said and report.stat().st_mtime == 1
     end = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the processor, because the machine may be busy
     assert end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime < 10, "2 s"
 
@@ -158,6 +163,11 @@ def test_a_second_call_does_nothing(repository):
     notebook = repository.root / "notebooks/toy.ipynb"
     notebook.write_text(notebook.read_text().replace("a bad one", "edited"))
     assert repository.due("cpu") == [], "neither the age of a file nor an edit makes anything due"
+    assert repository.due("cpu", "report") == []
+    executed = repository.root / "runs/executed/summary_toy.ipynb"
+    executed.unlink()
+    assert repository.due("cpu", "report") == ["summary_toy"], "what the report shows"
+    executed.touch()
     figure = repository.root / "figures/toy.png"
     figure.rename(figure.with_suffix(".away"))
     assert repository.due("cpu") == ["summary_toy"], "a lost figure"
@@ -179,6 +189,11 @@ def test_a_dry_run_says_what_would_be_done(repository):
     assert sorted(jobs[-3:]) == ["other", "summary_toy", "toy-seed=1"] and last.startswith("profile full: runs"), said
     assert "toy-seed=2" not in said
     assert sorted(repository.root.rglob("*.json")) == before and not (repository.root / "figures").exists()
+
+
+def test_a_report_makes_no_run(repository):
+    repository.save("toy", 1)
+    assert repository.due("cpu", "report") == ["summary_toy"]
 
 
 def test_one_figure_by_name(repository):

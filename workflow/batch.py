@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from workflow.plan import ROOT, Plan
+from workflow.plan import REPORT, ROOT, Plan
 
 KNOWN = (
     "slurm",
@@ -167,6 +167,18 @@ def failures(profile, targets, stamps):
     return told
 
 
+def reported(profile, targets, anew=False):
+    """Return nothing; write the report if these targets want one, `anew` or where it is missing, and say where."""
+    plan = Plan(profile, targets.split())
+    if not plan.reports:
+        return
+    if anew or not plan.report.exists() or REPORT in targets.split():
+        from workflow import report  # a second that most calls do without
+
+        report.write(plan)
+    print(f"the report: {os.path.relpath(plan.report)}", file=sys.stderr)
+
+
 def main():
     """Exit with Snakemake's status, 1 where something that was due is not done, 128 + its number after a signal."""
     profile, targets, *options = sys.argv[1:]
@@ -175,10 +187,14 @@ def main():
     if problem:
         sys.exit(f"run_all.sh: {problem}.")
     try:
-        if told(profile, targets, DRY & set(options)):
-            return
+        dry = DRY & set(options)
+        if told(profile, targets, dry):
+            return None if dry else reported(profile, targets)
         status = snakemake(profile, targets, options, stamps)
-        failed = failures(profile, targets, stamps) if (stamps / "started").exists() else []
+        tried = (stamps / "started").exists()
+        failed = failures(profile, targets, stamps) if tried else []
+        if tried and not status:
+            reported(profile, targets, anew=True)
     except Stopped as error:
         (number,) = error.args
         print(f"stopped by {signal.Signals(number).name}; ./run_all.sh goes on from here", file=sys.stderr)

@@ -20,7 +20,7 @@ from traitlets.config import Config  # noqa: E402
 
 from lib import runs  # noqa: E402
 from lib.errors import UNWRITABLE, unwritable  # noqa: E402
-from workflow.plan import ROOT, Plan  # noqa: E402
+from workflow.plan import ROOT, Plan, executed  # noqa: E402
 
 # A kernel that listens on TCP ports sometimes chooses one that another has just taken, and dies before it
 # answers. Sockets in a folder of its own cannot collide; where there are none (Windows) or where they fail (too
@@ -32,7 +32,7 @@ ATTEMPTS = 4
 
 def execute(notebook, name, parameters):
     """Return None when the notebook ran to its end, else the error in one line."""
-    output = runs.folder() / "executed" / f"{name}.ipynb"
+    output = executed(name)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             output.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ENDINGS = "png", "pdf"  # every figure is drawn as both
 STACKABLE = "seed", "type"  # the parameters that a notebook takes several of at once
 SHORT = 5  # minutes: below, a cluster takes longer to start a job than the job takes
+REPORT = "report"  # the target that is no file of one name
 KEYS = {"parameters", "grid", "stack", "threads", "minutes", "memory"}  # of one entry, explained in experiments.yaml
 
 
@@ -81,6 +82,11 @@ def _parts(entry):
         yield [f"{key}={value}" for key, value in chosen.items()], given | chosen
 
 
+def executed(name):
+    """Return where the notebook of an execution or a summary lies once it was executed."""
+    return runs.folder() / "executed" / f"{name}.ipynb"
+
+
 def nearest(target, known):
     """Return a sentence that names what is called most like `target`, or all notebooks where nothing is."""
     stems = [Path(path).stem for path in known]
@@ -102,6 +108,8 @@ class Plan:
         os.environ["PRUNING_RUNS"] = os.environ.get("PRUNING_RUNS") or chosen["runs"]
         os.environ["PRUNING_FIGURES"] = os.environ.get("PRUNING_FIGURES") or chosen["figures"]
         self.profile, self.machine = profile, chosen["machine"]
+        self.report = ROOT / (os.environ.get("PRUNING_REPORT") or chosen.get("report", "report")) / "index.html"
+        self.reports = not targets or REPORT in targets
         self.executions = {one.name: one for one in expand(chosen["experiments"], chosen.get("gpu", 0))}
         self.summaries = {  # summary -> figure -> experiments; without the figures of other profiles
             summary: {figure: names for figure, names in figures.items() if set(names) & set(chosen["experiments"])}
@@ -114,12 +122,13 @@ class Plan:
         ]
 
     def _wanted(self, targets):
-        """Return the notebooks that `targets` need; a target is a figure's file or a notebook's."""
+        """Return the notebooks that `targets` need; a target is a figure's file, a notebook's, or the report."""
         needs = {f"notebooks/{one.experiment}.ipynb": {one.experiment} for one in self.executions.values()}
         for summary, figures in self.summaries.items():
             for figure, experiments in figures.items():
                 needs |= {str(path): {summary, *experiments} for path in self._files(figure)}
                 needs.setdefault(f"notebooks/{summary}.ipynb", set()).update([summary, *experiments])
+        needs[REPORT] = set(self.summaries)
         targets = [os.path.relpath(ROOT / target, ROOT) for target in targets] or list(needs)
         for target in targets:
             if target not in needs:
@@ -138,9 +147,10 @@ class Plan:
         return [one for one in self.due if one.experiment in read]
 
     def outdated(self, summary):
-        """Return whether `summary` would show something else than it last did, or a figure is lost."""
+        """Return whether `summary` would show something else than it last did, or something that it drew is lost."""
         last = self.seen(summary).read_text() if self.seen(summary).exists() else ""
-        return bool(last != self.digest(summary) or self.undrawn(summary))
+        lost = self.reports and last and not executed(summary).exists()
+        return bool(last != self.digest(summary) or self.undrawn(summary) or lost)
 
     def undrawn(self, summary):
         """Return the files of figures that are missing although there are records to draw them from."""
