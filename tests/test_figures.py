@@ -1,9 +1,16 @@
 """What figures must show: the right interval, one look per type, nothing of the day in the file."""
 
+import base64
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from matplotlib_inline.backend_inline import configure_inline_support
+from matplotlib_inline.config import InlineBackend
+from PIL import Image
 from scipy import stats
 
 from lib import drawing, evidence, twins
@@ -54,6 +61,39 @@ def test_up_to_five_seeds_each_is_a_line_and_the_mean_a_thick_one(axes):
 def test_more_seeds_are_a_mean_and_a_band(axes):
     drawing.spread(axes, seeds(8), "x", "y", "SWN")
     assert len(axes.lines) == 1 and len(axes.collections) == 1
+
+
+def test_in_a_notebook_figures_are_as_wide_as_a_cell_and_sharp():
+    """By what a kernel does at its first figure, and without a trace in the files that are saved."""
+    shell = InteractiveShell.instance()
+    try:
+        drawing.style()
+        configure_inline_support(shell, "module://matplotlib_inline.backend_inline")
+        figure, _ = plt.subplots(figsize=(drawing.WIDE, 2))
+        shown, about = shell.display_formatter.format(figure)
+        plt.close(figure)
+    finally:
+        InteractiveShell.clear_instance()
+        InlineBackend.clear_instance()
+    pixels = Image.open(io.BytesIO(base64.b64decode(shown["image/png"]))).size[0]
+    assert 980 <= about["image/png"]["width"] <= 1040 and pixels == 2 * about["image/png"]["width"]
+
+
+def saved(folder, dots):
+    """Return the bytes of a figure's two files, drawn on a screen of so many dots an inch."""
+    figure, axes = plt.subplots(figsize=(drawing.WIDE, 2), dpi=dots)
+    axes.plot([0, 1], [0, 1], label="a line")
+    axes.set(xlabel="across", title="a figure")
+    axes.legend()
+    path = drawing.save(figure, folder)
+    plt.close(figure)
+    return path.read_bytes(), path.with_suffix(".pdf").read_bytes()
+
+
+def test_the_screen_changes_no_saved_figure(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNING_FIGURES", str(tmp_path))
+    drawing.style()
+    assert saved("one", 110) == saved("two", 150)
 
 
 def test_types_are_told_apart_by_more_than_colour():

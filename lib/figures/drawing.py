@@ -8,6 +8,8 @@ bootstrap from there on. Published values are hollow markers in front.
 import hashlib
 import itertools
 import os
+import sys
+import warnings
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,6 +19,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import AxLine, Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib_inline.config import InlineBackend
 
 from lib.figures import evidence
 
@@ -87,12 +90,16 @@ MARKERS, DASHES = "os^vDPXd<>h*p8", ("-", "--", ":", "-.")  # of types that have
 
 def style():
     """Set the repository's look for all figures of this kernel: 7 pt, thin frames, no top and right spines."""
+    if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
+        # Two columns are as wide as a cell, and sharp. The warning is of how that class hears of a change.
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            InlineBackend.instance(parent=shell).figure_formats = {"retina"}
     mpl.rcParams.update(
         {
             "font.size": 7, "axes.titlesize": 7, "axes.labelsize": 7, "legend.fontsize": 6.5,
             "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "axes.spines.top": False, "axes.spines.right": False,
             "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "lines.linewidth": 1.4,
-            "lines.markersize": 3, "axes.titlelocation": "left", "legend.frameon": False, "figure.dpi": 110,
+            "lines.markersize": 3, "axes.titlelocation": "left", "legend.frameon": False, "figure.dpi": 150,
             "savefig.dpi": 300, "figure.constrained_layout.use": True, "pdf.fonttype": 42,
         }
     )  # fmt: skip
