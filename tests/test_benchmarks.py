@@ -178,14 +178,14 @@ def test_every_operator_has_the_kind_of_its_work(load):
 
 def test_choices_stand_beside_their_alternatives(load, saved, monkeypatch, capsys):
     choices, stack = load("cpu_choices"), load("toy_stack")
-    for name, value in {"EXAMPLES": 64, "IMAGES": 8, "BATCH": 4, "XOR": 3, "RUNS": 2, "WIDTHS": (120, 130)}.items():
+    for name, value in {"EXAMPLES": 64, "IMAGES": 8, "BATCH": 4, "XOR": 3, "RUNS": 2, "WIDTHS": (310, 320)}.items():
         monkeypatch.setattr(choices, name, value)
     monkeypatch.setattr(stack, "STEPS", 5)
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     choices.main(1, ["threads", "compile", "stack"])
     rows = list(medians(saved("cpu_choices")))
     assert len(rows) == 2 * (3 + 2 + 2)
-    for first, size, second in (("together", "95,520", "one by one"), ("one by one", "103,480", "together")):
+    for first, size, second in (("together", "246,760", "one by one"), ("one by one", "254,720", "together")):
         assert [row for row in rows if size in row] == [f"2 MNIST runs of {size} weights, {w}" for w in (first, second)]
         assert f"weights: the library has {first}; {second} takes" in capsys.readouterr().out or first == "one by one"
 

@@ -73,7 +73,8 @@ def test_a_stack_is_as_wide_as_memory_allows():
     "net, together, descents",
     [
         (nets.MLP([784, 120, 10], ["no-WN"] * 2), 2, 2),
-        (nets.MLP([784, 130, 10], ["no-WN"] * 2), 2, 1),
+        (nets.MLP([784, 310, 10], ["no-WN"] * 2), 2, 2),
+        (nets.MLP([784, 320, 10], ["no-WN"] * 2), 2, 1),
         (nets.MLP([784, 512, 10], ["no-WN"] * 2), 2, 1),
         (nets.MLP([784, 1000, 500, 10], ["no-WN"] * 2), 1, 1),
         (nets.VGG((3, 32, 32), 10, ["no-WN"] * 2, width=4), 2, 2),

@@ -11,8 +11,9 @@ from lib.networks import nets
 # four MNIST networks together each takes 0.5 to 0.6 of the time alone with 51,000 weights, 0.5 to 0.8 with 102,000 to
 # 408,000 (one and two threads), and more than alone with 2.4 million. Of the VGG, forward and backward on one core, a
 # run in a stack of three costs 0.7 of the time alone with 4 filters in the first block (58,000 weights), 1.0 with 8,
-# 1.3 with 16; of nine 0.8, 1.6, 1.6. A descent of one ReLU network is written out (`passes`), which a stack forgoes.
-TOO_LARGE_TO_STACK = {"dense": 500_000, "convolutions": 100_000, "descent": 100_000}
+# 1.3 with 16; of nine 0.8, 1.6, 1.6. A descent of one ReLU network is written out (`passes`), which a stack forgoes: of
+# four with 103,000 or 204,000 weights each takes 0.84 to 1.05 of the time alone on one thread, less on two.
+TOO_LARGE_TO_STACK = {"dense": 500_000, "convolutions": 100_000, "descent": 250_000}
 # An estimate of what training holds: of every parameter itself, its state before an epoch, two moments, a gradient and
 # what is being saved; of every activation its value before and after the rate of a layer, and the gradients of both.
 COPIES, TRACES = 6, 4
@@ -24,9 +25,9 @@ class MemoryWarning(UserWarning):
 
 
 def alone(net, kind=""):
-    """Return whether a CPU trains the runs of `net` one by one; kind: of `TOO_LARGE_TO_STACK`, "" for that of `net`."""
+    """Return whether a CPU trains the runs of `net` one by one; kind: "descent", or "" for what fits."""
     flat = all(layer.weight.dim() == 3 for layer in nets.layers(net).values())
-    most = TOO_LARGE_TO_STACK[kind or ("dense" if flat else "convolutions")]
+    most = TOO_LARGE_TO_STACK[(kind or "dense") if flat else "convolutions"]
     return next(net.parameters()).device.type == "cpu" and nets.parameters_per_run(net) > most
 
 
