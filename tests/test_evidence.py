@@ -70,6 +70,33 @@ def test_most_seeds_is_a_coin_that_is_not_fair():
     assert found["low"] == pytest.approx(stats.beta.ppf(0.025, 93, 8))
 
 
+def test_ranks_are_of_means_and_their_interval_of_seeds_drawn_again():
+    values = np.array([[5.0, 1.0, 3.0, 3.0], [4.0, 2.0, 9.0, 3.0], [6.0, 0.0, 3.0, 3.0]])
+    rank, low, high = evidence.ranks(values)
+    assert rank.tolist() == [1.5, 4, 1.5, 3], "equal means share their ranks"
+    rng, found = np.random.default_rng(1), []
+    for _ in range(4000):
+        drawn = rng.integers(3, size=3)
+        means = [sum(column[k] for k in drawn) for column in values.T]
+        found.append([1 + sum(b > a for b in means) + (sum(b == a for b in means) - 1) / 2 for a in means])
+    expected = np.quantile(found, (0.025, 0.975), axis=0, method="nearest")
+    assert low.tolist() == expected[0].tolist() and high.tolist() == expected[1].tolist()
+    assert (low[1], high[1]) == (4, 4), "who is last in every draw"
+
+
+@pytest.mark.parametrize("n, decided", [(8, True), (5, False)])
+def test_a_duel_is_won_by_a_paired_interval(n, decided):
+    draws = np.random.default_rng(2)
+    values = draws.normal(size=(n, 1)) * 10 + np.array([0.0, 3.0, 0.1]) + draws.normal(size=(n, 3))
+    mean, outcome = evidence.duels(values)
+    for i in range(3):
+        for j in set(range(3)) - {i}:
+            low, high = stats.ttest_rel(values[:, i], values[:, j]).confidence_interval()
+            assert outcome[i, j] == (int(low > 0) - int(high < 0) if decided else 0)
+    assert mean == pytest.approx(values.mean(0)[:, None] - values.mean(0))
+    assert outcome[1, 0] == decided and outcome[0, 2] == 0
+
+
 @pytest.mark.parametrize("value, text", [(-0.004, "0.00"), (-1.25, "−1.25"), (3, "3.00"), (0.846, "0.85")])
 def test_numbers(value, text):
     assert gallery.number(value) == text
@@ -101,7 +128,17 @@ def test_a_part_says_verdicts_figures_and_what_is_missing(monkeypatch, tmp_path)
     assert counted == "| [A title](#made) | 2 | 1 | 0 | 1 | 1 |"
     assert "![key](key.png)\n*Shown.*" in part and "lost" not in part and "nobody" not in part
     assert gallery.rows({"made": part}).splitlines()[2].startswith("| Is it so? | Yes | more is better: 3.50 points")
-    assert gallery.write("other", "A title", "Is it so?", [empty], {}) is None and not (tmp_path / "other.md").exists()
+    assert gallery.write("made", "A title", "Is it so?", [empty], {}) is None, "a part that is there stays"
+    assert part == (tmp_path / "made.md").read_text("utf-8")
+
+
+def test_a_study_without_records_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("PRUNING_FIGURES", str(tmp_path))
+    assert gallery.write("made", "A title", "Is it so?", [gallery.claim("nobody ran it", np.empty(0))], {}) is None
+    part = (tmp_path / "made.md").read_text("utf-8")
+    assert part == "## A title\n\n**Is it so?** Not run. `./run_all.sh` makes its records.\n"
+    assert gallery.rows({"made": part}).splitlines()[2].startswith("| Is it so? | Not run | `./run_all.sh` makes")
+    assert len(gallery.section({"made": part}).split("|\n")) == 3 and part in gallery.section({"made": part})
 
 
 def test_only_what_stands_between_the_markers_is_replaced(monkeypatch, tmp_path):

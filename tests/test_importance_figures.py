@@ -40,7 +40,7 @@ def save(experiment, kind, seeds, content, **parameters):
     """Save a record for every seed, with `content(kind, seed)` and the notebook's defaults but for `parameters`."""
     run = runs.open_run(experiment, runs.declared(experiment) | {"type": kind, "seed": seeds} | parameters)
     for seed, _ in run.todo:
-        run.save(type=kind, seed=seed, scores={}, **content(kind, seed))
+        run.save(type=kind, seed=seed, **{"scores": {}} | content(kind, seed))
 
 
 @pytest.fixture(scope="module")

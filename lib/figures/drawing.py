@@ -61,6 +61,15 @@ LOOKS = {  # type -> (label, colour, marker, dashes)
     "contribution": ("contribution", BLUE, "o", "-"),
     "worst": ("worst first", RED, "v", "--"),
     "magnitude": ("magnitude", CYAN, "X", "--"),
+    # Of the arena, where the ends of names say what is pruned, and when.
+    "magnitude_layer": ("magnitude by layer", PURPLE, "^", "-."),
+    "lamp": ("LAMP", BLUE, "s", "-"),
+    "taylor": ("Taylor", GREEN, "v", "--"),
+    "hessian": ("Hessian", RED, "P", ":"),
+    "dpp": ("DPP", YELLOW, "*", "-"),
+    "growth": ("growth", RED, "s", "-."),
+    "outgoing_l1": ("outgoing L1", PURPLE, "v", "-"),
+    "fpgm": ("FPGM", GREEN, "^", "-"),
     # Ablations of PHEW: another walk, other kernels, another start, other weights under the mask.
     "inverse": ("inverse", RED, "v", ":"),
     "uniform": ("uniform", GREEN, "^", "--"),
@@ -209,12 +218,13 @@ def legend(place, **options):
     place.legend(shown.values(), shown, **options)
 
 
-def log_ticks(axes):
-    """Make the y axis logarithmic, its ticks plain numbers."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+def log_ticks(axes, which="y"):
+    """Make the axis `which`, x or y, logarithmic, its ticks plain numbers."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def share_ticks(axes):

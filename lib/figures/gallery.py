@@ -15,7 +15,7 @@ from lib.records import disk
 
 GALLERY, README = drawing.ROOT / "figures" / "README.md", drawing.ROOT / "README.md"
 COUNTED = re.compile(r"Claims: (\d+)\. Confirmed: (\d+)\. Refuted: (\d+)\. Undecided: (\d+), of which (\d+)")
-SENTENCE = re.compile(r"\*\*(?P<question>[^*]+\?)\*\* (?P<verdict>\w+)\. (?P<number>[^\n]*)")
+SENTENCE = re.compile(r"\*\*(?P<question>[^*]+\?)\*\* (?P<verdict>[\w ]+)\. (?P<number>[^\n]*)")
 
 
 def claim(text, gains, than=0.0, digits=2, unit=" points", main=False):
@@ -107,11 +107,14 @@ def write(study, title, question, claims, figures, *blocks, missing=()):
 
     claims: rows of `claim` and `share`; the README tells the first decided main one. figures: name -> what it shows;
     the first is the key figure, those that are not there are left out. blocks: tables and sentences from records.
-    missing: what was not run. Without any claim nothing is written, and None returned.
+    missing: what was not run. Without any claim None is returned, and what is written says that nothing was run; a part
+    that is there stays.
     """
-    claims = [one for one in claims if one["n"]]
+    claims, path = [one for one in claims if one["n"]], drawing.folder() / f"{study}.md"
     if not claims:
         print(f"{study}: nothing is claimed, no run has a record yet")
+        if not path.exists():
+            _put(path, f"## {title}\n\n**{question}** Not run. `./run_all.sh` makes its records.\n")
         return None
     main = [one for one in claims if one["main"]] or claims[:1]
     rest = [one for one in claims if one not in main]
@@ -124,9 +127,14 @@ def write(study, title, question, claims, figures, *blocks, missing=()):
     more = [folded("All claims", claims_table(rest))] if rest else []
     more += [folded("More figures", *shown[1:])] if shown[1:] else []
     text = "\n\n".join([*lines, *shown[:1], tally(claims), claims_table(main), *blocks, *more]) + "\n"
-    drawing.folder().mkdir(parents=True, exist_ok=True)
-    disk.put(drawing.folder() / f"{study}.md", text.encode())
-    if drawing.folder() == GALLERY.parent:
+    return _put(path, text)
+
+
+def _put(path, text):
+    """Return `text`, now the part at `path`; gallery and README hold it, if it is one of theirs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    disk.put(path, text.encode())
+    if path.parent == GALLERY.parent:
         include()
     return text
 

@@ -20,6 +20,12 @@ def largest_group(experiment, free=(), **where):
     return _commonest(_found(experiment, where), free)
 
 
+def comparable(records):
+    """Return those of `records` that differ in nothing but seed, type and how they were computed, the largest set."""
+    setting = _commonest(records, ())
+    return [record for record in records if _setting(record, ()) == setting]
+
+
 def deepest_group(experiment, **where):
     """Return what `largest_group` does, of the records that went deepest with enough seeds of two types to decide.
 

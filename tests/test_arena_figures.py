@@ -1,0 +1,302 @@
+"""The arena's summary: its leaderboard by plain loops over files, its panels and sentences from hand-made records."""
+
+import json
+import math
+import re
+from collections import defaultdict
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lib import drawing, provenance, runs
+from lib.studies.arena import bout, figures
+from tests.test_importance_figures import bars, lines, save
+from tests.test_summaries import summarised
+
+KEPT = sorted(provenance.kept(runs.ROOT, runs.ROOT / "runs/arena"))
+SPARSITIES, SEEDS = [0.8, 0.9, 0.95], range(1, 9)
+KINDS = {  # type -> test error in % at 80 %, what it is of, when, live hidden units
+    "none": (3, "control", "after", [1024] * 3),
+    "small": (6, "control", "before", [205, 102, 51]),
+    "random_units": (7, "units", "after", [205, 102, 51]),
+    "contribution": (5.9, "units", "after", [205, 102, 51]),
+    "magnitude_units": (5.6, "units", "after", [205, 102, 51]),
+    "magnitude": (3.5, "weights", "after", [1000, 900, 700]),
+    "lamp": (3.55, "weights", "after", [1000, 900, 700]),
+    "random": (9, "weights", "after", [1024] * 3),
+    "snip_init": (4.5, "weights", "before", [900, 700, 500]),
+    "magnitude_gradual": (4.2, "weights", "during", [900, 700, 500]),
+}
+
+
+def content(kind, seed):
+    """Return what a record holds: errors that grow with sparsity, and differ by seed and by type."""
+    error, of, when, live = KINDS[kind]
+    number = list(KINDS).index(kind)
+    draw = np.random.default_rng([seed, number])
+    accuracy = np.full((2, 3, 3), np.nan)
+    accuracy[0, 2] = 1 - (error * np.array([1, 1.2, 1.5]) + 0.3 * np.sin(seed) + 0.1 * draw.normal(size=3)) / 100
+    accuracy[0, 0] = accuracy[0, 2] - 0.1 if when == "after" else np.nan
+    accuracy[1, 2, 2] = accuracy[0, 2, 2] - 0.002 * (kind != "lamp") + 0.002 * draw.normal()
+    if of != "weights" or when == "during":
+        accuracy[1] = np.nan
+    true = np.zeros(3) if kind == "none" else np.array(SPARSITIES)
+    arrays = {"accuracy": accuracy, "held_out_accuracy": accuracy[:, 2] + 0.001 * draw.normal(size=(2, 3)),
+              "live_units": np.stack([live, [10] * 3], 1), "macs": 794.0 * np.array(live), "true_sparsity": true,
+              "effective_sparsity": true}  # fmt: skip
+    return {
+        "arrays": {name: (values, bout.AXES.get(name, ("sparsity",))) for name, values in arrays.items()},
+        "axes": {"sparsity": SPARSITIES, "mask": list(bout.MASKS), "stage": list(bout.STAGES),
+                 "layer": ["layers.0", "layers.1"]},
+        "scores": {"of": of, "when": when}, "cost": {"mask_seconds": 0.25, "dense_macs": 794 * 1024},
+    }  # fmt: skip
+
+
+def measured(kind, seed):
+    """Return a record of `sparse_speed`: a millisecond is a million multiplications, of many images ten thousand."""
+    macs = np.tile(794.0 * np.array([1024, 512, 102, 16]), (4, 1))
+    took = np.stack([macs / 1e6, macs / 1e4], -1)[..., None] * [1.0, 0.9, 1.1]
+    shape = ("whole", "asked", "batch", "quantile")
+    axes = {"whole": ["weight", "neuron", "block", "two_of_four"], "asked": [0.0, 0.5, 0.9, 0.98], "batch": [1, 256],
+            "quantile": ["median", "low", "high"]}  # fmt: skip
+    return {"arrays": {"macs": (macs, shape[:2]), "latency": (took, shape)}, "axes": axes}
+
+
+@pytest.fixture(scope="module")
+def records(shared_runs):
+    for kind in KINDS:
+        save("arena", kind, list(SEEDS), content, sparsities=SPARSITIES)
+    save("arena", "growth", [1, 2], lambda kind, seed: content("contribution", seed + 50), sparsities=SPARSITIES)
+    save("arena", "lamp", [1, 2], content, sparsities=SPARSITIES, epochs=5)
+    save("sparse_speed", "shrunk", [1], measured, hidden=[1024], sparsities=[0.0, 0.5, 0.9, 0.98])
+    save("sparse_speed", "shrunk", [1], measured, hidden=[512], sparsities=[0.0, 0.5, 0.9, 0.98])
+    return figures.groups()["MNIST, MLP 1024"]
+
+
+@pytest.fixture(scope="module")
+def frame(records):
+    return figures.whole(figures.rows(records))[0]
+
+
+@pytest.fixture(scope="module")
+def here(frame):
+    return frame[frame["sparsity"] == 0.95]
+
+
+@pytest.fixture(scope="module")
+def table(here):
+    return figures.ladder(here)
+
+
+@pytest.fixture
+def axes():
+    drawing.style()
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close("all")
+
+
+# ---- the leaderboard by plain loops
+
+
+def literal(paths, dataset):
+    """Return {type: (rank, tuned, sd, own - shuffled, won, tied, lost)} of the MLP 1024 at 95 %, from files alone."""
+    groups = defaultdict(dict)
+    for path in sorted(paths):
+        document = json.loads(path.read_text("utf-8"))
+        p = document["parameters"]
+        if (p["net"], p["dataset"], p["hidden"], p["level"]) != ("mlp", dataset, [1024], 0.0):
+            continue
+        with np.load(path.with_name(f"{path.name.removesuffix('.json')}.npz")) as arrays:
+            own, shuffled = arrays["accuracy"][:, 2, document["axes"]["sparsity"].index(0.95)]
+        setting = json.dumps({key: value for key, value in p.items() if key not in runs.OPERATIONAL}, sort_keys=True)
+        groups[setting][document["type"], document["seed"]] = 100 * float(own), 100 * float(shuffled)
+    found = max(groups.values(), key=len)
+    seeds = {kind: [seed for other, seed in found if other == kind] for kind, _ in found}
+    most = max(map(len, seeds.values()))
+    kinds = [kind for kind in seeds if len(seeds[kind]) == most]
+    tuned = {kind: [found[kind, seed][0] for seed in sorted(seeds[kind])] for kind in kinds}
+    lines = {}
+    for kind in kinds:
+        mean = sum(tuned[kind]) / most
+        rank = 1 + sum(sum(tuned[other]) / most > mean for other in kinds)
+        gap = sum(own - shuffled for (other, _), (own, shuffled) in found.items() if other == kind) / most
+        fate = {1: 0, 0: 0, -1: 0}
+        for other in set(kinds) - {kind}:
+            low, high = stats.ttest_rel(tuned[kind], tuned[other]).confidence_interval()
+            fate[1 if low > 0 else -1 if high < 0 else 0] += 1
+        spread = math.sqrt(sum((one - mean) ** 2 for one in tuned[kind]) / most)
+        lines[kind] = rank, mean, spread, gap, *fate.values()
+    return lines
+
+
+def told(part, title):
+    """Return what a part of the gallery says of a network, {type as it is called: the cells of its row}."""
+    (board,) = re.findall(rf"{title}, 95% pruned: accuracies[^\n]*\n\n((?:\|[^\n]*\n)+)", part)
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in board.strip().split("\n")[2:]]
+    return {row[1]: row for row in rows}
+
+
+MADE, FASHION = ("mnist", "MNIST, MLP 1024"), ("fashion_mnist", "FashionMNIST, MLP 1024")
+
+
+@pytest.mark.parametrize("where, dataset, title", [("made", *MADE), ("kept", *MADE), ("kept", *FASHION)])
+def test_the_leaderboard_is_that_of_plain_loops(where, dataset, title, records, monkeypatch, tmp_path):
+    """Of records made here, and of those that git keeps, beside the part of the gallery that it keeps."""
+    if where == "made":
+        monkeypatch.setenv("PRUNING_FIGURES", str(tmp_path))
+        monkeypatch.setattr(plt.Figure, "savefig", lambda figure, path, **_: path.touch())
+        summarised("summary_arena")
+        paths, part = (runs.folder() / "arena").glob("*.json"), (tmp_path / "arena.md").read_text("utf-8")
+    else:
+        paths, part = KEPT, (runs.ROOT / "figures/arena.md").read_text("utf-8")
+        if not KEPT:
+            assert "Not run." in part
+            pytest.skip("git keeps no record of it")
+    found, lines = told(part, title), literal(paths, dataset)
+    assert set(found) == {figures.label(kind) for kind in lines}
+    for kind, (rank, mean, spread, gap, *fate) in lines.items():
+        row = [cell.replace("−", "-") for cell in found[figures.label(kind)]]
+        assert float(row[0].split(" (")[0]) == rank and row[7] == " / ".join(map(str, fate)), kind
+        assert [float(cell) for cell in row[5].split(" ± ")] == pytest.approx([mean, spread], abs=0.0051)
+        assert row[6] == "" if math.isnan(gap) else float(row[6]) == pytest.approx(gap, abs=0.0051)
+
+
+# ---- rows
+
+
+def test_a_group_is_the_largest_set_of_comparable_records(records):
+    assert len(records) == 8 * len(KINDS) + 2 and {record.parameters["epochs"] for record in records} == {3}
+    assert list(figures.groups()) == ["MNIST, MLP 1024"]
+
+
+def test_only_types_with_all_seeds_are_ranked(records, frame):
+    kept, few = figures.whole(figures.rows(records))
+    assert few == {"growth": 2} and set(kept["type"]) == set(KINDS)
+
+
+def test_rows_by_hand(frame):
+    one = frame.query("type == 'magnitude' and seed == 3 and sparsity == 0.95").iloc[0]
+    accuracy = 100 * content("magnitude", 3)["arrays"]["accuracy"][0][:, :, 2]
+    expected = [accuracy[0, 0], accuracy[0, 2], accuracy[1, 2], 100 - accuracy[0, 2], 95, 100 * 700 / 1024]
+    np.testing.assert_allclose(one[["raw", "tuned", "shuffled", "error", "true", "macs"]].astype(float), expected, 1e-5)
+    assert one["work"] == 784 * 700 + 700 * 10 and one["family"] == "after" and np.isnan(one["reweighted"])
+    families = frame.groupby("type")["family"].first().to_dict()
+    assert families["small"] == families["none"] == "control" and families["random_units"] == "units"
+    assert families["snip_init"] == families["magnitude_gradual"] == "early"
+
+
+def test_a_ghost_is_the_rank_of_shuffled_masks_among_the_others(table, here):
+    means = here.groupby("type")[["tuned", "shuffled"]].mean()
+    others = means["tuned"].drop("magnitude")
+    assert table["ghost"]["magnitude"] == 1 + (others > means["shuffled"]["magnitude"]).sum()
+    assert np.isnan(table["ghost"]["small"]) and table.index[0] == "none" and table.index[-1] == "random"
+
+
+@pytest.mark.parametrize(
+    "kind, label",
+    [("magnitude_init", "magnitude at start"), ("magnitude_gradual", "magnitude gradually"),
+     ("taylor_units", "Taylor units"), ("magnitude_layer", "magnitude by layer"), ("mine", "mine")],
+)  # fmt: skip
+def test_what_types_are_called(kind, label):
+    assert figures.label(kind) == label
+
+
+def test_no_two_types_of_a_family_look_alike():
+    from lib.studies.arena import entrants
+
+    looks = defaultdict(list)
+    for kind, one in entrants.entrants().items():
+        looks[one.of, one.when].append(figures.look(kind)[1:])
+    assert all(len(set(each)) == len(each) for each in looks.values())
+    assert len({figures.label(kind) for kind in entrants.entrants()}) == len(entrants.entrants())
+
+
+# ---- panels
+
+
+def test_the_ranking_has_a_row_for_every_type(axes, table):
+    figures.ranking(axes, table)
+    assert [text.get_text() for text in axes.get_yticklabels()] == [figures.label(kind) for kind in table.index]
+    x, y, ends = bars(axes)["units, after training"]
+    own = table[table["family"] == "units"]
+    np.testing.assert_allclose(x, own["rank"])
+    assert list(y) == [list(table.index).index(kind) for kind in own.index]
+    assert [text.get_text() for text in axes.texts] == [f"{error:.2f}" for error in table["error"]]
+
+
+def test_errors_stand_beside_the_controls_in_every_panel(axes, frame):
+    figures.errors(axes, frame, "after")
+    drawn = lines(axes)
+    assert set(drawn) == {"not pruned", "trained small", "magnitude", "LAMP", "random"}
+    means = frame[frame["type"] == "lamp"].groupby("sparsity")["error"].mean()
+    np.testing.assert_allclose(drawn["LAMP"], [[0.05, 0.1, 0.2], means.to_numpy()[::-1]])
+    assert axes.get_xscale() == axes.get_yscale() == "log" and axes.xaxis.get_inverted()
+
+
+def test_the_matrix_is_red_below_and_blue_above(axes, here, table):
+    decided = figures.matrix(axes, here, table)
+    shown = np.asarray(axes.images[0].get_array())
+    assert (shown == -shown.T).all() and (shown[0, 1:] == 1).all() and (shown[-1, :-1] == -1).all()
+    assert decided == (shown == 1).sum() == table["wins"].sum()
+
+
+def test_milliseconds_lie_between_measured_ones(records):
+    measured = figures.speeds(records)
+    assert measured.groupby("batch").size().to_dict() == {1: 4, 256: 4}, "of another network there is nothing to take"
+    found = figures.timed(pd.DataFrame({"work": [794 * 1024, 794 * 300, 794, 0, np.nan]}), measured.query("batch == 1"))
+    np.testing.assert_allclose(found["ms"], [0.794 * 1.024, 0.794 * 0.3, np.nan, np.nan, np.nan])
+    assert figures.timed(found, measured[:0])["ms"].isna().all()
+
+
+def test_the_front_is_what_nothing_is_cheaper_and_better_than(axes):
+    found = pd.DataFrame({"type": list("abcde"), "family": "units", "sparsity": 0.9, "ms": [1, 2, 2, 3, np.nan],
+                          "error": [5.0, 4, 3, 3, 1]})  # fmt: skip
+    best = figures.front(axes, found, "ms")
+    assert list(best["type"]) == ["a", "c"]
+    assert figures.cheapest(best, "time") == (
+        "- By time nothing is both cheaper and better than, from cheap to good: a at 90%, c at 90%."
+    )
+
+
+# ---- words
+
+
+def test_winners_are_chosen_on_the_holdout_and_controls_win_nothing(table, here):
+    held_out = here.groupby("type")["held_out"].mean()
+    assert figures.winners(table) == {
+        "units": "magnitude_units", "after": held_out[["magnitude", "lamp"]].idxmax(), "early": "magnitude_gradual",
+    }  # fmt: skip
+
+
+def test_claims_are_of_winners_against_what_costs_nothing(here, table):
+    found = figures.claims("X", here, table, True)
+    said = {one["text"]: one for one in found}
+    one = said["X: magnitude units, the best on the holdout, is above random units"]
+    assert one["main"] and one["verdict"] == "confirmed" and one["n"] == 8
+    own = {name: here[here["type"] == name].set_index("seed")["tuned"] for name in ("magnitude_units", "random_units")}
+    assert one["mean"] == pytest.approx((own["magnitude_units"] - own["random_units"]).mean())
+    assert {text for text in said if "shuffled" in text} == {
+        f"X: {kind} is above its own masks, shuffled" for kind in ("magnitude", "LAMP", "SNIP at start")
+    }
+    assert not any(one["main"] for one in figures.claims("X", here, table, False))
+
+
+def test_a_reading_names_ties_and_controls_that_win(here, table):
+    said = figures.reading("X", here, table)
+    assert said.startswith("**X**, n = 8:\n\n- Of 45 pairs ")
+    assert "The control random is below every method." in said
+    assert "correlate by 1.00 (Spearman)" in said
+    worse = here.assign(tuned=here["tuned"].where(here["type"] != "small", 99.0 + here["seed"] / 100))
+    assert "The control trained small is above magnitude, LAMP" in figures.reading("X", worse, figures.ladder(worse))
+
+
+def test_networks_agree_by_the_rank_correlation_of_their_types(table):
+    other = table.assign(tuned=-table["tuned"]).drop(index="none")
+    assert figures.agreement({"A": table, "B": other}) == [
+        f"The orders of A and B correlate by −1.00 (Spearman, {len(KINDS) - 1} types)."
+    ]
+    assert figures.agreement({"A": table}) == figures.agreement({"A": table, "B": table[:2]}) == []
