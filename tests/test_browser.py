@@ -123,9 +123,10 @@ def wait_for(port, server):
 
 
 def run_all(tab, address):
-    """Open a notebook and run all of its cells by the menu."""
+    """Open a notebook and, once its kernel has started, run all of its cells by the menu."""
     tab.goto(address)
     tab.locator(".jp-NotebookPanel .jp-CodeCell").first.wait_for()
+    tab.locator("#jp-main-statusbar", has_text="Idle").wait_for()  # before that the menu runs nothing
     tab.locator("#jp-MainMenu >> text=Run").first.click()
     tab.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
 
