@@ -4,6 +4,7 @@ A chain of layers is an `nn.Sequential` of torch's own modules; `Graph` and the 
 torch.nn has no module for. All are traced by torch.fx and by torch.export, and pickled by torch.save.
 """
 
+import copy
 import inspect
 from collections import OrderedDict
 from pathlib import Path
@@ -11,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lib.errors import RecordError, listed
+from lib.errors import ParameterError, RecordError, listed
 from lib.kernels import twins
 from lib.records import disk
 
 FILE = "network.safetensors"
+ONNX = "network.onnx"
 FORMAT = 2
 
 
@@ -262,6 +264,26 @@ def load(folder):
             f"Delete it, and shrink and save the network again."
         ) from error
     return laid_out(module)
+
+
+@torch.no_grad()
+def onnx(module, folder, inputs):
+    """Return the file `network.onnx` in `folder`: the module as ONNX, of x `(N, inputs)` for any N, in eval() mode.
+
+    ParameterError where onnx and onnxscript, which torch needs for it, are not installed.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ParameterError("onnx files need two more packages: pip install onnx onnxscript onnxruntime") from error
+    path = Path(folder).expanduser() / ONNX
+    disk.assert_writable(path.parent)
+    twin = copy.deepcopy(module).cpu().eval()
+    x = torch.zeros(2, inputs, dtype=next(module.parameters()).dtype)
+    names = {"input_names": ["x"], "output_names": ["logits"], "dynamic_shapes": ({0: torch.export.Dim("N")},)}
+    torch.onnx.export(twin, (x,), disk.new(path), dynamo=True, external_data=False, verbose=False, **names)
+    disk.move(disk.new(path), path)
+    return path
 
 
 def parameters(module):

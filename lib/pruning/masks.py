@@ -3,6 +3,9 @@
 import numpy as np
 import torch
 
+from lib.errors import listed
+from lib.pruning.hops import unwrapped
+
 ROUNDINGS = ("nearest", "prune_floor", "keep_floor", "percentile")
 SCOPES = ("layer", "global", "unit")
 # Products such as 0.05 * 1020 carry a rounding error of a few 1e-15; it must not decide a count.
@@ -201,12 +204,16 @@ def _trailing(mask, weight):
 
 @torch.no_grad()
 def apply_(net, masks):
-    """Zero, in place, everything that `masks` prune. The network must be folded: masks act on plain weights."""
-    parameters = dict(net.named_parameters())
+    """Zero, in place, everything that `masks` prune, in a folded stack or any torch module; ValueError for misfits."""
+    parameters = dict(unwrapped(net).named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
-        if getattr(net.get_submodule(name.rpartition(".")[0]), "normalised", False):
+        wanted = f"bool {tuple(parameters[name].shape)}" if name in parameters else f"one of {listed(parameters)}"
+        if f"{str(mask.dtype).removeprefix('torch.')} {tuple(mask.shape)}" != wanted:
+            raise ValueError(f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}; it must be {wanted}")
+        if getattr(unwrapped(net).get_submodule(name.rpartition(".")[0]), "normalised", False):
             raise ValueError(f"{name} is normalised; masks act on plain weights: take nets.fold(net), a plain copy")
-        parameters[name].masked_fill_(~mask, 0)
+    for name, mask in masks.items():
+        parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
     return net
 
 

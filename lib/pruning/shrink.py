@@ -68,10 +68,10 @@ def unshrunk(net, masks=None, run=0):
 
 def _parts(net, masks, run):
     """Return the `Part`s of one run, in the order of the forward pass."""
-    count = nets.runs(net)
+    inside, count = _inside(net), nets.runs(net)
     if not 0 <= run < count:
         raise ValueError(f"run is {run}; the stack has runs 0 to {count - 1}")
-    kept, inside = paths.complete(masks, nets.weights(net)), _inside(net)
+    kept = paths.complete(masks, nets.weights(net))
     return [_part(net, hop, {**masks, **kept}, run, inside.get(hop.layer, [])) for hop in nets.graph(net)]
 
 
@@ -121,7 +121,10 @@ def _inside(net):
     """Return the modules between a node and the layer that reads it, `{layer: [modules]}`, where there are any."""
     kind = type(net).__name__
     if kind not in INSIDE:
-        raise ValueError(f"{kind} is not known to lib/pruning/shrink.py; known are {list(INSIDE)}")
+        raise ValueError(
+            f"{kind} is not known to lib/pruning/shrink.py; known are {list(INSIDE)}. From other torch modules "
+            f"Torch-Pruning takes units out: torch_pruning.DependencyGraph().build_dependency(module, x)"
+        )
     return INSIDE[kind](net)
 
 
