@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 import lib.draws  # noqa: F401  (a module that can change a number)
-from lib import parameters, provenance, runs, store
+from lib import parameters, provenance, runs, store, tables
 from lib.errors import RecordError
 from tests.test_open_run import DEFAULTS, PARAMETERS, opened, save_all, write_notebook
 
@@ -61,6 +61,17 @@ def test_an_edited_cell_gives_another_name(root, saved):
     assert run.todo == [(1, "EWN")] and run.path("EWN", 1).name == "EWN-1;epochs=3.json"
     assert opened(epochs=5).done == [(1, "EWN")], "what the name without epochs has always meant"
     assert runs.missing("toy", {}) == [] and runs.missing("toy", {"epochs": 3}) == [(1, "EWN")]
+
+
+def test_a_parameter_that_came_later_has_its_default_in_older_records(root):
+    save_all(opened())
+    write_notebook(root, "a = 1", "b = 2", parameters=PARAMETERS + "extra: int = 3\n")
+    parameters.freeze(root / "notebooks")
+    for seed, extra in ((2, 3), (3, 4)):
+        save_all(runs.open_run("toy", DEFAULTS | {"seed": seed, "extra": extra}, type=["EWN"], dataset=["mnist"]))
+    assert [record.seed for record in runs.records("toy", extra=3)] == [1, 2]
+    assert [record.seed for record in runs.records("toy", extra=4)] == [3]
+    assert tables.largest_group("toy")["extra"] == 3, "the first two are of one group"
 
 
 def test_an_edited_kind_is_refused(root):

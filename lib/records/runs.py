@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -318,13 +319,16 @@ def _now() -> str:
 def records(experiment: str, **where) -> list[Record]:
     """Return the finished records of an experiment by type and seed; RecordError if any of them is broken.
 
-    `where` keeps those whose type, seed or parameter has this value, or one of a list of values.
+    `where` keeps those whose type, seed or parameter has this value, or one of a list of values. A parameter that came
+    after a record was made has its default there, as the record's name says.
     """
     place = folder() / experiment
     if not place.exists():
         naming.code_cells(_notebook(experiment))  # not run yet is no error; a misspelt name is
     recover(place)
+    known = without(scientific(naming.frozen(_notebook(experiment))), {"seed", "type"})
     found = [read(path) for path in storage.files(place)]
+    found = [replace(record, parameters=known | record.parameters) for record in found]
     found.sort(key=lambda record: (record.type, int(str(record.seed).split("..")[0]), record.name))
     return storage.select(found, where)
 
