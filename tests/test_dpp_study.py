@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import nets, once, sets
+from lib import nets, once, runs, sets
 from lib.errors import RecordError
 from lib.studies.dpp import committee, committee_study, kinds, study
 
@@ -85,6 +85,15 @@ def test_networks_with_dropout_are_others():
     plain = lab(epochs=1).dense()
     assert len(dropped.drops) == 1 and len(plain.drops) == 0
     assert not torch.allclose(dropped.layers[0].weight, plain.layers[0].weight)
+
+
+def test_networks_with_dropconnect_are_others_and_have_their_own_file():
+    dropped, plain = lab(dropconnect=0.5, epochs=1).dense(), lab(epochs=1).dense()
+    assert dropped.connect.chance == 0.5 and plain.connect is None
+    assert not torch.allclose(dropped.layers[0].weight, plain.layers[0].weight)
+    files = {path.parent.name for path in runs.folder().glob("trained/*/*/*") if "epochs=1;" in path.parent.name}
+    assert len({name for name in files if "dropconnect=0.5" in name}) == 2, "one for each seed"
+    assert any("dropconnect" not in name for name in files), "names of others are as they were"
 
 
 def test_weights_come_from_the_studys_checkpoints(tmp_path):

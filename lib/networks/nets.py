@@ -13,7 +13,7 @@ from torch import nn
 
 from lib.kernels import twins
 from lib.networks import inits
-from lib.networks.layers import BatchNorm, Conv2d, Dropout, Layer, Linear
+from lib.networks.layers import BatchNorm, Conv2d, DropConnect, Dropout, Layer, Linear
 
 
 def relu(z):
@@ -64,12 +64,13 @@ class MLP(nn.Module):
 
     `norm` names every run's type (EWN, SWN, no-WN), one text that of one run; hidden layers follow it, the output layer
     only with `normalise_output`. `bias` is of the hidden layers, `output_bias` of the last. `dropout` is the chance at
-    which, while training, a hidden unit is dropped.
+    which, while training, a hidden unit is dropped, `dropconnect` that of a weight of the first layer.
     """
 
     def __init__(
-        self, sizes, norm, activation="relu", bias=True, output_bias=False, normalise_output=False, dropout=0.0
-    ):
+        self, sizes, norm, activation="relu", bias=True, output_bias=False, normalise_output=False, dropout=0.0,
+        dropconnect=0.0,
+    ):  # fmt: skip
         super().__init__()
         norm = _types(norm)
         runs, last = len(norm), len(sizes) - 2
@@ -79,12 +80,16 @@ class MLP(nn.Module):
             for k, (i, o) in enumerate(zip(sizes, sizes[1:], strict=False))
         )
         self.drops = nn.ModuleList(Dropout(runs, dropout) for _ in self.layers[:-1] if dropout)
+        self.connect = DropConnect(runs, dropconnect) if dropconnect else None
         self.activation = activation
 
     def forward(self, x):
         act, rectified = ACTIVATIONS[self.activation], self.activation == "relu" and self.layers[-1].steps
         for k, layer in enumerate(self.layers[:-1]):
-            x = layer(x, rectified=True) if rectified else act(layer(x))
+            if self.connect and k == 0:
+                x = act(self.connect(layer, x))
+            else:
+                x = layer(x, rectified=True) if rectified else act(layer(x))
             x = self.drops[k](x) if self.drops else x
         return self.layers[-1](x)
 

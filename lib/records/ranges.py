@@ -17,7 +17,7 @@ COUNT, SOME, SIZE, SHARE, SEED = "[1, 2^31)", "[0, 2^31)", "[1, 65536]", "[0, 1)
 RANGES = {
     "seed": SEED, "published_seed": SEED, "stack": SOME,
     "width": SIZE, "hidden": SIZE, "latent": SIZE, "inputs": SIZE, "students": "[1, 1000]", "teachers": "[1, 1000]",
-    "depths": "[1, 100]", "dropout": SHARE,
+    "depths": "[1, 100]", "dropconnect": SHARE, "dropout": SHARE,
     "train_examples": SOME, "batch_size": COUNT, "watch": SOME, "examples_per_class": COUNT, "tests": "[500, 2^31)",
     "samples": "[500, 2^31)", "examples": "[500, 2^31)", "batches": COUNT, "noise": "[0, 1000]",
     "epochs": "[1, 1000000]", "retrain_epochs": "[0, 1000000]", "prune_epochs": "[0, 1000000]", "drops": SOME,

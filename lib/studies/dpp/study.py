@@ -33,22 +33,28 @@ YARDSTICK = "median"  # the beta by which sets are called diverse, whatever beta
 def build(lab):
     """Return sigmoid networks as they start, one per seed: Xavier-uniform, biases zero."""
     sizes = [lab.train[0].shape[-1], *lab.hidden, int(lab.train[1].max()) + 1]
-    net = nets.MLP(sizes, ["no-WN"] * len(lab.seeds), "sigmoid", output_bias=True, dropout=lab.dropout)
+    dropped = {"dropout": lab.dropout, "dropconnect": lab.dropconnect}
+    net = nets.MLP(sizes, ["no-WN"] * len(lab.seeds), "sigmoid", output_bias=True, **dropped)
     return nets.init_(net, lab.seeds, "xavier_uniform")
 
 
 @dataclass(kw_only=True)
 class Lab(frame.Lab):
-    """What all types share: see `frame.Lab`. hidden: units of the hidden layers; dropout: of them."""
+    """What all types share: see `frame.Lab`. hidden: units of the hidden layers; dropout: of them.
+
+    dropconnect: of the weights of the first layer, instead or besides.
+    """
 
     build: Callable = build
     hidden: tuple = (500,)
     dropout: float = 0.0
+    dropconnect: float = 0.0
     epochs: int = 40
 
     def dense(self, weights=""):
         """Return the trained networks: trained now or some time before, or copies of what the file `weights` holds."""
         of = {"hidden": list(self.hidden), "dropout": self.dropout}
+        of |= {"dropconnect": self.dropconnect} if self.dropconnect else {}
         if weights:
             recipe = self.recipe | {"type": "dense", "epochs": self.epochs} | of
             return from_file(weights, self.network(), recipe)
