@@ -200,3 +200,38 @@ def test_wrong_calls_of_learning_are_errors(change, message):
 def test_samples_come_in_whole_draws(count):
     with pytest.raises(ValueError, match="multiples of 500"):
         committee.many(1, INPUTS, count)
+
+
+def test_a_soft_committee_has_outgoing_weights_of_one_that_stay():
+    student, teacher = committee.students([3], INPUTS, UNITS, soft=True), committee.teachers([3], INPUTS, 2, 1.0)
+    assert student.layers[1].weight.unique().tolist() == teacher.layers[1].weight.unique().tolist() == [1.0]
+    plain, _ = pair([3])
+    assert torch.equal(student.layers[0].weight, plain.layers[0].weight), "w starts as in any other student"
+    committee.learn_(student, teacher, [3], [0.0], COUNT, LR, bar=False, soft=True)
+    assert student.layers[1].weight.unique().tolist() == [1.0]
+    w = committee.students([3], INPUTS, UNITS, soft=True).layers[0].weight[0].detach().double().numpy()
+    w, w_star = w * math.sqrt(INPUTS), teacher.layers[0].weight[0].detach().double().numpy() * math.sqrt(INPUTS)
+    erf = np.vectorize(math.erf)
+    for x, _ in zip(*gathered(3, INPUTS, COUNT), strict=True):
+        h = w @ x / math.sqrt(INPUTS)
+        wrong = erf(h / math.sqrt(2)).sum() - erf(w_star @ x / math.sqrt(2 * INPUTS)).sum()
+        w = w - LR / math.sqrt(INPUTS) * wrong * (math.sqrt(2 / math.pi) * np.exp(-h * h / 2))[:, None] * x
+    np.testing.assert_allclose(student.layers[0].weight[0].detach() * math.sqrt(INPUTS), w, atol=2e-5)
+
+
+def test_the_formula_of_random_edges_is_the_published_one():
+    shares = [k / 500 for k in (83, 166, 250, 333, 417, 500)]
+    told = [3.760, 2.578, 1.659, 0.951, 0.399, 0.0]  # printed by the study's program for two and six units
+    assert [committee.random_edges(share) for share in shares] == pytest.approx(told, abs=5e-4)
+
+
+@pytest.mark.parametrize("share, teachers, each, noise", [(0.2, 2, 3, 0.0), (0.5, 5, 4, 0.5)])
+def test_the_formula_of_random_edges_is_what_they_leave_of_a_perfect_student(share, teachers, each, noise):
+    inputs, tutor = 20_000, committee.teachers([1], 20_000, teachers, 4.0)
+    student = committee.committee(1, inputs, teachers * each)
+    kept = torch.rand(teachers * each, inputs, generator=torch.Generator().manual_seed(0)) < share
+    with torch.no_grad():
+        student.layers[0].weight[0] = tutor.layers[0].weight[0].repeat_interleave(each, 0) * kept
+        student.layers[1].weight[0, 0] = 4.0 / each
+    exact = committee.error(student, tutor, noise).item()
+    assert committee.random_edges(share, teachers, each, 4.0, noise) == pytest.approx(exact, rel=0.02)

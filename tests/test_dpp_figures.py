@@ -94,6 +94,16 @@ def test_students_are_lines_of_the_closed_form_and_dots_of_the_simulation(axes):
     np.testing.assert_allclose(marked[0], [0.98, 0.48])
 
 
+@pytest.mark.parametrize("students, soft, drawn", [(6, False, 1), (5, False, 0), (6, True, 0)])
+def test_the_formula_is_of_perfect_students_with_equal_copies(axes, students, soft, drawn):
+    own = pd.DataFrame({"type": "random_edge", "budget": [1, 2, 1], "kept": [83, 166, 83]})
+    setting = {"students": students, "teachers": 2, "inputs": 500, "v_star": 4.0, "soft": soft}
+    figures.formula(axes, own, setting, 0.0)
+    assert len(axes.lines) == drawn
+    for line in axes.lines:
+        np.testing.assert_allclose(line.get_data(), [[1, 2], [3.760, 2.578]], atol=1e-3)
+
+
 def test_agreement_counts_standard_errors():
     found = figures.agreement(taught()).loc[("dpp_edge", "raw")]
     np.testing.assert_allclose(

@@ -56,9 +56,10 @@ def teachers(seeds, inputs=500, units=2, v_star=4.0):
     return _drawn(seeds, inputs, units, "teacher", lambda stream: np.full(units, v_star))
 
 
-def students(seeds, inputs=500, units=6):
-    """Return one student per seed as it starts: standard normal v, and w as in a teacher."""
-    return _drawn(seeds, inputs, units, "student", lambda stream: stream.standard_normal(units))
+def students(seeds, inputs=500, units=6, soft=False):
+    """Return one student per seed as it starts: standard normal v, all 1 of a soft committee, and w as in a teacher."""
+    output = (lambda stream: np.ones(units)) if soft else (lambda stream: stream.standard_normal(units))
+    return _drawn(seeds, inputs, units, "student", output)
 
 
 def samples(seed, inputs, block, purpose="train"):
@@ -88,7 +89,7 @@ def many(seed, inputs, count, purpose="test"):
 
 
 @torch.no_grad()
-def learn_(net, teacher, seeds, noise, count=800_000, lr=0.5, points=60, bar=True):
+def learn_(net, teacher, seeds, noise, count=800_000, lr=0.5, points=60, bar=True, soft=False):
     """Train the students `net` in place by online SGD; return their history.
 
     Sample after sample, each seen once, with error Δ = φ(x) - y and label y = φ*(x) + σ ε,
@@ -96,8 +97,9 @@ def learn_(net, teacher, seeds, noise, count=800_000, lr=0.5, points=60, bar=Tru
         w_k ← w_k - lr/I Δ v_k g'(w_k·x) x,      v_k ← v_k - lr/I Δ g(w_k·x),      g(h) = erf(h / √2)
 
     which is the published scaling for weights that are divided by √I. noise: σ, one number per run; seeds: one per run;
-    runs of one seed see the same inputs. `count` is a multiple of `DRAWN`. On the CPU: a step is too small to pay
-    elsewhere. History: samples (T,), error (R, T), closed form, at about `points` times, equally far apart in log.
+    runs of one seed see the same inputs. soft: v stays, as in a soft committee (Saad & Solla 1995). `count` is a
+    multiple of `DRAWN`. On the CPU: a step is too small to pay elsewhere. History: samples (T,), error (R, T), closed
+    form, at about `points` times, equally far apart in log.
     """
     _check(net, teacher, seeds, noise, count, lr)
     inputs, blocks = nets.layers(net)[LAYER].weight.shape[2], count // DRAWN
@@ -105,7 +107,7 @@ def learn_(net, teacher, seeds, noise, count=800_000, lr=0.5, points=60, bar=Tru
     distinct = list(dict.fromkeys(seeds))
     which = torch.tensor([distinct.index(seed) for seed in seeds])
     sigma, at, errors = torch.tensor(noise, dtype=torch.float32), [], []
-    state = _State(net, lr)
+    state = _State(net, lr, soft)
     for block in tqdm(range(blocks + 1), desc="learning", unit_scale=DRAWN, unit=" samples", disable=not bar):
         if block in marks:
             state.write_(net)
@@ -142,10 +144,11 @@ class _State:
     on I numbers is matrix products, and only what has K goes step by step. That is exact.
     """
 
-    def __init__(self, net, lr):
+    def __init__(self, net, lr, soft=False):
         first, last = (layer.weight.double() for layer in nets.layers(net).values())
         self.w, self.v = first, last[:, 0].t().numpy().copy()
         self.rate = lr / first.shape[2]
+        self.output_rate = 0.0 if soft else self.rate
 
     def write_(self, net):
         first, last = nets.layers(net).values()
@@ -163,7 +166,7 @@ class _State:
             g = erf(h)
             wrong = np.einsum("kr,kr->r", self.v, g) - labels[t]
             np.multiply(self.v * wrong, np.exp(-h * h), out=steps[t])
-            self.v -= g * (self.rate * wrong)
+            self.v -= g * (self.output_rate * wrong)
             fields[t + 1 :] -= products[t + 1 :, t, None] * steps[t]
         moves = torch.from_numpy(steps).permute(2, 1, 0).to(x.dtype)
         self.w -= (self.rate * math.sqrt(2 / math.pi)) * torch.bmm(moves, x)
@@ -196,6 +199,18 @@ def error(net, teacher, noise=0.0):
     angles = (covariance / (lengths[:, :, None] * lengths[:, None, :]).sqrt()).asin()
     sigma = torch.as_tensor(noise, dtype=torch.float64)
     return torch.einsum("rj,rk,rjk->r", both, both, angles) / math.pi + sigma.square() / 2
+
+
+def random_edges(share, teachers=2, each=3, v_star=4.0, noise=0.0):
+    """Return the `error` that a share of random edges leaves of a perfect student, of infinitely many inputs.
+
+    Perfect: `each` of its units are copies of one of the `teachers` units, with v* / each as their v. A kept share c of
+    the edges, other ones for every unit, makes Q_kk = c, Q_kl = c² between copies, and R = c (Acharyya et al.).
+    """
+    own, other = math.asin(share / (1 + share)), math.asin(share**2 / (1 + share))
+    student = other + (own - other) / each
+    cross, teacher = math.asin(share / math.sqrt(2 * (1 + share))), math.pi / 6
+    return teachers * v_star**2 * (student + teacher - 2 * cross) / math.pi + noise**2 / 2
 
 
 @torch.no_grad()

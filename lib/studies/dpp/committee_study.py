@@ -16,7 +16,7 @@ DRAWN_AT_RANDOM = ("dpp_node", "dpp_edge", "random_node", "random_edge")
 MOST_SETS = 1000  # of one student: set m of seed s is drawn by the seed 1000 s + m
 
 
-def students(seeds, noise, inputs, units, teacher_units, v_star, count, lr):
+def students(seeds, noise, inputs, units, teacher_units, v_star, count, lr, soft=False):
     """Return (students, teachers, history): one run for each seed and noise level, those of a seed together.
 
     Trained now or some time before (`once.obtain`); the history has the columns samples and error, (R, T).
@@ -27,13 +27,14 @@ def students(seeds, noise, inputs, units, teacher_units, v_star, count, lr):
 
     def learn(net, missing, _):  # no `Trainer`, so it keeps no state on the way
         taught = [own[run] for run in missing], [sigmas[run] for run in missing]
-        history = committee.learn_(net, nets.take(teacher, missing), *taught, count, lr)
+        history = committee.learn_(net, nets.take(teacher, missing), *taught, count, lr, soft=soft)
         return net, history | {"samples": np.broadcast_to(history["samples"], history["error"].shape)}
 
     recipe = {"name": "committee", "type": "dense", "inputs": inputs, "units": units, "teacher": teacher_units,
               "v_star": v_star, "count": count, "lr": lr}  # fmt: skip
+    recipe |= {"soft": True} if soft else {}
     recipes = [recipe | {"seed": seed, "noise": sigma} for seed, sigma in pairs]
-    student, history = once.obtain(committee.students(own, inputs, units), recipes, learn)
+    student, history = once.obtain(committee.students(own, inputs, units, soft), recipes, learn)
     return student, teacher, history
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from lib.figures import drawing, evidence, gallery, tables
+from lib.studies.dpp import committee
 
 # The first of each pair is asked to beat the second.
 PAIRS = (
@@ -109,6 +110,20 @@ def students(axes, rows, facts):
         drawing.published(axes, told["budget"] + 0.12, told["error"], kind)
     axes.set_xticks(sorted(rows["budget"].unique()))
     drawing.log_ticks(axes)
+
+
+def formula(axes, rows, setting, sigma):
+    """Draw what random edges leave of a perfect student by `committee.random_edges`, as crosses over the budgets.
+
+    rows: as of `students`, with kept; setting: parameters of the records. Nothing of soft committees, and where
+    teacher units have no equal numbers of copies.
+    """
+    each, over = divmod(setting["students"], setting["teachers"])
+    kept = rows[rows["type"] == "random_edge"].groupby("budget")["kept"].first()
+    if not over and not setting["soft"]:
+        errors = [committee.random_edges(keep / setting["inputs"], setting["teachers"], each, setting["v_star"], sigma)
+                  for keep in kept]  # fmt: skip
+        axes.plot(kept.index, errors, "x", color="black", markersize=4, label="random edges, by formula")
 
 
 def heat(axes, matrix, title):
