@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lib import chance as kernel_chance
 from lib import convnets, layers, nets
 from lib import twins as kernels
 from lib.errors import ParameterError
@@ -332,14 +333,14 @@ def test_coins_are_splitmix64():
     ]  # fmt: skip
     keys, step = [3, 2**63 - 5], [0, 7]
     for chance in (0.5, 0.3):
-        found = kernels.coins(torch.tensor(keys), torch.tensor(step), 300, chance)
+        found = kernel_chance.coins(torch.tensor(keys), torch.tensor(step), 300, chance)
         expected = [
             # as a signed number below (chance - 1/2)·2⁶⁴
             [(splitmix64(k, s * 2**32 + i + 1) + 2**63) % 2**64 < chance * 2**64 for i in range(300)]
             for k, s in zip(keys, step, strict=True)
         ]
         assert found.tolist() == expected
-    many = kernels.coins(torch.arange(4), torch.arange(4), 100_000, 0.3).double()
+    many = kernel_chance.coins(torch.arange(4), torch.arange(4), 100_000, 0.3).double()
     assert (many.mean(1) - 0.3).abs().max() < 0.006, "four standard deviations"
 
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from scipy import stats
 
-from lib import nets, twins
-from lib.networks.layers import DropConnect, Linear
+from lib import chance, nets
+from lib.networks.dropconnect import DropConnect
+from lib.networks.layers import Linear
 
 INPUTS, UNITS, EXAMPLES = 400, 3, 8000
 
@@ -19,32 +20,32 @@ def layer(runs=1):
     return made
 
 
-def started(runs=1, chance=0.5, seeds=None):
-    connect = DropConnect(runs, chance)
+def started(runs=1, share=0.5, seeds=None):
+    connect = DropConnect(runs, share)
     connect.start_(seeds or list(range(runs)), 0)
     return connect.train()
 
 
 def test_normals_are_normal_and_no_two_steps_are_alike():
     keys, step = torch.tensor([5, 7]), torch.tensor([3, 3])
-    drawn = twins.normals(keys, step, 50_000)
+    drawn = chance.normals(keys, step, 50_000)
     assert drawn.dtype == torch.float32 and bool(drawn.isfinite().all())
     for own in drawn.numpy():
         assert stats.kstest(own, "norm").pvalue > 1e-3
     assert abs(np.corrcoef(drawn[0], drawn[1])[0, 1]) < 0.02
     assert abs(np.corrcoef(drawn[0, 1:], drawn[0, :-1])[0, 1]) < 0.02, "nor neighbours"
-    assert torch.equal(twins.normals(keys[1:], step[1:], 50_000)[0], drawn[1]), "whatever else is in the stack"
-    assert not torch.equal(twins.normals(keys, step + 1, 50_000), drawn)
+    assert torch.equal(chance.normals(keys[1:], step[1:], 50_000)[0], drawn[1]), "whatever else is in the stack"
+    assert not torch.equal(chance.normals(keys, step + 1, 50_000), drawn)
 
 
-@pytest.mark.parametrize("chance", [0.2, 0.5])
-def test_what_units_sum_up_is_distributed_as_with_masks(chance):
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_what_units_sum_up_is_distributed_as_with_masks(share):
     made, x = layer(), torch.randn(INPUTS, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        found = started(1, chance)(made, x.expand(EXAMPLES, -1))[0].numpy()
+        found = started(1, share)(made, x.expand(EXAMPLES, -1))[0].numpy()
     rng = np.random.default_rng(3)
-    kept = rng.random((EXAMPLES, UNITS, INPUTS)) < 1 - chance
-    literal = (kept * made.weight[0].detach().numpy() / (1 - chance)) @ x.numpy() + made.bias[0].detach().numpy()
+    kept = rng.random((EXAMPLES, UNITS, INPUTS)) < 1 - share
+    literal = (kept * made.weight[0].detach().numpy() / (1 - share)) @ x.numpy() + made.bias[0].detach().numpy()
     error = literal.std(0) / EXAMPLES**0.5
     assert (abs(found.mean(0) - literal.mean(0)) < 6 * error).all()
     assert found.std(0) == pytest.approx(literal.std(0), rel=0.05)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lib import draws
-from lib.kernels import twins
+from lib.kernels import chance, twins
 
 
 class Layer(nn.Module):
@@ -100,7 +100,7 @@ class Dropout(nn.Module):
     def forward(self, x):
         if not self.training:
             return x
-        kept = twins.coins(self.key, self.step, x[0].numel(), 1 - self.chance).view_as(x)
+        kept = chance.coins(self.key, self.step, x[0].numel(), 1 - self.chance).view_as(x)
         self.step += 1
         return x * kept / (1 - self.chance)
 
@@ -108,22 +108,3 @@ class Dropout(nn.Module):
         keys = [draws.generator(seed, "dropout", position).integers(2**63) for seed in seeds]
         self.key.copy_(torch.tensor(keys))
         self.step.zero_()
-
-
-class DropConnect(Dropout):
-    """R DropConnects (Wan et al. 2013) of a layer: in `train()` mode a weight is 0 with `chance`, or grows in turn.
-
-    Every example has weights of its own. What a unit sums up is drawn as such a sum of many inputs is: normal, with the
-    mean W x + b and the variance chance / (1 - chance) W² x² (Wang & Manning 2013), so that no masks are made.
-    """
-
-    def forward(self, layer, x):
-        if not self.training:
-            return layer(x)
-        if layer.normalised or layer.steps:
-            raise ValueError("DropConnect drops plain weights that an optimizer trains: take no-WN and a Trainer")
-        mean, square = layer(x), layer.weight.square()
-        spread = twins.linear(x.square(), square, layer.scale, None, layer.norm, normalised=False).clamp_min(1e-12)
-        noise = twins.normals(self.key, self.step, mean[0].numel()).view_as(mean).to(mean.dtype)
-        self.step += 1
-        return mean + (spread * (self.chance / (1 - self.chance))).sqrt() * noise

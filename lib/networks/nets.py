@@ -13,7 +13,8 @@ from torch import nn
 
 from lib.kernels import twins
 from lib.networks import inits
-from lib.networks.layers import BatchNorm, Conv2d, DropConnect, Dropout, Layer, Linear
+from lib.networks.dropconnect import DropConnect
+from lib.networks.layers import BatchNorm, Conv2d, Dropout, Layer, Linear
 
 
 def relu(z):

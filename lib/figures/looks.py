@@ -1,0 +1,70 @@
+"""How every type looks in all figures of the repository, and what raw names are called there."""
+
+# Paul Tol's bright scheme, which readers with colour-blindness can tell apart; the grey is for the rest.
+BLUE, RED, GREEN, YELLOW, CYAN, PURPLE, GREY = COLOURS = (
+    "#4477AA #EE6677 #228833 #CCBB44 #66CCEE #AA3377 #BBBBBB".split()
+)
+BLACK = "#000000"  # of what methods are measured against
+LOOKS = {  # type -> (label, colour, marker, dashes)
+    "EWN": ("EWN", BLUE, "o", "-"),
+    "SWN": ("SWN", RED, "s", "--"),
+    "no-WN": ("no-WN", GREEN, "^", ":"),
+    "weight": ("weights", BLUE, "o", "-"),
+    "neuron": ("neurons", RED, "s", "--"),
+    "small": ("trained small", PURPLE, "D", ":"),
+    "dpp_edge": ("DPP edge", BLUE, "o", "-"),
+    "dpp_node": ("DPP node", CYAN, "D", "--"),
+    "random_edge": ("random edge", BLACK, "s", "-"),
+    "random_node": ("random node", GREY, "P", "--"),
+    "magnitude_edge": ("magnitude edge", RED, "^", "-"),
+    "outgoing_l1_node": ("outgoing L1 node", PURPLE, "v", "--"),
+    "dense": ("dense", BLACK, "h", "--"),
+    "phew": ("PHEW", BLUE, "o", "-"),
+    "phew_res": ("PHEW, nested", BLUE, "s", "--"),
+    "synflow": ("SynFlow", RED, "^", "-"),
+    "synflow_l2": ("SynFlow-L2", PURPLE, "v", "--"),
+    "snip": ("SNIP", GREEN, "D", ":"),
+    "grasp": ("GraSP", YELLOW, "P", "-."),
+    "snip_frozen": ("SNIP, norms as they start", GREEN, "d", "--"),
+    "grasp_frozen": ("GraSP, norms as they start", YELLOW, "p", "--"),
+    "magnitude_init": ("magnitude", CYAN, "X", "--"),
+    "magnitude_trained": ("magnitude, trained", BLACK, "*", ":"),
+    "random": ("random", GREY, "d", "-."),
+    "none": ("not pruned", BLACK, "h", "-"),
+    "contribution": ("contribution", BLUE, "o", "-"),
+    "worst": ("worst first", RED, "v", "--"),
+    "magnitude": ("magnitude", CYAN, "X", "--"),
+    # Of the arena, where the ends of names say what is pruned, and when.
+    "magnitude_layer": ("magnitude by layer", PURPLE, "^", "-."),
+    "lamp": ("LAMP", BLUE, "s", "-"),
+    "taylor": ("Taylor", GREEN, "v", "--"),
+    "hessian": ("Hessian", RED, "P", ":"),
+    "dpp": ("DPP", YELLOW, "*", "-"),
+    "growth": ("growth", RED, "s", "-."),
+    "outgoing_l1": ("outgoing L1", PURPLE, "v", "-"),
+    "fpgm": ("FPGM", GREEN, "^", "-"),
+    # Ablations of PHEW: another walk, other kernels, another start, other weights under the mask.
+    "inverse": ("inverse", RED, "v", ":"),
+    "uniform": ("uniform", GREEN, "^", "--"),
+    "squared": ("squared", PURPLE, "s", "-."),
+    "kernels": ("whole kernels", YELLOW, "P", ":"),
+    "kernel_walk": ("kernel walk", CYAN, "X", "--"),
+    "normal_init": ("normal start", RED, "D", ":"),
+    "xavier_init": ("Xavier start", GREEN, "d", "-."),
+    "reinit": ("drawn anew", CYAN, "<", "--"),
+    "evci": ("Evci start", PURPLE, ">", ":"),
+    "liu": ("Liu start", YELLOW, "P", "-."),
+    "evci_random": ("Evci, random", PURPLE, "x", "--"),
+    "liu_random": ("Liu, random", YELLOW, "+", ":"),
+    "synflow_shuffled": ("SynFlow, shuffled", RED, "^", ":"),
+    "synflow_l2_shuffled": ("SynFlow-L2, shuffled", PURPLE, "v", "-."),
+}
+
+
+WORDS = {  # of titles: data sets, networks, splits
+    "mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",
+    "digits": "digits", "digits32": "digits of 32 pixels", "digits64": "digits of 64 pixels",
+    "tiny_imagenet": "Tiny ImageNet", "celeba": "CelebA", "resnet20": "ResNet20", "vgg16": "VGG16",
+    "vgg16_bn": "VGG16", "train": "training images", "test": "test images",
+}  # fmt: skip
+MARKERS, DASHES = "os^vDPXd<>h*p8", ("-", "--", ":", "-.")  # of types that have no look of their own
