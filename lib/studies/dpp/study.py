@@ -23,6 +23,7 @@ from lib.training.evaluate import evaluate_alone
 LAYER = "layers.0"
 BETAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # at which the likelihood matrices are looked at
 LEVELS = (0.01, 0.5, 0.99)  # the quantiles of their entries
+OWN = ("hidden", "dropout", "dropconnect", "epochs")  # parameters of a `Lab`, beside its data and its rule
 SEEN_UNITS = 5  # whose edges stand for those of all units, where every unit has a matrix of its own
 YARDSTICK = "median"  # the beta by which sets are called diverse, whatever beta drew them
 
