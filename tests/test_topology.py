@@ -193,3 +193,26 @@ def test_a_seed_is_a_whole_number_and_a_percentage_may_be_a_tensor():
             phew.phew_masks(nn.Linear(4, 3), 50, seed=seed)
     network = nn.Linear(40, 30)
     assert torch.equal(kept(network, torch.tensor(95.0))[0], kept(network, 95)[0])
+
+
+# --- torchvision ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5", "convnext_tiny"])
+def test_classifiers_of_torchvision_are_read_to_the_last_layer(name):
+    models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        network = models.get_model(name)
+    read = topology.topology(network)
+    assert {hop.layer for hop in read} - {None} == set(weighted(network))
+    last = next(hop for hop in reversed(read) if hop.layer)
+    assert last.target == max(hop.target for hop in read) and last.wiring.width == 1000
+
+
+@pytest.mark.parametrize(("name", "told"), [("vit_b_16", "MultiheadAttention"), ("swin_t", "ShiftedWindowAttention")])
+def test_attention_is_refused_by_its_place(name, told):
+    models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        network = models.get_model(name)
+    with pytest.raises(ValueError, match=rf"{told} '[\w.]+' joins units in a way that is not read: it calls \w+"):
+        topology.topology(network)

@@ -4,6 +4,9 @@ Every value carries, entry by entry, the number of the unit that the entry belon
 permute, slice, pad) moves these numbers by the same function, so that nothing has to know which axis holds the units:
 a unit of a linear layer may be a pixel of a channel after a view, and a channel several features after flattening.
 
+Of torchvision's classifiers AlexNet, VGG, ResNet, ResNeXt, DenseNet, SqueezeNet, GoogLeNet, Inception, ShuffleNet,
+MNASNet, MobileNet, EfficientNet and ConvNeXt are read; ViT, Swin and MaxViT, which attend, are refused by name.
+
 Needs torch alone; see phew.py, which walks through what is found here.
 """
 
