@@ -44,8 +44,10 @@ def left(pruned, facts, columns):
 def depth(pruned, facts, shares=SHARES):
     """Return a figure: test error against the level, one column a share of units, and paired differences below.
 
-    pruned, facts: as of `left`, of one criterion.
+    pruned, facts: as of `left`, of one criterion. Ours end at the level `deepest`: what few seeds say further down is
+    wider than all the rest.
     """
+    pruned = pruned[pruned["level"] >= deepest(pruned)]
     at = [[table[np.isclose(table["sparsity"], share)] for table in (pruned, facts)] for share in shares]
     parts = {f"{share:.0%} of the units pruned": pair for share, pair in zip(shares, at, strict=True)}
     figure, rows = _panels(parts, "depth", "−log-loss")
