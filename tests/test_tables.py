@@ -47,7 +47,7 @@ def test_the_deepest_group_is_the_one_that_can_decide(monkeypatch, seeds, width)
     found += [record(kind, seed, width=2, levels=[-10]) for seed in range(9) for kind in ("EWN", "no-WN")]
     monkeypatch.setattr(runs, "records", lambda experiment, **where: found)
     assert tables.deepest_group("x") == {"width": width}
-    pairs = [one for one in found if one.parameters["width"] == 8]
+    pairs = [record("EWN", 1, width=1, levels=[-300]), *(one for one in found if one.parameters["width"] == 8)]
     monkeypatch.setattr(runs, "records", lambda experiment, **where: pairs)
     assert tables.deepest_group("x") == {"width": 8}, "where nothing can decide, the deepest"
 

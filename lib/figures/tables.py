@@ -30,7 +30,7 @@ def deepest_group(experiment, **where):
     """Return what `largest_group` does, of the records that went deepest with enough seeds of two types to decide.
 
     Records that differ in `levels` are comparable: one of -300 has passed -100. Without enough seeds
-    (`evidence.NEEDED`) anywhere, the deepest are taken.
+    (`evidence.NEEDED`) anywhere, the deepest are taken, of equally deep ones those with more.
     """
     found, settings, rows = _found(experiment, where), [], []
     for record in found:
@@ -41,8 +41,8 @@ def deepest_group(experiment, **where):
     frame = pd.DataFrame(rows, columns=["at", "level", "type", "seed"])
     seeds = frame.groupby(["at", "level", "type"])["seed"].nunique()
     pairs = seeds.groupby(["at", "level"]).agg(lambda n: n.nlargest(2).min() if len(n) > 1 else 0)
-    decided = pairs[pairs >= evidence.NEEDED]
-    at, _ = min((decided if len(decided) else pairs).index, key=lambda key: (key[1], key[0]))
+    pairs = pairs[pairs >= evidence.NEEDED] if (pairs >= evidence.NEEDED).any() else pairs
+    at, _ = min(pairs.index, key=lambda key: (key[1], -pairs[key]))
     return settings[at]
 
 
