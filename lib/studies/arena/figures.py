@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import scipy
 from matplotlib.colors import ListedColormap
+from matplotlib.ticker import MaxNLocator
 
 from lib.figures import drawing, evidence, gallery, tables
 from lib.records import runs
@@ -127,6 +128,7 @@ NUMBERS = ["raw", "reweighted", "tuned", "shuffled", "held_out", "error", "true"
 
 def ranking(axes, table):
     """Draw the rank of every type, the best on top, with its interval, its error beside it, hollow its shuffle's."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for family, (said, colour, marker) in FAMILIES.items():
         if (own := table[table["family"] == family]).empty:
             continue
