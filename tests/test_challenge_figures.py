@@ -67,6 +67,7 @@ def test_the_hypotheses_are_numbers_that_can_refute_them():
     found = list(told(figures.hypotheses(changes, gone, once, again)).values())
     assert found == pytest.approx([30, 100 * (0.2**0.5 - 0.3), 50, 0.5, 77 - 70])
     assert len(figures.hypotheses(changes, gone, once, ())) == 4
+    assert len(figures.hypotheses(changes, gone, once[once["asked"] != 0.9], again)) == 4, "nobody ran its share"
 
 
 def test_a_pass_is_a_median_with_quartiles_of_every_form(axes):

@@ -86,7 +86,8 @@ def more(before, after):
 def hypotheses(changes, gone, posthoc, finetuned):
     """Return the claims of the four hypotheses, as the summary numbers them.
 
-    changes: of `layers`; gone: of `dead`; posthoc, finetuned: of `ends`, the latter may be empty.
+    changes: of `layers`; gone: of `dead`; posthoc, finetuned: of `ends`, the latter may be empty. The last hypothesis
+    is about a share of 90 %: without runs of it there is no claim.
     """
     at = changes[changes["asked"] == 0.8].groupby(["type", "seed"], as_index=False)[["mass", "root", "error"]].mean()
     own = at[at["type"] == "weight"]
@@ -102,8 +103,8 @@ def hypotheses(changes, gone, posthoc, finetuned):
         gallery.claim("Hypothesis 3: beyond the knee, at 95 % of the weights, a tenth of the hidden units is"
                       " disconnected", lost, than=10, unit=" %"),
     ]  # fmt: skip
-    if len(finetuned):
-        own = posthoc[posthoc["asked"] == 0.9]
+    own = posthoc[posthoc["asked"] == 0.9]
+    if len(finetuned) and len(own):
         gain = more(own[own["type"] == "neuron"], finetuned).set_index("seed")["accuracy"]
         wide = own.pivot(index="seed", columns="type", values="accuracy")
         text = "Hypothesis 4: at 90 % five epochs give neurons more than weights in their place would"
