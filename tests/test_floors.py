@@ -3,6 +3,8 @@
 import ast
 import functools
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,13 @@ def test_the_tests_see_what_is_wrong():
     assert wrong("studies.dpp.study", "from lib.studies.dpp import kinds") == []
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c", "d"]
     assert cycle({"a": {"b"}, "b": set()}) == []
+
+
+def test_who_imports_the_library_hears_nothing_and_brings_no_compiler():
+    """torch's timer brings its compiler of extensions, which looks for CUDA and says so where there is none."""
+    names = [".".join(path.relative_to(LIB.parent).with_suffix("").parts) for path in LIB.rglob("*.py")]
+    names = [name for name in names if not name.endswith("__init__")]
+    program = f"import importlib, sys; [importlib.import_module(name) for name in {names}];"
+    program += "print('torch.utils.cpp_extension' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=LIB.parent, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("False\n", "")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.benchmark import Timer
 
 from lib.networks import nets
 from lib.pruning import anatomy, masks, methods, shrink
@@ -100,6 +99,8 @@ def cut(subject, asked, kept):
         logits = pruned(x)[0]
     left = {name: values[0] for name, values in anatomy.anatomy(net, kept).items()}
     small = shrink.shrink(net, kept)
+    from torch.utils.benchmark import Timer  # which brings torch's compiler of extensions: not for all who import this
+
     timer = Timer("small(x)", timer=time.process_time, globals={"small": small, "x": x[:BATCH]})
     return Cut(asked, kept, logits, left, small, 1000 * min(timer.timeit(1).mean for _ in range(PASSES)))
 

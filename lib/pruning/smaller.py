@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from torch.utils.benchmark import Timer
 
 from lib.errors import ParameterError
 from lib.networks import plain
@@ -20,6 +19,7 @@ def table(net, masks, x, folder, run=0, seconds=0.2):
     the full network in torch. ParameterError where onnx, onnxscript or onnxruntime is not installed.
     """
     import pandas as pd
+    from torch.utils.benchmark import Timer  # which brings torch's compiler of extensions: not for all who import this
 
     x, rows, expected = x.cpu(), {}, None
     for name, made in (("full", shrink.unshrunk), ("shrunk", shrink.shrink)):

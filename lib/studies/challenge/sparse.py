@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.utils import benchmark
 
 from lib.networks import plain
 from lib.pruning import masks, shrink
@@ -239,8 +238,10 @@ def latency(function, x, repeats=50, threads=1):
 
     By torch's own timer, which on CUDA waits at each call until the device is done, and calls twice before it times.
     """
+    from torch.utils.benchmark import Timer  # which brings torch's compiler of extensions: not for all who import this
+
     given = {"function": function, "x": x}
-    timer = benchmark.Timer("function(x)", globals=given, num_threads=threads or torch.get_num_threads())
+    timer = Timer("function(x)", globals=given, num_threads=threads or torch.get_num_threads())
     times = torch.tensor([timer.timeit(1).mean for _ in range(repeats)], dtype=torch.float64)
     low, median, high = (1000 * times.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))).tolist()
     return Latency(median, low, high, repeats)
