@@ -75,13 +75,11 @@ def labels(figure):
 
 
 @pytest.mark.parametrize("seeds, bands", [(3, 0), (6, 1)])
-def test_what_is_left_has_a_column_for_each_level_or_criterion_and_gains_by_seed(seeds, bands):
+def test_what_is_left_has_a_column_for_each_part_and_gains_by_seed(seeds, bands):
     drawing.style()
-    frame = made(lambda level: 2, seeds).assign(criterion="norm")
-    both = pd.concat([frame, frame.assign(criterion="since_-10", accuracy=50.0)])
-    figure = figures.left(both, both[:0], [(-300, "norm"), (-300, "since_-10")])
-    titles = [axes.get_title("left") for axes in figure.axes]
-    assert titles == ["log-loss −300, by norm", "log-loss −300, by growth since −10", "", ""]
+    frame = made(lambda level: 2, seeds).query("level == -300")
+    figure = figures.left({"whole": (frame, frame[:0]), "a part": (frame.assign(accuracy=50.0), frame)})
+    assert [axes.get_title("left") for axes in figure.axes] == ["whole", "a part", "", ""]
     errors, gains = figure.axes[0], figure.axes[2]
     assert errors.get_yscale() == "log" and len(errors.collections) == 3 * bands
     (ahead,) = [line for line in gains.lines if line.get_linewidth() > 1 and line.get_color() == drawing.GREEN]

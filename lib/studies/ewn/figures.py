@@ -19,16 +19,12 @@ def words(criterion):
     return criterion if grown == criterion else f"growth since {since}"
 
 
-def left(pruned, facts, columns):
-    """Return a figure: test error against the units pruned, one of `columns` a (level, criterion), gains below.
+def left(parts):
+    """Return a figure: test error against the units pruned, a column for each of `parts`, and gains of EWN below.
 
-    pruned, facts: tidy tables of our runs and of the study with the columns type, seed, level, criterion, sparsity and
-    accuracy in percent; facts may be empty. Gains of EWN are paired by seed.
+    parts: by their titles, pairs of tidy tables, our runs and the study's, which may be empty, with the columns type,
+    seed, level, sparsity and accuracy in percent, each of one level and criterion. Gains are paired by seed.
     """
-    parts = {}
-    for level, criterion in columns:
-        own = [t[(t["level"] == level) & (t["criterion"] == criterion)] for t in (pruned, facts)]
-        parts[f"log-loss −{-level:g}, by {words(criterion)}"] = own
     figure, rows = _panels(parts, "pruned", "units pruned (%)")
     for axes, (ours, _) in zip(rows[1], parts.values(), strict=True):
         ours = ours.assign(pruned=100 * ours["sparsity"])
