@@ -1,7 +1,7 @@
 """The pruning laboratory's library: a folder is a floor, and imports only go down.
 
 draws, workers, errors   every random stream; both cores at work; what goes wrong, told with the way out
-kernels/     the hot loops: twins in plain torch, their Triton kernels, and which of both runs
+kernels/     the hot loops: twins in plain torch, their Triton kernels, and which of both runs: help(lib.kernels)
 records/     what a run is called, leaves behind and survives; parameters, provenance, files
 data/        data sets on the device            figures/   one look per type, tidy tables
 networks/    R networks as one: layers, starts, architectures

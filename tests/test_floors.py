@@ -94,7 +94,9 @@ def test_every_file_is_on_a_floor():
 
 def test_every_folder_is_a_package_that_does_nothing():
     folders = {path.parent for path in LIB.rglob("*.py")} - {LIB}
-    assert [where for where in folders | {LIB / "studies"} if (where / "__init__.py").read_text("utf-8")] == []
+    files = [where / "__init__.py" for where in folders | {LIB / "studies"}]
+    said = {file.parent.name: ast.parse(file.read_text("utf-8")).body for file in files}
+    assert {where: [type(part) for part in body] for where, body in said.items() if body} == {"kernels": [ast.Expr]}
 
 
 def test_imports_only_go_down():

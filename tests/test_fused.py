@@ -425,11 +425,12 @@ def test_every_kernel_has_a_launcher():
 
 
 def test_the_screen_says_which_kernel_there_is_its_twin_and_its_state():
-    rows = re.findall(r"^    (\w+(?: recorded)?) +(\w+)\.(\w+) +(\S.*)$", fused.__doc__, re.MULTILINE)
+    screen = lib.kernels.__doc__
+    rows = re.findall(r"^    (\w+(?: recorded)?) +(\w+)\.(\w+) +(\S.*)$", screen, re.MULTILINE)
     said = {name: state for name, *_, state in rows}
     states = fused.MEASURED | {f"{loop} recorded": measured for loop, measured in capture.MEASURED.items()}
     assert said == {name: measured or "unmeasured" for name, measured in states.items()}
     for name, module, twin, _ in rows:
         assert getattr(getattr(lib, module), twin).kernel == name if name in fused.MEASURED else True
     marked = [getattr(getattr(lib, module), twin) for name, module, twin, _ in rows]
-    assert all(callable(function) for function in marked) and len(fused.__doc__.splitlines()) < 40, "one screen"
+    assert all(callable(function) for function in marked) and len(screen.splitlines()) < 40, "one screen"

@@ -1,20 +1,11 @@
 """Which implementation of a hot function runs: its twin in plain torch, or a Triton kernel that does it in one launch.
 
-    kernel            twin                         state
-    log_loss          twins.log_loss_and_gradient  unmeasured
-    masked_sgd        twins.masked_sgd_            unmeasured
-    accept            dpp.accept                   unmeasured
-    linear            twins.layer                  unmeasured
-    linear_step       twins.layer_step_            unmeasured
-    descend recorded  passes.Steps                 unmeasured
-    fit recorded      trainer.Trainer              unmeasured
-
-A function marked `@twin("name")` is the twin. Its kernel takes over on CUDA where `MEASURED` has a text: the number by
-which it beats the twin, eager and compiled. Where it has None the kernel is unmeasured and must be asked for, by
-`with use("triton")` or PRUNING_KERNELS=triton; "twin" turns all kernels off. Tensors on a CPU, and types other than
-float32 and float64, are always the twin's, except that Triton's interpreter (TRITON_INTERPRET=1, for tests) runs
-kernels on a CPU when they are asked for. Triton need not be installed. `python benchmarks/kernels.py` measures. What is
-recorded as a CUDA graph, and when, is in `capture`; the kernels, and how they fill a GPU, in `triton_kernels`.
+A function marked `@twin("name")` is the twin; `lib.kernels` has the list. Its kernel takes over on CUDA where
+`MEASURED` has a text: the number by which it beats the twin, eager and compiled. Where it has None the kernel is
+unmeasured and must be asked for, by `with use("triton")` or PRUNING_KERNELS=triton; "twin" turns all kernels off.
+Tensors on a CPU, and types other than float32 and float64, are always the twin's, except that Triton's interpreter
+(TRITON_INTERPRET=1, for tests) runs kernels on a CPU when they are asked for. Triton need not be installed.
+`python benchmarks/kernels.py` measures. How the kernels fill a GPU is in `triton_kernels`.
 """
 
 import functools
