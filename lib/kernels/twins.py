@@ -179,7 +179,7 @@ def overruns(channels, sides, stride, padding):
 
 def _spaced(x, w, stride, padding):
     """Return (x, stride) of an equal convolution whose gradient is safe."""
-    if x.device.type == "cpu" and overruns(w.shape[2], w.shape[3:], stride, padding):
+    if stride > 1 and x.device.type == "cpu" and overruns(w.shape[2], w.shape[3:], stride, padding):
         return x[..., ::stride, ::stride], 1
     return x, stride
 
@@ -192,10 +192,11 @@ def convolve(x, w, bias, stride=1, padding=None):
     is half a filter, which keeps height and width at stride 1.
     """
     (x, stride), bias = _spaced(x, w, stride, padding), None if bias is None else bias.flatten()
-    if x.device.type == "cpu" and len(w) == 1 == x.shape[-4] and x.shape[-1] * x.shape[-2] <= TINY:
+    (*_, examples, _, height, width), runs = x.shape, w.shape[0]
+    if runs == 1 == examples and height * width <= TINY and x.device.type == "cpu":
         return _as_product(_fold_runs(x), w, bias, stride, _padding(w, padding))
     out = torch.conv2d(_fold_runs(x), w.flatten(0, 1), bias, stride, _padding(w, padding), groups=_groups(x, w))
-    return _unfold_runs(out, len(w))
+    return _unfold_runs(out, runs)
 
 
 def _as_product(x, w, bias, stride, padding):
@@ -217,7 +218,7 @@ def _fold_runs(x):
     """Return `(N, R·C, H, W)`; a copy of nothing between layers, since a convolution's output lies that way."""
     if x.dim() == 4:
         return x
-    return x.squeeze(0) if len(x) == 1 else x.transpose(0, 1).flatten(1, 2)  # half the views for a single run
+    return x.squeeze(0) if x.shape[0] == 1 else x.transpose(0, 1).flatten(1, 2)  # half the views for a single run
 
 
 def _unfold_runs(x, runs):
@@ -292,17 +293,20 @@ def conv2d_sgd(x, v, s, bias, norm, lr, normalised=True, stride=1, padding=None)
     return _Conv2dSGD.apply(x, v, s, bias, norm, lr, normalised, stride, padding)
 
 
-def batch_norm(x, weight, bias, mean, variance, training, momentum=0.1, eps=EPS):
+def batch_norm(x, weight, bias, mean, variance, training, momentum=0.1, eps=EPS, beside=None, rectified=False):
     """Return x `(R, N, C, H, W)` normalised per run and channel, then times `weight (R, C)` plus `bias (R, C)`.
 
     Batch normalisation (Ioffe & Szegedy, arXiv 1502.03167), runs folded into the channels. While `training` by the
     statistics of the batch, which move `mean` and `variance` (R, C), in place, by `momentum`; else by those two.
+    beside: None, or like x, what is added; rectified: return max(0, ·). Both in place, for two fifths of the time.
     """
     flat, folded = [t.view(-1) for t in (mean, variance, weight, bias)], _fold_runs(x)
     if len(folded) == 1:  # the strides of one image can be such that torch (2.15, CPU) computes a wrong gradient
         folded = folded.contiguous()
     out = torch.nn.functional.batch_norm(folded, *flat, training, momentum, eps)
-    return _unfold_runs(out, len(weight))
+    if beside is not None:
+        out.add_(_fold_runs(beside))
+    return _unfold_runs(out.relu_() if rectified else out, len(weight))
 
 
 def log_losses(logits, y):

@@ -86,11 +86,11 @@ class Block(nn.Module):
             self.shortcut_norm = BatchNorm(runs, inputs)
 
     def forward(self, x):
-        out = x
-        for conv, norm in zip(self.convs[:-1], self.norms[:-1], strict=True):
-            out = nets.relu(norm(conv(out)))
-        out = self.norms[-1](self.convs[-1](out))
-        return nets.relu(out + (x if self.shortcut is None else self.shortcut_norm(self.shortcut(x))))
+        beside, out = x if self.shortcut is None else self.shortcut_norm(self.shortcut(x)), x
+        *within, last = zip(self.convs, self.norms, strict=True)
+        for conv, norm in within:
+            out = norm(conv(out), rectified=True)
+        return last[1](last[0](out), beside, rectified=True)
 
     def hops(self, name, first):
         """Return the hops of this block, called `name`, from node `first` to as many further ones as convolutions."""
@@ -130,7 +130,7 @@ class ResNet(nn.Module):
         self.output = Linear(runs, channels, classes)
 
     def forward(self, x):
-        x = nets.relu(self.stem_norm(self.stem(nets.pixels(x, self.image))))
+        x = self.stem_norm(self.stem(nets.pixels(x, self.image)), rectified=True)
         for block in self.blocks:
             x = block(x)
         return self.output(x.mean((3, 4)))

@@ -76,13 +76,22 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(runs, channels))
         self.register_buffer("running_var", torch.ones(runs, channels))
 
-    def forward(self, x):
-        statistics = self.running_mean, self.running_var
-        return twins.batch_norm(x, self.weight, self.bias, *statistics, self.training)
+    def forward(self, x, beside=None, rectified=False):
+        """Return x normalised, plus `beside` if it is given, and max(0, ·) of that if `rectified`."""
+        tensors = x, self.weight, self.bias, self.running_mean, self.running_var
+        return twins.batch_norm(*tensors, self.training, beside=beside, rectified=rectified)
 
     def start_(self, seeds, position):
         for tensor, value in ((self.weight, 1), (self.bias, 0), (self.running_mean, 0), (self.running_var, 1)):
             tensor.fill_(value)
+
+
+class Absorbed(nn.Module):
+    """What stays of batch normalisations that are in the weights of the layer before."""
+
+    def forward(self, x, beside=None, rectified=False):
+        x = x if beside is None else x + beside
+        return torch.relu(x) if rectified else x
 
 
 class Dropout(nn.Module):

@@ -148,12 +148,17 @@ class VGG(nn.Module):
     def forward(self, x):
         x = pixels(x, self.image)
         for k, conv in enumerate(self.convs):
-            x = conv(x)
-            x = self.norms[k](x) if self.norms else x
-            if self.average and k == self.ends[-1]:
-                x = twins.average_pool(torch.relu(x), 2)
-            else:  # The study pools after the ReLU, which is the same function, and four times the work.
-                x = torch.relu(twins.max_pool(x, 2) if k in self.ends else x)
+            x, averaged = conv(x), self.average and k == self.ends[-1]
+            # The study pools after the ReLU, which is the same function, and four times the work.
+            pooled = k in self.ends and not averaged
+            if self.norms:
+                x = self.norms[k](x, rectified=not pooled)
+            elif not pooled:
+                x = torch.relu(x)
+            if pooled:
+                x = torch.relu(twins.max_pool(x, 2))
+            elif averaged:
+                x = twins.average_pool(x, 2)
         x = x.flatten(2)
         for layer, drop in zip(self.hidden, self.drops, strict=True):
             x = drop(torch.relu(layer(x)))

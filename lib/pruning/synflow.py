@@ -12,7 +12,7 @@ from torch import nn
 
 from lib.kernels import twins
 from lib.networks import nets
-from lib.networks.layers import BatchNorm
+from lib.networks.layers import Absorbed, BatchNorm
 from lib.pruning.methods import method
 from lib.pruning.modules import assert_flows
 from lib.pruning.scores import plain, run_by_run
@@ -112,7 +112,7 @@ def _absorb_(net, hop):
     layer.weight.mul_(scale.reshape(*scale.shape, *[1] * (layer.weight.dim() - 2)))
     shift = shift if layer.bias is None else shift.addcmul_(layer.bias, scale)
     layer.bias = nn.Parameter(shift, requires_grad=False) if bool(shift.any()) else None
-    net.set_submodule(hop.norm, nn.Identity())
+    net.set_submodule(hop.norm, Absorbed())
 
 
 def _powered(p, power):
