@@ -52,7 +52,7 @@ def literal(net, density, rounds, schedule):
     return alive
 
 
-@pytest.mark.parametrize("name, side", [("vgg11_bn", 32), ("resnet20", 8)])
+@pytest.mark.parametrize("name, side", [("vgg11_bn", 32), ("resnet20", 8), ("resnet20", 32)])
 @pytest.mark.parametrize("schedule", ["exponential", "linear"])
 @pytest.mark.parametrize("density, rounds", [(0.3, 1), (0.1, 7), (0.02, 25)])
 def test_annealing_is_the_literal_loop(name, side, schedule, density, rounds):
@@ -61,6 +61,26 @@ def test_annealing_is_the_literal_loop(name, side, schedule, density, rounds):
     found = anneal.anneal(synflow.synflow, net, density, rounds, schedule)
     joined = torch.cat([mask.flatten() for mask in found.values()]).numpy()
     assert np.array_equal(joined, literal(net, density, rounds, schedule))
+
+
+@pytest.mark.parametrize("side", [32, 64])
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50", "vgg11", "vgg19_bn"])
+def test_rows_that_are_alike_are_computed_once(name, side):
+    """A flow is that of the whole image, by torch's gradients of all of it."""
+    net = learned(conv(name=name, side=side)).double()
+    whole, found = synflow.flow(net), synflow.flow(thin := synflow.synflow.form(net))
+    assert thin.image[1] == (6 if name == "vgg11" else 3), "one row, or a pool's two, between those near a border"
+    torch.testing.assert_close(found.total, whole.total, rtol=1e-12, atol=0)
+    for key, slope in whole.slopes.items():
+        expected, score = slope * whole.weights[key], found.slopes[key] * found.weights[key]
+        torch.testing.assert_close(score, expected, rtol=1e-9, atol=1e-12 * float(expected.abs().max()))
+
+
+def test_rows_that_a_stride_leaves_over_are_computed_all():
+    net = conv(name="resnet20", side=18).double()
+    whole, found = synflow.flow(net), synflow.flow(thin := synflow.synflow.form(net))
+    assert thin.image == (3, 18, 18)
+    torch.testing.assert_close(found.total, whole.total, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 100])

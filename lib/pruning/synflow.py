@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lib.kernels import twins
-from lib.networks import nets
+from lib.networks import convnets, nets
 from lib.networks.layers import Absorbed, BatchNorm
 from lib.pruning.methods import method
 from lib.pruning.modules import assert_flows
@@ -30,7 +30,7 @@ def synflow(net, x, y, seeds):
     return {name: slope.mul_(found.weights[name]) for name, slope in found.slopes.items()}
 
 
-synflow.form = lambda net: powered(net, absorb=True)
+synflow.form = lambda net: _thinned(powered(net, absorb=True))
 
 
 @method("synflow_l2", rounds=100)
@@ -46,7 +46,7 @@ def synflow_l2(net, x, y, seeds, power=2):
 
 
 # What the published code computes is no product of a weight and its slope, which alone a scaling leaves as it is.
-synflow_l2.form = lambda net, power=2: powered(net, 2, absorb=power == 2)
+synflow_l2.form = lambda net, power=2: _thinned(powered(net, 2, absorb=power == 2))
 
 
 # The sum of logits between which float32 holds all that lies behind it, gradients and single paths included.
@@ -113,6 +113,47 @@ def _absorb_(net, hop):
     shift = shift if layer.bias is None else shift.addcmul_(layer.bias, scale)
     layer.bias = nn.Parameter(shift, requires_grad=False) if bool(shift.any()) else None
     net.set_submodule(hop.norm, Absorbed())
+
+
+def _thinned(net):
+    """Return the convolutional network itself, which from now on computes alike rows and columns once, of `_ones`.
+
+    Such images differ from the one in their middle only as far as the zeros around them reach: one row more from either
+    border with each 3×3 filter, half as many behind a stride or a pool. One row stands for all in between until more
+    are needed, so that the images of a ResNet20's first stage have a side of 3 to 15, not of 32. The sums are the same.
+    """
+    places, reach, now = _places(net), 0, None
+    side = net.image[1] if places else 0
+    if side % math.prod(shrinks for _, steps in places for _, shrinks in steps):
+        return net  # a stride that leaves a remainder reads the lower border otherwise than the upper one
+    for place, steps in places:
+        for radius, shrinks in steps:
+            reach = -(-(reach + radius) // shrinks)
+        shrunk = math.prod(shrinks for _, shrinks in steps)
+        wanted = side if place is places[-1][0] else min(side, shrunk * (2 * reach + 1))
+        if now is None:
+            net.image = (net.image[0], wanted, wanted)
+        elif wanted > now:
+            place.register_forward_pre_hook(_repeats(now, wanted, place))
+        side, now = side // shrunk, wanted // shrunk
+    return net
+
+
+def _places(net):
+    """Return [(module, [(radius of a filter, how many times smaller images are behind it)])] of a convolutional one."""
+    if isinstance(net, nets.VGG):
+        return [(conv, [(conv.weight.shape[-1] // 2, 1 + (k in net.ends))]) for k, conv in enumerate(net.convs)]
+    if not isinstance(net, convnets.ResNet):
+        return []
+    parts = [(net.stem, [net.stem]), *((block, block.convs) for block in net.blocks)]
+    return [(part, [(c.weight.shape[-1] // 2, c.options["stride"]) for c in convs]) for part, convs in parts]
+
+
+def _repeats(now, wanted, place):
+    """Return a hook that gives a module images of the side `wanted`: of the side `now`, their middle repeated."""
+    at, more = torch.arange(wanted, device=next(place.parameters()).device), wanted - now
+    at = at.clamp(max=now // 2) + (at - now // 2 - more).clamp(min=0)
+    return lambda _, given: given[0].index_select(3, at).index_select(4, at)
 
 
 def _powered(p, power):
