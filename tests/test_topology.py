@@ -58,6 +58,27 @@ def test_a_unit_of_a_linear_layer_is_a_pixel_of_a_decoder(percentage):
     assert dead(network, masks, (10,)) == 0
 
 
+PADDED = {
+    "pooled": lambda: [act(conv(3, 8)), nn.MaxPool2d(2), act(conv(8, 16)), nn.Flatten(), nn.Linear(256, 4)],
+    "strided": lambda: [act(conv(3, 8, stride=2)), act(conv(8, 8, stride=2)), nn.Flatten(), nn.Linear(32, 10)],
+    "padded apart": lambda: [
+        nn.ZeroPad2d(1), act(nn.Conv2d(3, 6, 3)), nn.ZeroPad2d(1), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(256, 3)
+    ],
+    "residual": lambda: [
+        Lambda(lambda s, x: s.b(F.relu(s.a(x))) + s.c(x), a=conv(3, 6, stride=4), b=conv(6, 6), c=conv(3, 6, stride=4)),
+        nn.Flatten(), nn.Linear(24, 3),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_at_the_border_of_a_padded_map_few_cells_have_something_to_read(name):
+    """So that which pixels of a channel a linear layer can read depends on the cells that are kept."""
+    for seed, percentage in enumerate((90, 95, 98, 99, 99)):
+        network = made(lambda: nn.Sequential(*PADDED[name]()))
+        assert dead(network, kept(network, percentage, seed=seed, inputs=torch.zeros(1, 3, 8, 8)), (3, 8, 8)) == 0
+
+
 def test_pixels_that_no_stride_reaches_are_never_kept():
     network = made(READ["strided pixels"][0])
     reached = torch.zeros(2, 5, 5, dtype=torch.bool)

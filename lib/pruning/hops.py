@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 WEIGHTED = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
@@ -113,6 +114,29 @@ def places_of(func, sides, filters, options):
     goal = torch.full((cells, sides.numel() + 1), -1)
     goal.scatter_(1, origin % (sides.numel() + 1), torch.arange(origin.shape[1]).expand_as(origin))
     return goal[:, :-1].contiguous(), origin
+
+
+def blank(shape, dtype):
+    """Return a tensor of this shape that takes no memory: what is computed with it is never looked at."""
+    return torch.zeros((), dtype=dtype).expand(shape)
+
+
+def tensors(values):
+    """Return the tensors among values, however they are nested."""
+    return [x for x in tree_leaves(values) if isinstance(x, torch.Tensor)]
+
+
+def name_of(func):
+    """Return what a function of torch is called, without underscores around it; of a property its own name."""
+    name = getattr(func, "__name__", str(func))
+    return (func.__self__.__name__ if name == "__get__" else name).strip("_")
+
+
+def carrying(like, numbers):
+    """Return a blank of the type of `like`, whose entries belong to units of its group."""
+    found = blank(numbers.shape, like.dtype)
+    found.units = like.units[0], small_of(numbers).expand(numbers.shape)
+    return found
 
 
 def small_of(numbers):

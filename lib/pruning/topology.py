@@ -17,7 +17,7 @@ import math
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 try:
     from lib.pruning import hops as h
@@ -62,15 +62,23 @@ def topology(network, inputs=None):
     weight have the name of the first. Raises ValueError at what joins units otherwise, by its name and where it stands.
     """
     network = h.unwrapped(network)
-    names = h.shared(network)
-    if not names:
-        raise ValueError(f"{type(network).__name__} has neither a convolution nor a linear layer to be pruned")
-    reader = _searched(network, names) if inputs is None else _read(network, names, inputs)
+    reader = read(network, inputs)
+    if reader.borders == 2:
+        reader = read(network, reader.given, Pixels)
     hops = h.merged(reader.hops, reader.output)
-    if idle := sorted({*names.values()} - {hop.layer for hop in hops}):
+    if idle := sorted({*reader.names.values()} - {hop.layer for hop in hops}):
         mode = "" if network.training else " in eval() mode (in train() mode they may be)"
         raise ValueError(f"no output depends on the layers {idle}{mode}; walks need all: take out what has no use")
     return hops
+
+
+def read(network, inputs=None, kind=None):
+    """Return the `Reader`, or another kind of it, that watched a copy of the network work on such inputs."""
+    network, kind = h.unwrapped(network), kind or Reader
+    names = h.shared(network)
+    if not names:
+        raise ValueError(f"{type(network).__name__} has neither a convolution nor a linear layer to be pruned")
+    return _searched(network, names, kind) if inputs is None else _read(network, names, kind, inputs)
 
 
 # ---- running it
@@ -84,7 +92,7 @@ class _Uneven(RuntimeError):
     """A linear layer got more, or fewer, inputs than it has: by the first argument."""
 
 
-def _searched(network, names):
+def _searched(network, names, kind):
     """Return what was read with the first plausible example that the network takes."""
     first, reason = next(iter(h.weighted(network).values())), None
     for shape_of in _plausible(first):
@@ -92,7 +100,7 @@ def _searched(network, names):
         while sides:
             side, small = sides.pop(0), True
             try:
-                return _read(network, names, _blank((2, *shape_of(side)), next(network.parameters()).dtype))
+                return _read(network, names, kind, h.blank((2, *shape_of(side)), next(network.parameters()).dtype))
             except _Refused:
                 raise
             except Exception as error:  # whatever an image of the wrong size leads to, a kernel larger than it, say
@@ -115,21 +123,21 @@ def _plausible(first):
 
 
 @torch.no_grad()
-def _read(network, names, inputs):
-    """Return the `_Reader` that watched a copy of the network work on such inputs."""
+def _read(network, names, kind, inputs):
     inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     wanted = [p for p in inspect.signature(network.forward).parameters.values() if p.default is p.empty]
     wanted = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in wanted)
     inputs = inputs * wanted if len(inputs) == 1 and wanted else inputs
-    copied, reader = _watched(network, names)
-    given = [reader.enter(_blank(x.shape, x.dtype)) for x in inputs]
+    copied, reader = _watched(network, names, kind)
+    reader.given = inputs
+    given = [reader.enter(h.blank(x.shape, x.dtype)) for x in inputs]
     with torch.random.fork_rng(devices=[]), reader:
         outputs = copied(*given)
     reader.leave(outputs)
     return reader
 
 
-def _watched(network, names):
+def _watched(network, names, kind):
     """Return a copy of the network, with its own buffers, which a forward pass may change, and what watches it."""
     memo = {}
     for module in network.modules():
@@ -139,7 +147,7 @@ def _watched(network, names):
         memo |= {id(x): x.detach().clone() for x in module._buffers.values() if x is not None and id(x) not in memo}
     layers = h.weighted(network)
     weights = {id(layer._parameters.get("weight", layer)): names[name] for name, layer in layers.items()}
-    copied, reader = copy.deepcopy(network, memo), _Reader(weights, names, next(iter(layers.values())))
+    copied, reader = copy.deepcopy(network, memo), kind(weights, names, next(iter(layers.values())))
     for name, module in copied.named_modules():
         module._compiled_call_impl = None
         module.register_forward_pre_hook(lambda *_, here=(name, module): reader.inside.append(here), prepend=True)
@@ -147,21 +155,21 @@ def _watched(network, names):
     return copied, reader
 
 
-def _blank(shape, dtype):
-    """Return a tensor of this shape that takes no memory: what is computed with it is never looked at."""
-    return torch.zeros((), dtype=dtype).expand(shape)
-
-
-class _Reader(TorchFunctionMode):
+class Reader(TorchFunctionMode):
     """What watches a run: the hops, the number of units of every group, and where in the network the run is.
 
     A tensor that depends on the input has `units`: its group, and the number of the unit that each entry belongs to.
+    borders: 1 once a map was padded, 2 once a layer then told a channel's pixels apart: at the border not every cell
+    of a kernel has something to read, so that `Pixels` have to be units.
     """
+
+    pixels = False
 
     def __init__(self, weights, names, first):
         super().__init__()
         self.weights, self.names, self.first = weights, names, first
         self.hops, self.width, self.output, self.inside = [], [0], None, []
+        self.borders, self.given = 0, ()
 
     def enter(self, x):
         """Return an input whose channels are units, or its features, if that is what the first layer reads."""
@@ -169,6 +177,7 @@ class _Reader(TorchFunctionMode):
             axis = -1 if x.dim() == 2 or x.shape[-1] == self.first.in_features else None
         else:
             axis = 1 if x.dim() == len(self.first.kernel_size) + 2 else None
+        axis = None if self.pixels else axis
         shape = [1, *x.shape[1:]] if axis is None else [1] * x.dim()
         shape[axis or 0] = x.shape[axis] if axis else 1
         numbers = torch.arange(math.prod(shape), dtype=torch.float64).view(shape) + self.width[0]
@@ -178,7 +187,7 @@ class _Reader(TorchFunctionMode):
 
     def leave(self, outputs):
         """Make what the network returned the last group."""
-        found = [x.units for x in _tensors(outputs) if hasattr(x, "units")]
+        found = [x.units for x in h.tensors(outputs) if hasattr(x, "units")]
         if not found:
             raise _Refused("no output depends on the input in a way that could be read")
         groups = {group for group, _ in found}
@@ -189,8 +198,8 @@ class _Reader(TorchFunctionMode):
             self.output, _ = self._side_by_side(found, always=True)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs, name = kwargs or {}, _name(func)
-        known = [x for x in _tensors((args, kwargs)) if hasattr(x, "units")]
+        kwargs, name = kwargs or {}, h.name_of(func)
+        known = [x for x in h.tensors((args, kwargs)) if hasattr(x, "units")]
         if not known or name in SHAPES or name.startswith(("is_", "new_")) or name.endswith("_like"):
             return func(*args, **kwargs)
         if name in MOVES:
@@ -200,10 +209,10 @@ class _Reader(TorchFunctionMode):
             what = "decides by values: it" if func.__name__ in VALUES else "joins units in a way that is not read: it"
             raise _Refused(f"{self._where()} {what} calls {func.__name__}. {WAY_OUT}")
         in_place = func.__name__[-1] == "_" and func.__name__[:2] != "__" or func.__name__[:3] == "__i"
-        found = args[0] if in_place else _blank(state[1].shape, known[0].dtype)
+        found = args[0] if in_place else h.blank(state[1].shape, known[0].dtype)
         found.units = state[0], h.small_of(state[1]).expand(state[1].shape)
         if name in ("max", "min") and (len(args) > 1 and isinstance(args[1], int) or "dim" in kwargs):
-            return getattr(torch.return_types, name)((found, _blank(found.shape, torch.int64)))
+            return getattr(torch.return_types, name)((found, h.blank(found.shape, torch.int64)))
         return found
 
     def _state(self, func, name, args, kwargs, known):
@@ -219,7 +228,7 @@ class _Reader(TorchFunctionMode):
         if name in UNIT_WISE:
             return known[0].units
         if name in PRODUCTS or name in SUMS or name in QUOTIENTS and len(known) == 1 and known[0] is args[0]:
-            shape = torch.broadcast_tensors(*(_blank(x.shape, torch.bool) for x in _tensors(args)))[0].shape
+            shape = torch.broadcast_tensors(*(h.blank(x.shape, torch.bool) for x in h.tensors(args)))[0].shape
             return self._combined(known, shape, name in PRODUCTS)
         return None
 
@@ -243,7 +252,7 @@ class _Reader(TorchFunctionMode):
             args, kwargs = (args[0], args[1] if len(args) > 1 else kwargs["pad"]), {"value": h.NO_UNIT}
         func = {"view": torch.Tensor.reshape, "view_as": torch.Tensor.reshape_as}.get(name, func)
         args, kwargs = tree_map(lambda x: x.units[1].contiguous() if hasattr(x, "units") else x, (args, kwargs))
-        return tree_map(lambda numbers: _carrying(first, numbers), func(*args, **kwargs))
+        return tree_map(lambda numbers: h.carrying(first, numbers), func(*args, **kwargs))
 
     def _layer(self, func, args, kwargs):
         """Return the units of a layer, having noted its hop."""
@@ -265,6 +274,8 @@ class _Reader(TorchFunctionMode):
         else:
             units = weight.shape[1] * groups if turned else len(weight)
             reads, out, places = self._image(func, given, group, numbers, units)
+        if self.borders and len(reads) > len(reads.unique()):
+            self.borders = 2
         pairs = h.pairs_of(reads, self.width[group], axis == -1 and places is None)
         return self._new(
             int(h.small_of(out).max()) + 1, (layer, group, h.Wiring(pairs, None, groups, turned, places))
@@ -281,7 +292,10 @@ class _Reader(TorchFunctionMode):
         sides, each = one.shape[1:], one.flatten(1)
         image = func(*(torch.ones(1, 1, *n, dtype=torch.float64) for n in (sides, filters)), **options).shape[2:]
         plain = h.small_of(each).shape[1] == 1
-        if group == 0 and not plain and not any(hop.source == 0 for hop in self.hops):
+        padding = options.get("padding", 0)
+        if (each < 0).any() or (max(padding) if isinstance(padding, tuple) else padding) not in (0, "valid"):
+            self.borders = max(self.borders, 1)
+        if group == 0 and not plain and not self.pixels and not any(hop.source == 0 for hop in self.hops):
             each, plain = torch.arange(len(each), dtype=torch.float64)[:, None], True
             self.width[0] = len(each)  # a row of pixels that is made an image: its units are channels
         shape = *numbers.shape[: -axes - 1], units, *image
@@ -334,14 +348,17 @@ class _Reader(TorchFunctionMode):
         """Return what a pool, or an interpolation, makes of the last axes: one position of several of a channel."""
         group, numbers = args[0].units
         axes = int(func.__name__[-2]) if "pool" in func.__name__ else numbers.dim() - 2
-        sides, rows = numbers.shape[-axes:], numbers.flatten(-axes)
-        image = func(torch.ones(1, 1, *sides), *args[1:], **kwargs).shape[2:]
-        if h.small_of(rows).shape[-1] == 1:
-            return group, rows[..., 0].reshape(*rows.shape[:-1], *[1] * axes).expand(*rows.shape[:-1], *image)
-        made = func(torch.eye(sides.numel()).view(-1, 1, *sides), *args[1:], **kwargs).flatten(1) != 0
-        near = made.T.double().topk(int(made.sum(0).max()))  # for each position of the result, what it is made of
-        group, out = self._mixed(group, rows[..., near.indices].masked_fill(near.values == 0, h.NO_UNIT))
-        return group, out.unflatten(-1, image)
+        lead, sides = numbers.dim() - axes, numbers.shape[-axes:]
+        if h.small_of(numbers).shape[lead:].numel() == 1:
+            image = func(torch.ones(1, 1, *sides), *args[1:], **kwargs).shape[2:]
+            return group, numbers[(..., *[slice(1)] * axes)].expand(*numbers.shape[:lead], *image)
+        for axis, side in enumerate(sides):
+            line = torch.eye(side).view(side, 1, *(side if other == axis else 1 for other in range(axes)))
+            made = func(line.expand(side, 1, *sides), *args[1:], **kwargs).movedim(axis + 2, 1).flatten(2).any(2)
+            near = made.T.double().topk(int(made.sum(0).max()))  # for each line of the result, what it is made of
+            rows = numbers.movedim(lead + axis, -1)[..., near.indices].masked_fill(near.values == 0, h.NO_UNIT)
+            numbers = rows.movedim(-2, lead + axis)
+        return self._mixed(group, numbers.flatten(lead + axes))
 
     def _reduced(self, args, kwargs):
         """Return what a mean, or another summary, makes of whole axes."""
@@ -365,21 +382,10 @@ class _Reader(TorchFunctionMode):
         return self._new(len(distinct), (None, group, h.Wiring(pairs))), out.view(highest.shape)
 
 
-def _tensors(values):
-    return [x for x in tree_leaves(values) if isinstance(x, torch.Tensor)]
+class Pixels(Reader):
+    """A reader to which every pixel of a channel of the input is a unit, and so every one behind it."""
 
-
-def _name(func):
-    """Return what a function of torch is called, without underscores around it; of a property its own name."""
-    name = getattr(func, "__name__", str(func))
-    return (func.__self__.__name__ if name == "__get__" else name).strip("_")
-
-
-def _carrying(like, numbers):
-    """Return a blank of the type of `like`, whose entries belong to units of its group."""
-    found = _blank(numbers.shape, like.dtype)
-    found.units = like.units[0], h.small_of(numbers).expand(numbers.shape)
-    return found
+    pixels = True
 
 
 def _shifted(x, offset):
