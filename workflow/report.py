@@ -27,7 +27,7 @@ TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block html_head_css -%}<style>
-main { max-width: 62rem; margin: auto; } main img { max-width: 100%; }
+main { max-width: 62rem; margin: auto; } main img { display: block; max-width: 100%; }
 #all_records :is(td, th) { text-align: left !important; }
 </style>{%- endblock -%}"""
 LAYOUT = {"topStart": "search", "topEnd": "pageLength", "bottomStart": "info", "bottomEnd": "paging"}
