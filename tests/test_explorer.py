@@ -166,7 +166,7 @@ def test_the_figure_follows_the_slider(subject):
 
 def test_thumbnails_are_the_images(subject):
     tile = board.tile(subject.pictures[:6])
-    assert np.array_equal(tile[14:18, 4:8, 0], subject.pictures[5, 0]) and (tile[14:18, 8:] == 255).all()
+    assert np.array_equal(tile[14:18, 6:10, 0], subject.pictures[5, 0]) and (tile[14:18, 10:] == 255).all()
 
 
 # ---- networks that runs have left
@@ -271,14 +271,22 @@ def test_a_move_of_the_slider_changes_what_is_shown(explorer, monkeypatch):
     assert [cut.asked for cut in explorer.cuts] == [0.9, 0.9]
 
 
+def colour(explorer, place):
+    """Return how far the picture of a unit is from white, at most."""
+    image = Image.open(io.BytesIO(base64.b64decode(re.search("base64,([^)]*)", explorer.looks.value)[1])))
+    side, (down, across) = image.size[0] // controls.ACROSS, divmod(place, controls.ACROSS)
+    return 255 - np.asarray(image)[down * side :, across * side :][:side, :side].min()
+
+
 def test_a_click_takes_a_unit_out_and_the_next_brings_it_back(explorer):
     explorer.slider.value = 0.0
-    start = [cut.logits for cut in explorer.cuts]
+    start, colours = [cut.logits for cut in explorer.cuts], [colour(explorer, place) for place in (2, 3)]
     explorer.units[2].click()
+    assert colour(explorer, 2) < 0.4 * colours[0] and colour(explorer, 3) > 0.9 * colours[1], "faint, the ring is not"
     unit = int(explorer.ranked[2])
     assert not sweep.there(explorer.subject.net, explorer.cuts[0].masks)[unit] and "outline" in explorer.looks.value
     assert not any(torch.equal(cut.logits, old) for cut, old in zip(explorer.cuts, start, strict=True))
-    assert re.search(r"-2\{[^}]*opacity", explorer.looks.value)
+    assert re.search(r"-2\{[^}]*outline", explorer.looks.value)
     explorer.units[2].click()
     assert all(torch.equal(cut.logits, old) for cut, old in zip(explorer.cuts, start, strict=True))
     explorer.back.click()

@@ -4,12 +4,17 @@ What a slider does not move, curves and frames, is drawn once; the rest is drawn
 tenth of the time of a whole figure.
 """
 
+import functools
 import io
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import Affine2D
 from PIL import Image
 
 from lib.explorer import sweep as of
@@ -18,7 +23,7 @@ from lib.networks import nets
 
 SIZE, DPI = (drawing.WIDE, 4.5), 200  # inches; about 1,360 pixels: as wide as a cell, and sharp there
 ACROSS, DOWN = 4, 3  # thumbnails of digits that flip
-GAP = 10  # pixels under a thumbnail, for its answers
+GAP, BESIDE = 10, 2  # pixels under a thumbnail, for its answers, and at its right
 GONE = "#E4E4E4"  # of scores that are pruned
 
 
@@ -93,20 +98,19 @@ class Board:
     def _confusion(self, axes, one):
         count, at = self.classes, np.arange(self.classes)
         picture = axes.imshow(np.zeros((count, count)), cmap="Greys", vmin=0, vmax=1.6)
-        numbers = [[axes.text(k, j, "", ha="center", va="center", fontsize=4.5) for k in at] for j in at]
+        numbers = [axes.add_patch(PathPatch(_joined([]), color=shade, linewidth=0)) for shade in ("black", "white")]
         axes.set(xticks=at, yticks=at, xlabel="answer", ylabel="class", title=f"Answers, {drawing.look(one.method)[0]}")
         axes.tick_params(length=0, labelsize=5)
-        self.moving += [picture, *(number for row in numbers for number in row)]
+        self.moving += [picture, *numbers]
         return picture, numbers
 
     def _tile(self, axes, one):
-        height, width = self.subject.pictures.shape[2] + GAP, self.subject.pictures.shape[3]
+        height, width = self.subject.pictures.shape[2] + GAP, self.subject.pictures.shape[3] + BESIDE
         blank = np.full((DOWN * height, ACROSS * width, 3), 255, np.uint8)
         picture, title = axes.imshow(blank), axes.text(0, 1.02, "", transform=axes.transAxes)
-        places = [
-            (column * width + width / 2, (row + 1) * height - 2) for row in range(DOWN) for column in range(ACROSS)
-        ]
-        words = [axes.text(x, y, "", ha="center", va="bottom", fontsize=5) for x, y in places]
+        places = [divmod(k, ACROSS) for k in range(ACROSS * DOWN)]
+        below = [((column + 0.5) * width - BESIDE / 2, (row + 1) * height - 2) for row, column in places]
+        words = [axes.text(x, y, "", ha="center", va="bottom", fontsize=5) for x, y in below]
         axes.set_axis_off()
         self.moving += [picture, title, *words]
         return picture, title, words
@@ -136,9 +140,8 @@ class Board:
     def _move_confusion(self, picture, numbers, counts):
         shares = counts / counts.sum(1, keepdims=True).clip(1)
         picture.set_data(shares**0.5)  # so that a hundredth can be seen
-        for row, values, dark in zip(numbers, counts, shares > 0.4, strict=True):
-            for number, value, white in zip(row, values, dark, strict=True):
-                number.set(text=str(value) if value else "", color="white" if white else "black")
+        for number, places in zip(numbers, ((counts > 0) & (shares <= 0.4), shares > 0.4), strict=True):
+            number.set_path(_joined([_word(str(counts[j, k]), k, j) for j, k in np.argwhere(places)]))
 
     def _move_tile(self, picture, title, words, one, cut):
         before, after, y = one.cuts[0].answers, cut.answers, self.subject.test[1]
@@ -152,13 +155,27 @@ class Board:
             word.set(text=told, color=drawing.GREEN if right else "black")
 
 
+@functools.cache
+def _word(text, x, y):
+    """Return the outlines of a text in the middle of a place of a table, whose rows go down, a third as high."""
+    path = TextPath((0, 0), text, size=1)
+    (left, low), (right, high) = path.get_extents().get_points()
+    middle = Affine2D().translate(-(left + right) / 2, -(low + high) / 2)
+    return path.transformed(middle.scale(0.45, -0.45).translate(x, y))
+
+
+def _joined(words):
+    """Return outlines as one path: a hundred texts would take most of the time of a figure."""
+    return Path.make_compound_path(*words) if words else Path(np.empty((0, 2)))
+
+
 def tile(pictures):
     """Return pictures, bytes `(n, C, H, W)`, in rows as one, `(H', W', 3)` bytes; white where there is none."""
     channels, height, width = pictures.shape[1:]
-    sheet = np.full((DOWN, height + GAP, ACROSS, width, 3), 255, np.uint8)
+    sheet = np.full((DOWN, height + GAP, ACROSS, width + BESIDE, 3), 255, np.uint8)
     for k, one in enumerate(pictures.numpy()):
-        sheet[k // ACROSS, :height, k % ACROSS] = one.transpose(1, 2, 0)
-    return sheet.reshape(DOWN * (height + GAP), ACROSS * width, 3)
+        sheet[k // ACROSS, :height, k % ACROSS, :width] = one.transpose(1, 2, 0)
+    return sheet.reshape(DOWN * (height + GAP), -1, 3)
 
 
 def sheet(images, across):

@@ -28,6 +28,7 @@ NEEDS = ("nothing", "examples")  # of methods that can be explored
 FALLBACK = {"units": ("contribution", "random"), "weights": ("magnitude", "random")}
 SHOWN, ACROSS = 40, 10  # units of the first layer that can be clicked at
 SIDE = 56  # CSS pixels of one
+FAINT = 0.2  # of its colour is left to one that is gone
 _numbers = itertools.count()  # of explorers, so that two in one page do not share their looks
 
 
@@ -63,7 +64,7 @@ class Explorer:
         self.network = widgets.Dropdown(
             options=[subjects.DIGITS, *subjects.networks()], description="network", layout=wide
         )
-        self.kind = widgets.ToggleButtons(options=KINDS, value=kind, description="prune")
+        self.kind = widgets.Dropdown(options=KINDS, value=kind, description="prune")
         self.first, self.second = (
             widgets.Dropdown(options=explorable(kind), value=name, description=word)
             for word, name in (("method", first), ("beside", second))
@@ -158,7 +159,8 @@ class Explorer:
 
     def show(self):
         """Compute, and display the controls, the table, the figure, and the units to be clicked at; returns nothing."""
-        rows = [self.network, self.kind, widgets.HBox([self.first, self.second]), self.slider, self.bar, self.status]
+        choices = widgets.HBox([self.kind, self.first, self.second])
+        rows = [self.network, choices, self.slider, self.bar, self.status]
         _display(widgets.VBox(rows), "<p><i>The controls need a kernel.</i></p>")
         self._prepare()
         self.places = [DisplayHandle(), DisplayHandle()]
@@ -183,24 +185,23 @@ class Explorer:
         self.draw()
 
     def _sheet(self, kept):
-        """Return the PNG of the units, in base64: what is pruned is white, but of a unit that is gone as a whole."""
+        """Return the PNG of the units, in base64: what is pruned is white, a unit that is gone as a whole is faint."""
         masks = kept, of.whole(self.subject.net)
         left, everything = (of.images(self.subject, each, self.ranked) for each in masks)
-        weights = torch.where(of.there(self.subject.net, kept)[self.ranked, None, None, None], left, everything)
+        there = of.there(self.subject.net, kept)[self.ranked, None, None, None]
+        weights = torch.where(there, left, FAINT * everything)
         return base64.b64encode(board.encoded(board.sheet(weights, ACROSS))).decode()
 
     def _style(self):
-        """Return the looks of the units: their weights as they are left, those that are gone faint and ringed."""
+        """Return the looks of the units: their weights as they are left, a ring around those clicked at."""
         rows = -(-len(self.ranked) // ACROSS)
-        alive = of.there(self.subject.net, self.cuts[0].masks)[self.ranked].tolist()
         image = f"url(data:image/png;base64,{self._sheet(self.cuts[0].masks)})"
         found = [f".{self._class}{{background-image:{image};background-size:{ACROSS * 100}% {rows * 100}%;"
                  "image-rendering:pixelated;padding:0}"]  # fmt: skip
-        for place, (unit, there) in enumerate(zip(self.ranked.tolist(), alive, strict=True)):
+        for place, unit in enumerate(self.ranked.tolist()):
             x, y = 100 * (place % ACROSS) / (ACROSS - 1), 100 * (place // ACROSS) / max(rows - 1, 1)
-            ring = "outline:2px solid #EE6677;" if unit in self.by_hand else ""
-            faint = "" if there else "opacity:0.2;"
-            found.append(f".{self._class}-{place}{{background-position:{x:.3f}% {y:.3f}%;{ring}{faint}}}")
+            ring = "outline:2px solid #EE6677!important;" if unit in self.by_hand else ""
+            found.append(f".{self._class}.{self._class}-{place}{{background-position:{x:.3f}% {y:.3f}%;{ring}}}")
         return "".join(found)
 
     def _picture(self):
