@@ -262,7 +262,7 @@ def test_two_runs_cannot_share_a_folder(digits, tmp_path):
 
 
 def test_histories_are_thinned_but_keep_the_levels():
-    rows = [(float(k), *[0.0] * 8) for k in range(5001)]
+    rows = [(float(k), *[0.0] * (len(descent.HISTORY) - 1)) for k in range(5001)]
     state = descent.Descent(None, [1], *[None] * len(descent.VECTORS), {}, {}, [rows])
     epochs = state.thinned(keep=[4321])["epoch"]
     assert len(epochs) <= 201 and epochs[0] == 0 and epochs[-1] == 5000 and 4321 in epochs

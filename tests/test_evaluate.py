@@ -54,15 +54,6 @@ def test_what_is_not_a_number_has_no_accuracy(case):
     assert torch.equal(found.top5[[0, 2]], before.top5[[0, 2]])
 
 
-def test_the_published_mean_is_over_batches(case):
-    """79 batches of the MNIST test set count alike, the last of 16 too; here 18 of 128 and one of 41."""
-    net, x, y = case
-    found = evaluate.evaluate(net, x, y)
-    for r, logits in enumerate(net(x)):
-        means = [cross_entropy(z, t).item() for z, t in zip(logits.split(128), y.split(128), strict=True)]
-        assert math.isclose(found.log_loss_of_batches[r], math.log(sum(means) / len(means)), rel_tol=1e-12)
-
-
 def test_pruned_accuracy_is_that_of_networks_without_the_units(case):
     net, x, y = case
     scores = {"layers.0": torch.rand(3, 9)}

@@ -196,7 +196,7 @@ def write_history(state, chosen, test_set):
     before = (state.epoch, state.attempt, state.log_loss, state.step, state.train_accuracy)
     before, tested = (
         torch.stack([vector.double().cpu() for vector in vectors], 1).tolist()
-        for vectors in (before, (test.accuracy, test.log_loss, test.log_loss_of_batches))
+        for vectors in (before, (test.accuracy, test.log_loss))
     )
     for k, run in enumerate(chosen):
         state.history[run].append((*before[run], *tested[k], float(state.seconds[run])))

@@ -30,7 +30,6 @@ HISTORY = (
     "train_accuracy",
     "test_accuracy",
     "test_log_loss",
-    "test_log_loss_of_batches",  # of the unweighted mean over batches, which the EWN study logged
     "seconds",  # of all attempts so far, a stack's time shared among its runs
 )
 VECTORS = ("log_loss", "step", "seconds", "epoch", "attempt", "train_accuracy", "losses", "moved")
@@ -120,7 +119,8 @@ def load(path, like, holds=None, way_out=""):
     net, device = weights.stack(tensors, like, path), next(like.parameters()).device
     tensors = {k: torch.from_numpy(v).to(device if k in ON_DEVICE else "cpu") for k, v in arrays.items()}
     norms = {kind: {k: v.to(device) for k, v in weights.under(f"{kind}/", tensors).items()} for kind in NORMS}
-    history = [[tuple(row) for row in arrays[f"history/{k}"].tolist()] for k in range(len(meta["seeds"]))]
+    columns = [meta["history"].index(name) for name in HISTORY]  # files may have more
+    history = [[*map(tuple, arrays[f"history/{k}"][:, columns].tolist())] for k in range(len(meta["seeds"]))]
     return Descent(net, meta["seeds"], **{k: tensors[k] for k in VECTORS}, **norms, history=history), meta
 
 

@@ -17,21 +17,18 @@ CACHE = 2**17
 # A convolution has many more activations than inputs: no more of them in a layer than this, 32 MiB of one run, and
 # 1 GiB of all runs. (On one core, 16 to 256 images of the 64-filter VGG at once are equally fast within a tenth.)
 ACTIVATIONS = {"cpu": 2**23, "cuda": 2**28}
-BATCH = 128  # of the EWN study's test loader
 
 
 @dataclass
 class Evaluation:
     """What one pass over N examples says of R runs; each tensor is (R,) float64.
 
-    log_loss: the natural log of the mean cross-entropy; log_loss_of_batches: the log of the unweighted mean of the
-    means of consecutive batches of `BATCH`, as the EWN study logs it (a short last batch counts too much);
-    accuracy in [0, 1]; top5: the share of examples whose class is among the five largest logits, nan unless asked for.
+    log_loss: the natural log of the mean cross-entropy; accuracy in [0, 1]; top5: the share of examples whose class is
+    among the five largest logits, nan unless asked for.
     Both are nan where the loss is: what is not a number answers nothing, though its argmax is class 0.
     """
 
     log_loss: torch.Tensor
-    log_loss_of_batches: torch.Tensor
     accuracy: torch.Tensor
     top5: torch.Tensor
 
@@ -76,10 +73,9 @@ def _evaluate(net, x, y, top5):
         losses.append(twins.log_losses(logits, y[part]).double())
         correct = correct + (logits.argmax(2) == y[part]).sum(1)
         among5 = among5 + _among(logits, y[part], 5) if top5 else among5
-    of_batches = (torch.cat(losses, 1) + _shares_of_batches(n, x.device)).logsumexp(1)
     total = torch.cat(losses, 1).logsumexp(1) - math.log(n)
     shares = ((count.double() / n).masked_fill(total.isnan(), math.nan) for count in (correct, among5))
-    return Evaluation(total, of_batches, *shares)
+    return Evaluation(total, *shares)
 
 
 def _among(logits, y, most):
@@ -99,11 +95,3 @@ def chunk(net, device=""):
         return max(1, min(CHUNK["cuda"], ACTIVATIONS["cuda"] // (nets.widest(net) * nets.runs(net))))
     linear = [layer.scale.shape[1] for layer in nets.layers(net).values() if layer.positions == 1]
     return max(1, min(CHUNK["cpu"], ACTIVATIONS["cpu"] // nets.widest(net), CACHE // max(linear, default=1)))
-
-
-def _shares_of_batches(n, device):
-    """Return the log of every example's share in the mean of the batches' means, `(n,)` float64."""
-    batches = math.ceil(n / BATCH)
-    sizes = torch.full((n,), BATCH, dtype=torch.float64, device=device)
-    sizes[(batches - 1) * BATCH :] = n - (batches - 1) * BATCH
-    return -(sizes * batches).log()
