@@ -149,7 +149,7 @@ def test_the_tests_see_every_way_to_import():
 
 
 def test_the_tests_see_what_is_wrong():
-    below = {"draws": "", "networks.nets": "", "pruning.phew": "", "studies.dpp.kinds": "", "studies.phew.names": ""}
+    below = {"draws": "", "networks.nets": "", "pruning.phew": "", "studies.dpp.kinds": "", "studies.phew.study": ""}
 
     def wrong(name, source):
         return wrong_imports(below | {name: source})
@@ -159,8 +159,8 @@ def test_the_tests_see_what_is_wrong():
     assert wrong("training.descend", "from lib.studies.dpp import kinds") == [
         "training.descend imports studies.dpp.kinds"
     ]
-    assert wrong("studies.ewn.toys", "from lib.studies.phew import names") == [
-        "studies.ewn.toys imports studies.phew.names"
+    assert wrong("studies.ewn.toys", "from lib.studies.phew import study") == [
+        "studies.ewn.toys imports studies.phew.study"
     ]
     assert wrong("training.descend", "from lib import nets") == ["training.descend imports nets"]
     assert wrong("training.descend", "from lib import draws\nfrom lib.networks.nets import MLP") == []

@@ -4,27 +4,30 @@ import inspect
 
 import pytest
 
-from lib import inits, phew
-from lib.studies.phew import names, study
+from lib import inits, phew, runs
+from lib.studies.phew import study
 
 WALKS = set(inspect.signature(phew.Walks).parameters)
+NAMES = runs.published("phew_names").fillna("")
+WRITTEN = NAMES[NAMES["type"] != ""].set_index("name")
 NOTEBOOKS = {"phew_density": study.types(), "phew_width": ("synflow", "synflow_l2")}
 
 
-@pytest.mark.parametrize("name", names.PUBLISHED)
+@pytest.mark.parametrize("name", WRITTEN.index)
 def test_every_name_is_a_type_of_its_notebook(name):
-    notebook, kind = names.PUBLISHED[name]
+    notebook, kind = WRITTEN.loc[name]
     assert kind in NOTEBOOKS[notebook]
-    assert repr(kind) in names.meaning(name) and notebook in names.meaning(name)
+    assert repr(kind) in study.meaning(name) and notebook in study.meaning(name)
 
 
 def test_there_are_all_names_and_no_two_are_one():
-    assert len(names.PUBLISHED) == len(set(names.PUBLISHED.values())) == 24
+    assert len(WRITTEN) == len(set(WRITTEN.itertuples(index=False))) == 24
+    assert len(set(NAMES["name"])) == len(NAMES) == 29
 
 
 def test_names_without_an_experiment_and_unknown_ones():
-    assert "does nothing" in names.meaning("IMAG")
-    assert names.meaning("kernelPHEW") == ""
+    assert "does nothing" in study.meaning("IMAG")
+    assert study.meaning("kernelPHEW") == ""
 
 
 @pytest.mark.parametrize("kind", [*study.VARIANTS, *study.ABLATIONS])

@@ -20,8 +20,8 @@ from lib.networks import convnets, nets
 from lib.pruning import methods, paths
 from lib.pruning.sampled import derived
 from lib.pruning.shuffle import shuffled as shuffled_masks
+from lib.records import runs
 from lib.records.parameters import without
-from lib.studies.phew import names
 from lib.training import lab as frame
 from lib.training import optimizers
 
@@ -54,8 +54,6 @@ AROUND = ("init", "shuffle", "reinit")  # keywords that no method has, of what c
 REINITS = ("none", "phew", "evci", "liu")
 # What the published code does otherwise, method by method; all of its masks keep what is above a percentile.
 QUIRKS = {"phew": {"legacy_branch": True}, "synflow_l2": {"power": 1}, "grasp": {"over": "all"}}
-# What the published code does otherwise, method by method; all of its masks keep what is above a percentile.
-QUIRKS = {"phew": {"legacy_branch": True}, "synflow_l2": {"power": 1}, "grasp": {"over": "all"}}
 BATCH = 256  # examples that a score looks at together, as published
 
 
@@ -81,11 +79,20 @@ def only(kinds):
 
 def _complaint(kinds, values):
     for value in values:
-        if names.meaning(value):
-            return f"{names.meaning(value)}; allowed are {listed(kinds)}"
         if value not in kinds:
+            if said := meaning(value):
+                return f"{said}; allowed are {listed(kinds)}"
             return f"{value!r} is no type of this notebook.{hint(value, kinds)} Allowed are {listed(kinds)}"
     return None
+
+
+def meaning(name):
+    """Return what an experiment of the published code is called here, as a clause, or "" for a name that it lacks."""
+    known = runs.published("phew_names").fillna("").set_index("name")
+    notebook, kind = known.loc[name] if name in known.index else (None, None)
+    if kind:
+        return f"the published {name!r} is type {kind!r} of {notebook} here"
+    return "" if kind is None else f"{name!r} is a name for which the published code does nothing"
 
 
 def complaint(p):
