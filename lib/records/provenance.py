@@ -18,10 +18,6 @@ from lib.records.parameters import code_cells, is_parameters, source
 
 COMPUTING = "numpy", "torch", "torchvision", "triton", "scipy", "pandas", "scikit-learn", "pillow", "dppy"
 
-# Files have moved since some records were made: {"files": {old name: new name}, "same": {checksum of a text: its
-# checksum before the move}}, for texts in which nothing else was changed than what they import from where.
-MOVED = json.loads(Path(__file__).with_name("moved.json").read_text("utf-8"))
-
 
 def origin(root: Path) -> dict:
     """Return where a result comes from: commit, versions of what computes, machine. None where unknown."""
@@ -148,16 +144,12 @@ def edited(stored: dict[str, str], now: dict[str, str]) -> list[str]:
 
     The checksums of older records are of whole texts, without "~".
     """
-    stored = {MOVED["files"].get(key, key): checksum for key, checksum in stored.items()}
     added = [key for key in now if key not in stored and not key.startswith("lib/")]
     # A module that only this process imported is no edit; one that was imported late may not be there yet.
     current = {key: now.get(key) or _module(key) for key in [*stored, *added] if key not in APART}
-    return [key for key, text in current.items() if text is None or not _same(stored.get(key), text)]
-
-
-def _same(checksum: str | None, text: str) -> bool:
-    now = _checksum(text) if checksum and checksum.startswith("~") else _sha256(text)
-    return checksum in (now, MOVED["same"].get(now, now))
+    return [
+        key for key, text in current.items() if text is None or stored.get(key) not in (_checksum(text), _sha256(text))
+    ]
 
 
 # ---- what git says
