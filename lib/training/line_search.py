@@ -7,7 +7,7 @@ Inside this file the run axis is the LAST one. A toy has two inputs and twenty u
 sum over inputs, units or examples adds long rows, 5 to 8 times faster on a CPU than sums of four numbers each.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -34,37 +34,6 @@ ACTIVATIONS = {  # z -> (value, function that carries a gradient back through it
 }
 
 
-class Layer(NamedTuple):
-    """One layer's v (I, O, R) and s (O, R), or the gradient of both; None where nothing is trained."""
-
-    v: torch.Tensor | None
-    s: torch.Tensor | None
-
-
-class Codes(NamedTuple):
-    """How the units of one layer are normalised: bools (R,), and two facts about the layer as a whole."""
-
-    ewn: torch.Tensor
-    on: torch.Tensor
-    normalised: bool
-    trained: bool
-
-
-class Problem(NamedTuple):
-    """What does not change along a descent: x (N, I), or (N, I, R) by run; y (N, R) of ±1; the two layers."""
-
-    x: torch.Tensor
-    y: torch.Tensor
-    codes: tuple
-    activation: str
-    loss: str
-
-    def take(self, chosen):
-        """Return the problem of the runs `chosen (K,)`; what they share stays."""
-        x = self.x if self.x.dim() == 2 else _pick(self.x, chosen)
-        return self._replace(x=x, y=_pick(self.y, chosen), codes=_pick(self.codes, chosen))
-
-
 class Seen(NamedTuple):
     """The network at one point: log L (R,) float64, margins (N, R); by layer effective weights w and ∂ log L/∂w."""
 
@@ -76,29 +45,42 @@ class Seen(NamedTuple):
 
 @dataclass
 class State:
-    """R descents between two attempts; every tensor ends in R.
+    """R descents between two attempts; every tensor ends in R, but for `x (N, I)` where all runs have the same.
 
-    `level` is the log-loss one step back: the loss is rescaled by it. log_loss and gradient (of log L) are at
-    `theta`. step is ρ; taken and rejected count the attempts.
+    y (N, R) is ±1. theta: v (I, O, R) and s (O, R) of the hidden layer, and of the output; gradient: of log L by these,
+    None for what is not trained. codes: by layer which runs are EWN, and which are normalised, or None where none is.
+    `level` is the log-loss one step back: the loss is rescaled by it; log_loss and gradient are at theta. step is ρ;
+    taken and rejected count the attempts.
     """
 
-    run: torch.Tensor
-    problem: Problem
+    activation: str
+    loss: str
+    trained: tuple
+    x: torch.Tensor
+    y: torch.Tensor
+    codes: list
     theta: list
-    log_loss: torch.Tensor
-    gradient: list
-    level: torch.Tensor
-    step: torch.Tensor
+    run: torch.Tensor
     taken: torch.Tensor
     rejected: torch.Tensor
+    level: torch.Tensor
+    step: torch.Tensor
     exponent: torch.Tensor
     cap: torch.Tensor
     limit: torch.Tensor
+    log_loss: torch.Tensor | None = None
+    gradient: list | None = None
 
     def take(self, chosen):
-        """Return the descents of the runs `chosen (K,)`, copied."""
-        own = {k: _pick(v, chosen) for k, v in vars(self).items() if k != "problem"}
-        return State(problem=self.problem.take(chosen), **own)
+        """Return the descents of the runs `chosen (K,)`, copied; what they share stays."""
+
+        def pick(value):
+            if isinstance(value, list):
+                return [pick(part) for part in value]
+            own = isinstance(value, torch.Tensor) and not (value is self.x and value.dim() == 2)
+            return value.index_select(-1, chosen) if own else value
+
+        return replace(self, **{name: pick(value) for name, value in vars(self).items()})
 
 
 @dataclass
@@ -121,13 +103,9 @@ class Result:
 
     def thinned(self, runs=slice(None), limit=200):
         """Return (steps, history) of some runs, at up to `limit` log-spaced steps until the last of them ended."""
-        chosen = thin(self.at[: np.searchsorted(self.at, int(self.steps[runs].max()))], limit)
+        at = self.at[: np.searchsorted(self.at, int(self.steps[runs].max()))]
+        chosen = np.unique(np.searchsorted(at, log_spaced(at[-1] + 1, limit)))
         return self.at[chosen], {name: values[runs][:, chosen] for name, values in self.history.items()}
-
-
-def thin(at, limit):
-    """Return up to `limit` positions in the steps `at`, log-spaced and with both ends."""
-    return np.unique(np.searchsorted(at, log_spaced(at[-1] + 1, limit)))
 
 
 def log_spaced(steps, points):
@@ -156,7 +134,8 @@ def search(net, x, y, exponent, cap, limit, *, first=FIRST_STEP, budget=100_000,
     with tqdm(total=len(state.run), unit="run", mininterval=1.0) as bar:
         while len(state.run):
             moved = _attempt(state)
-            why = _reasons_to_end(state, moved, budget)
+            at_limit = moved & (state.level < -state.limit)
+            why = torch.stack((at_limit, state.taken >= budget, state.step <= SMALLEST_STEP))  # as in ENDS
             over = why.any(0)
             _record(result, slots, state, moved & ~over)
             if bool(over.any()):
@@ -192,18 +171,23 @@ def gradient_descent(net, x, y, rate, steps, points=200):
 # ---------------------------------------------------------------- the loss and its gradient, by hand
 
 
-def look(problem, theta):
+def look(state, theta):
     """Return what is `Seen` at `theta`, of f(x) = Σ_u c_u φ(w_u · x) and L = Σ_i loss(y_i f(x_i))."""
-    w, c = (_effective(*pair) for pair in zip(theta, problem.codes, strict=True))
-    hidden, back = ACTIVATIONS[problem.activation](_product(problem.x, w))
-    log_value, log_slope = LOSSES[problem.loss]
-    margins = (hidden * c[:, 0]).sum(1) * problem.y
+    w, c = (v if code is None else v * _gain(v, s, code) for v, s, code in _layers(theta, state.codes))
+    hidden, back = ACTIVATIONS[state.activation](_product(state.x, w))
+    log_value, log_slope = LOSSES[state.loss]
+    margins = (hidden * c[:, 0]).sum(1) * state.y
     a = -margins.double()
     log_loss = log_value(a).logsumexp(0)
-    delta = (log_slope(a) - log_loss).exp().to(w.dtype) * -problem.y
+    delta = (log_slope(a) - log_loss).exp().to(w.dtype) * -state.y
     inner = back(delta[:, None] * c[:, 0])
-    outer = (hidden * delta[:, None]).sum(0)[:, None] if problem.codes[1].trained else None
-    return Seen(log_loss, margins, [w, c], [_product_back(problem.x, inner), outer])
+    outer = (hidden * delta[:, None]).sum(0)[:, None] if state.trained[1] else None
+    return Seen(log_loss, margins, [w, c], [_product_back(state.x, inner), outer])
+
+
+def _layers(theta, codes):
+    """Return (v, s, code) of both layers."""
+    return zip(theta[::2], theta[1::2], codes, strict=True)
 
 
 def _product(x, w):
@@ -220,30 +204,26 @@ def _product_back(x, delta):
     return (x[:, :, None] * delta[:, None]).sum(0)
 
 
-def _effective(layer, codes):
-    """Return the effective weights of a layer, (I, O, R)."""
-    return layer.v * _gain(layer, codes) if codes.normalised else layer.v
+def _gain(v, s, code):
+    """Return by what v becomes the effective weights, (O, R)."""
+    ewn, on = code
+    return torch.where(on, torch.where(ewn, s.exp(), s) / v.square().sum(0).sqrt(), 1.0)
 
 
-def _gain(layer, codes):
-    size = torch.where(codes.ewn, layer.s.exp(), layer.s)
-    return torch.where(codes.on, size / layer.v.square().sum(0).sqrt(), 1.0)
-
-
-def pull_back(layer, codes, slopes):
-    """Return the gradient by v and s, from G, the `slopes` by the effective weights w = g v.
+def _gradient(state, theta, seen):
+    """Return the gradient by `theta`, from G, the slopes by the effective weights w = g v.
 
     By v: g (G - v <v, G> / |v|²); by s: g <v, G> for EWN, <v, G> / |v| for SWN; without normalisation G and 0.
     """
-    if not (codes.trained and codes.normalised):
-        return Layer(slopes if codes.trained else None, None)
-    square, along, g = layer.v.square().sum(0), (layer.v * slopes).sum(0), _gain(layer, codes)
-    by_s = torch.where(codes.ewn, g * along, along / square.sqrt()) * codes.on
-    return Layer(g * (slopes - layer.v * (along / square * codes.on)), by_s)
-
-
-def _gradient(problem, theta, seen):
-    return [pull_back(*parts) for parts in zip(theta, problem.codes, seen.slopes, strict=True)]
+    found = []
+    for (v, s, code), slopes, trained in zip(_layers(theta, state.codes), seen.slopes, state.trained, strict=True):
+        if not trained or code is None:
+            found += [slopes if trained else None, None]
+            continue
+        (ewn, on), square, along, g = code, v.square().sum(0), (v * slopes).sum(0), _gain(v, s, code)
+        by_s = torch.where(ewn, g * along, along / square.sqrt()) * on
+        found += [g * (slopes - v * (along / square * on)), by_s]
+    return found
 
 
 # ---------------------------------------------------------------- one attempt
@@ -252,26 +232,25 @@ def _gradient(problem, theta, seen):
 def _start(net, x, y, loss, first, *rules):
     """Return the descents before their first attempt; `rules`: exponent, cap and limit, one number or one per run."""
     _check(net, loss)
-    layers = list(net.layers)
-    weight, runs = layers[0].weight, nets.runs(net)
-    theta = [Layer(m.weight.detach().permute(2, 1, 0).contiguous(), m.scale.detach().t().contiguous()) for m in layers]
+    layers, runs, weight = list(net.layers), nets.runs(net), net.layers[0].weight
     x, y = (torch.as_tensor(t, dtype=weight.dtype, device=weight.device) for t in (x, y))
-    x, y = x if x.dim() == 2 else x.permute(1, 2, 0).contiguous(), y.expand(runs, -1).t().contiguous()
-    problem = Problem(x, y, tuple(_codes(m) for m in layers), net.activation, loss)
-    seen = look(problem, theta)
-    full = [torch.as_tensor(v, dtype=torch.float64, device=weight.device).expand(runs).clone() for v in (first, *rules)]
+    codes = [[m.norm == twins.EWN, m.norm != twins.NO_WN] if m.norm.any() else None for m in layers]
+    theta = [_runs_last(t.detach()).contiguous() for m in layers for t in (m.weight, m.scale)]
     counts = torch.zeros(3, runs, dtype=torch.int64, device=weight.device)
     counts[0] = torch.arange(runs)
-    return State(
-        counts[0], problem, theta, seen.log_loss, _gradient(problem, theta, seen), torch.zeros_like(full[0]),
-        full[0], counts[1], counts[2], *full[1:],
+    full = [torch.as_tensor(v, dtype=torch.float64, device=weight.device).expand(runs).clone() for v in (first, *rules)]
+    state = State(
+        net.activation, loss, tuple(m.weight.requires_grad for m in layers),
+        x if x.dim() == 2 else x.permute(1, 2, 0).contiguous(), y.expand(runs, -1).t().contiguous(),
+        codes, theta, *counts, torch.zeros_like(full[0]), *full,
     )  # fmt: skip
+    seen = look(state, theta)
+    return replace(state, log_loss=seen.log_loss, gradient=_gradient(state, theta, seen))
 
 
-def _codes(layer):
-    """Return the `Codes` of a layer of the network."""
-    code = layer.norm
-    return Codes(code == twins.EWN, code != twins.NO_WN, bool(code.any()), layer.weight.requires_grad)
+def _runs_last(tensor):
+    """Return a tensor with its axes in reverse, so that (R, O, I) becomes (I, O, R), and back."""
+    return tensor.permute(*reversed(range(tensor.dim())))
 
 
 def _check(net, loss):
@@ -286,51 +265,20 @@ def _check(net, loss):
 def _attempt(state):
     """Try one step for every run, take it where the loss fell, and return where it did, a bool (R,)."""
     power = torch.where(state.exponent == 0, 0, state.level / state.exponent)
-    rate = (state.step * (power + state.log_loss - state.level).exp()).to(state.theta[0].v.dtype)
-    trial = [_moved(layer, by, rate) for layer, by in zip(state.theta, state.gradient, strict=True)]
-    seen = look(state.problem, trial)
+    rate = (state.step * (power + state.log_loss - state.level).exp()).to(state.theta[0].dtype)
+    trial = [p if by is None else p - rate * by for p, by in zip(state.theta, state.gradient, strict=True)]
+    seen = look(state, trial)
     ratio = (seen.log_loss - state.log_loss).to(rate.dtype).exp()
     moved = seen.log_loss.isfinite() & (seen.log_loss <= state.log_loss) & (ratio > 0)
-    new = trial, _gradient(state.problem, trial, seen), seen.log_loss, state.log_loss
-    old = state.theta, state.gradient, state.log_loss, state.level
-    state.theta, state.gradient, state.log_loss, state.level = _choose(moved, new, old)
+    new = [*trial, *_gradient(state, trial, seen), seen.log_loss, state.log_loss]
+    if not bool(moved.all()):  # never by undoing a step
+        old = [*state.theta, *state.gradient, state.log_loss, state.level]
+        new = [a if a is None else torch.where(moved, a, b) for a, b in zip(new, old, strict=True)]
+    state.theta, state.gradient, (state.log_loss, state.level) = new[:4], new[4:8], new[8:]
     grown = torch.where(state.step < state.cap, state.step * GROWTH, state.step)
     state.step = torch.where(moved, grown, state.step / GROWTH)
     state.taken, state.rejected = state.taken + moved, state.rejected + ~moved
     return moved
-
-
-def _reasons_to_end(state, moved, budget):
-    """Return which of `ENDS` hold for every run, bool (3, R)."""
-    at_limit = moved & (state.level < -state.limit)
-    return torch.stack((at_limit, state.taken >= budget, state.step <= SMALLEST_STEP))
-
-
-def _moved(layer, gradient, rate):
-    """Return a layer one step further; what has no gradient is the same tensor."""
-    return Layer(*(p if by is None else p - rate * by for p, by in zip(layer, gradient, strict=True)))
-
-
-def _choose(moved, new, old):
-    """Return `new` for the runs that moved and `old` for the others, tensor by tensor; never by undoing a step."""
-    if bool(moved.all()):
-        return new
-    return _map(lambda a, b: torch.where(moved, a, b), new, old)
-
-
-def _pick(tree, chosen):
-    return _map(lambda t: t.index_select(-1, chosen), tree)
-
-
-def _map(function, *trees):
-    """Return the tree of `function` of the tensors at each place of trees of tuples and lists; the rest stays."""
-    first = trees[0]
-    if isinstance(first, torch.Tensor):
-        return function(*trees)
-    if isinstance(first, tuple | list):
-        parts = [_map(function, *parts) for parts in zip(*trees, strict=True)]
-        return first._make(parts) if hasattr(first, "_make") else tuple(parts)
-    return first
 
 
 # ---------------------------------------------------------------- what is kept
@@ -341,11 +289,9 @@ def _empty_result(net, state, budget, keep, points):
     at = log_spaced(budget, points)
     slots = torch.full((budget + 1,), -1)
     slots[torch.from_numpy(at)] = torch.arange(len(at))
-    runs, trained = len(state.run), [layer for layer in net.layers if layer.weight.requires_grad]
-    wide = sum(layer.weight[0].numel() for layer in trained)
-    widths = {"weights": wide, "slopes": wide, "margins": len(state.problem.y)}
-    unknown = set(keep) - set(widths)
-    if unknown:
+    runs, wide = len(state.run), sum(m.weight[0].numel() for m in net.layers if m.weight.requires_grad)
+    widths = {"weights": wide, "slopes": wide, "margins": len(state.y)}
+    if unknown := set(keep) - set(widths):
         raise ValueError(f"keep has {sorted(unknown)}; allowed are {list(widths)}")
     history = {name: torch.full((runs, len(at), widths[name]), torch.nan) for name in keep}
     history["log_loss"] = torch.full((runs, len(at)), torch.nan, dtype=torch.float64)
@@ -359,22 +305,18 @@ def _record(result, slots, state, fresh):
     due = (fresh & (slots[state.taken] >= 0)).nonzero()[:, 0]
     if not len(due):
         return
-    where = state.run[due], slots[state.taken[due]]
+    where, wanted = (state.run[due], slots[state.taken[due]]), set(result.history) - {"log_loss"}
     result.history["log_loss"][where] = state.log_loss[due]
-    if len(result.history) == 1:
+    if not wanted:
         return
-    seen, codes = look(state.problem.take(due), _pick(state.theta, due)), state.problem.codes
-    found = {"weights": seen.weights, "slopes": seen.slopes}
-    kept = {name: torch.cat([_rows(t) for t, c in zip(found[name], codes, strict=True) if c.trained], 1)
-            for name in found}  # fmt: skip
-    kept["margins"] = seen.margins.t()
-    for name in set(result.history) - {"log_loss"}:
+    own = state.take(due)
+    seen = look(own, own.theta)
+    kept = {"margins": seen.margins.t()}
+    for name, parts in (("weights", seen.weights), ("slopes", seen.slopes)):  # rows in the order of a layer's weight
+        rows = [_runs_last(part).flatten(1) for part, trained in zip(parts, state.trained, strict=True) if trained]
+        kept[name] = torch.cat(rows, 1)
+    for name in wanted:
         result.history[name][where] = kept[name].float()
-
-
-def _rows(tensor):
-    """Return `(I, O, R)` as rows `(R, O I)`, in the order of a layer's weight."""
-    return tensor.permute(2, 1, 0).flatten(1)
 
 
 def _set_aside(result, state, why):
@@ -384,5 +326,5 @@ def _set_aside(result, state, why):
     result.log_loss[run], result.step[run] = state.level, state.step
     for k, reason in zip(run.tolist(), why.to(torch.int8).argmax(0).tolist(), strict=True):
         result.end[k] = ENDS[reason]
-    for layer, theta in zip(result.net.layers, state.theta, strict=True):
-        layer.weight[run], layer.scale[run] = theta.v.permute(2, 1, 0), theta.s.t()
+    for layer, v, s in zip(result.net.layers, state.theta[::2], state.theta[1::2], strict=True):
+        layer.weight[run], layer.scale[run] = _runs_last(v), s.t()
