@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -54,15 +55,9 @@ def forms(net, kept=None, run=0, names=None, block=BLOCK):
     return {name: FORMS[name](net, kept or {}, run, block) for name in names}
 
 
-def _dense(net, kept, run, block):
-    return _module(net, shrink.unshrunk(net, kept, run))
-
-
-def _shrunk(net, kept, run, block):
-    return _module(net, shrink.shrink(net, kept, run))
-
-
-def _module(net, module):
+def _full(make, net, kept, run, block):
+    """Return full matrices, of the network that `make` leaves."""
+    module = make(net, kept, run)
     inputs = math.prod(net.image) if hasattr(net, "image") else net.layers[0].weight.shape[2]
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
     return Form(module, plain.macs(module, inputs), size)
@@ -114,26 +109,20 @@ def _matrices(net, kept, run, form):
     return modules
 
 
-def _csr(net, kept, run, block):
-    return _compressed_form(net, kept, run, "csr", None)
-
-
-def _block(net, kept, run, block):
-    return _compressed_form(net, kept, run, "block", block)
-
-
-def _compressed_form(net, kept, run, form, block):
-    network = Transposed(_matrices(net, kept, run, form), lambda weight: _compressed(weight, block), block or 1)
+def _rows(form, net, kept, run, block):
+    """Return compressed rows, of square blocks if `form` is "block"."""
+    side = block if form == "block" else 1
+    network = Transposed(_matrices(net, kept, run, form), lambda weight: _compressed(weight, form, side), side)
     stored = [weight for weight, _, _ in network.layers]
     parts = [part for weight in stored for part in (weight.values(), weight.col_indices(), weight.crow_indices())]
     size = sum(part.numel() * part.element_size() for part in parts)
     return Form(network, sum(weight.values().numel() for weight in stored), size)
 
 
-def _compressed(weight, block):
-    """Return the matrix as compressed rows, of square blocks where `block` is their side; indices are int32."""
+def _compressed(weight, form, side):
+    """Return the matrix as compressed rows, of square blocks of this side if `form` is "block"; indices are int32."""
     with _no_notice("Sparse (CSR|BSR) tensor support is in beta state"):
-        found = weight.to_sparse_csr() if block is None else weight.to_sparse_bsr((block, block))
+        found = weight.to_sparse_bsr((side, side)) if form == "block" else weight.to_sparse_csr()
         # MKL works with int32, to which torch would convert int64 at every product: a third of the time of one example.
         indices = found.crow_indices().int(), found.col_indices().int()
         options = {"layout": found.layout, "check_invariants": True}
@@ -181,7 +170,10 @@ def _has_two_of_four(weight):
     return bool(((_fours(weight) != 0).sum(-1) <= 2).all())
 
 
-FORMS = {"dense": _dense, "csr": _csr, "block": _block, "semi_structured": _semi_structured, "shrunk": _shrunk}
+FORMS = {
+    "dense": partial(_full, shrink.unshrunk), "csr": partial(_rows, "csr"), "block": partial(_rows, "block"),
+    "semi_structured": _semi_structured, "shrunk": partial(_full, shrink.shrink),
+}  # fmt: skip
 ANYWHERE = ("dense", "csr", "block", "shrunk")
 
 
