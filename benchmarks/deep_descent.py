@@ -76,7 +76,7 @@ def several(attempt, *arguments):
 
 def compare(report, level, state, sets, rounds):
     """Report both descents from one state, and return their ratio."""
-    ours, theirs = state.take([0]), state.take([0])
+    ours, theirs = nets.take(state, [0]), nets.take(state, [0])
     steps = passes.Steps(theirs.net)
     share = float(screening.counted(state.losses, state.log_loss, torch.float32).double().mean())
     times = {"whole": [], "screened": []}
@@ -89,7 +89,7 @@ def compare(report, level, state, sets, rounds):
 
 def path(state, sets, screened, dtype=torch.float32, written_out=True):
     """Return the log-losses after each of `SAME` attempts, `(SAME,)`."""
-    state, sets = state.take([0]), [(x.to(dtype), y) for x, y in sets]
+    state, sets = nets.take(state, [0]), [(x.to(dtype), y) for x, y in sets]
     state.net = state.net.to(dtype)
     if not written_out:
         state.steps = passes.Steps(state.net)

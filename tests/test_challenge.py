@@ -280,7 +280,7 @@ def test_every_mode_keeps_what_was_asked(mode, kind, scope):
 def test_a_run_depends_on_neither_other_seeds_nor_other_sparsities(mode, kind):
     _, whole = modes.prune(lab(), mode, kind, [0.3, 0.8])
     (alone,) = modes.prune(lab(seeds=[2]), mode, kind, [0.8])
-    one = modes.part_of(whole, [1])
+    one = nets.take(whole, [1])
     np.testing.assert_allclose(one.test_accuracy, alone.test_accuracy)
     for a, b in zip(one.net.parameters(), alone.net.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)

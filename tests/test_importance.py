@@ -171,25 +171,25 @@ def test_is_the_literal_loop(outcomes, kind):
         assert torch.equal(outcome.kept[name][0], left[k])
     for layer, w in zip(outcome.net.layers, ws, strict=True):
         torch.testing.assert_close(layer.weight[0].detach(), w, rtol=1e-8, atol=1e-10)
-    np.testing.assert_allclose(outcome.after_accuracy, after)
-    assert outcome.widths.tolist() == [[18, 10], [16, 9]]
+    np.testing.assert_allclose(outcome.after_accuracy[0], after)
+    assert outcome.widths.tolist() == [[[18, 10], [16, 9]]]
 
 
 def test_none_is_plain_training(outcomes):
     here, found = outcomes
     trainer = here.trainer(here.network()).fit(6)
     for name in importance.CURVES:
-        np.testing.assert_allclose(found["none"].history[name], trainer.curve(name)[0], rtol=1e-8)
-    assert found["none"].history["epoch"].tolist() == list(range(7))
-    assert (np.diff(found["none"].history["seconds"]) > 0).all()
-    np.testing.assert_array_equal(found["none"].after_accuracy, trainer.curve("test_accuracy")[0, [2, 4]])
+        np.testing.assert_allclose(found["none"].history[name][0], trainer.curve(name)[0], rtol=1e-8)
+    assert found["none"].history["epoch"][0].tolist() == list(range(7))
+    assert (np.diff(found["none"].history["seconds"][0]) > 0).all()
+    np.testing.assert_array_equal(found["none"].after_accuracy[0], trainer.curve("test_accuracy")[0, [2, 4]])
 
 
 def test_small_is_the_remaining_architecture_from_scratch(outcomes):
     here, found = outcomes
     trainer = here.trainer(here.network((16, 9))).fit(6)
     assert [layer.weight.shape[1] for layer in found["small"].net.layers] == [16, 9, 10]
-    np.testing.assert_allclose(found["small"].history["test_loss"], trainer.curve("test_loss")[0], rtol=1e-8)
+    np.testing.assert_allclose(found["small"].history["test_loss"][0], trainer.curve("test_loss")[0], rtol=1e-8)
     assert np.isnan(found["small"].after_accuracy).all()
 
 
@@ -207,8 +207,8 @@ def test_a_run_does_not_depend_on_its_neighbours(outcomes):
     here, found = outcomes
     alone = study(stack=1).run(3, ["random", "magnitude"])
     for kind, outcome in alone.items():
-        assert outcome.stacked == [kind]
-        np.testing.assert_allclose(outcome.history["train_loss"], found[kind].history["train_loss"], rtol=1e-8)
+        assert outcome.stacked == [[kind]]
+        np.testing.assert_allclose(outcome.history["train_loss"][0], found[kind].history["train_loss"][0], rtol=1e-8)
 
 
 def test_the_first_epochs_are_trained_once(monkeypatch, outcomes):
@@ -235,9 +235,9 @@ def test_nothing_goes_where_no_epoch_is_left():
     """(100, 100, 10) never prunes, here in small: every type is the plain network."""
     here = study(schedule=Schedule(2, 2, 1))
     found = here.run(3, ["none", "contribution", "small"])
-    losses = [outcome.history["test_loss"] for outcome in found.values()]
+    losses = [outcome.history["test_loss"][0] for outcome in found.values()]
     assert all(np.array_equal(losses[0], loss) for loss in losses[1:])
-    assert found["contribution"].kept["layers.0"].all() and found["contribution"].widths.shape == (0, 2)
+    assert found["contribution"].kept["layers.0"].all() and found["contribution"].widths.shape == (1, 0, 2)
     for outcome in found.values():  # a record can hold axes without an entry
         content = importance.record(here, outcome)
         assert store.pack(content["arrays"], content["axes"])[1]["widths"] == ["round", "layer"]
@@ -267,9 +267,9 @@ def test_with_momentum_the_first_epochs_are_trained_with_the_others():
     """A state that is not in a file: trained straight through, none is plain training."""
     here = study(rule={"momentum": 0.9, "lr": 0.01})
     found, trainer = here.run(3, ["none", "random"]), here.trainer(here.network()).fit(6)
-    np.testing.assert_allclose(found["none"].history["train_loss"], trainer.curve("train_loss")[0], rtol=1e-8)
+    np.testing.assert_allclose(found["none"].history["train_loss"][0], trainer.curve("train_loss")[0], rtol=1e-8)
     fresh = study(rule={"momentum": 0.9, "lr": 0.01}, reset_optimizer=True).run(3, ["random"])["random"]
-    losses = fresh.history["train_loss"], found["random"].history["train_loss"]
+    losses = fresh.history["train_loss"][0], found["random"].history["train_loss"][0]
     np.testing.assert_allclose(losses[0][:3], losses[1][:3], rtol=1e-8)
     assert abs(losses[0][3] - losses[1][3]) > 1e-3
 
@@ -304,7 +304,7 @@ def test_filters_go_too():
     here = study(COLOUR, (12, 10), Schedule(3, 1, 1), n=40, channels=True)
     found = here.run(1, ["contribution", "small"])
     for kind, outcome in found.items():
-        assert outcome.widths.tolist() == [[12, 25, 9, 8] if kind == "small" else [14, 28, 10, 9], [12, 25, 9, 8]]
+        assert outcome.widths[0].tolist() == [[12, 25, 9, 8] if kind == "small" else [14, 28, 10, 9], [12, 25, 9, 8]]
     outcome = found["contribution"]
     logits = outcome.net(here.test[0])[0]
     torch.testing.assert_close(shrink.narrow(outcome.net, outcome.kept)(here.test[0])[0], logits)

@@ -43,7 +43,7 @@ def begun(digits, kinds, seeds, dtype, level=-60.0, settled=0):
 def both(state, sets, attempts, tolerance):
     """Make attempts from one state with and without screening; return the least share that was trained on."""
     everyone = list(range(len(state.seeds)))
-    ours, whole, least = state.take(everyone), state.take(everyone), 1.0
+    ours, whole, least = nets.take(state, everyone), nets.take(state, everyone), 1.0
     for _ in range(attempts):
         counted = screening.counted(ours.losses, ours.log_loss, ours.net.layers[0].weight.dtype)
         least = min(least, float(counted.double().mean()))
@@ -76,7 +76,7 @@ def test_the_first_attempts_in_float32(digits, kind):
 def test_an_example_that_comes_back_costs_no_correctness(digits, monkeypatch):
     """One is planted: it is believed to be far below, and is the hardest of all."""
     state, sets = begun(digits, ["no-WN"], [3], torch.float64)
-    planted, whole = state.take([0]), state.take([0])
+    planted, whole = nets.take(state, [0]), nets.take(state, [0])
     hardest = int(state.losses[0].argmax())
     planted.losses[0, hardest] = float(state.log_loss) - screening.rounding(torch.float64) - screening.RISE - 1
     screened, tried = [], descend._try

@@ -6,8 +6,10 @@ no-WN networks train in one stack, by one function; `fold` gives the plain netwo
 
 import copy
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -211,14 +213,21 @@ def parameters_per_run(net):
     return sum(p[0].numel() for p in net.parameters()) - unused
 
 
-def take(net, chosen):
-    """Return the stack of the chosen runs; a slice shares memory with `net`, a list of indices copies."""
-    tensors = [*net.parameters(), *net.buffers()]
-    memo = {id(t): _like(t, t.detach()[chosen]) for t in tensors}
-    other = copy.deepcopy(net, memo)
-    for layer in layers(other).values():
-        layer.normalised = bool(layer.norm.any())
-    return other
+def take(of, chosen):
+    """Return the stack of the chosen runs; a slice shares memory with `of`, a list of indices copies.
+
+    So too of all else whose first axis is that of runs: tensors, arrays, lists, and dicts and data classes of such.
+    """
+    if isinstance(of, dict):
+        return {name: take(part, chosen) for name, part in of.items()}
+    if is_dataclass(of):
+        return replace(of, **take(_parts(of), chosen))
+    if isinstance(of, list):
+        return [copy.copy(of[run]) for run in chosen]
+    if not isinstance(of, nn.Module):
+        return of[chosen]
+    memo = {id(t): _like(t, t.detach()[chosen]) for t in (*of.parameters(), *of.buffers())}
+    return _coded(copy.deepcopy(of, memo))
 
 
 def apart(net):
@@ -247,27 +256,38 @@ def of_runs(net, examples, axes):
     return [examples] if count == 1 else [examples[[run]] for run in range(count)]
 
 
-def gathered(parts):
-    """Return `{name: (R, ...)}` from what was made of each run, `[{name: (1, ...)}, ...]`."""
-    parts = list(parts)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def _parts(of):
+    """Return what a data class is made of by name."""
+    return {field.name: getattr(of, field.name) for field in fields(of) if field.init}
 
 
 def _like(old, new):
     return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
-def join(stacks):
-    """Return one stack of all the runs of several stacks of the same layers, in order."""
-    sizes = [runs(net) for net in stacks]
-    joined = take(stacks[0], [0] * sum(sizes))
-    states = [net.state_dict() for net in stacks]
-    return load_(joined, {name: torch.cat([state[name] for state in states]) for name in states[0]})
+def join(parts):
+    """Return one stack of all the runs of several stacks of the same layers, in order; of all that `take` takes."""
+    parts = list(parts)
+    first = parts[0]
+    if isinstance(first, dict):
+        return {name: join(part[name] for part in parts) for name in first}
+    if is_dataclass(first):
+        return replace(first, **join(map(_parts, parts)))
+    if isinstance(first, list):
+        return sum(parts, [])
+    if not isinstance(first, nn.Module):
+        return torch.cat(parts) if isinstance(first, torch.Tensor) else np.concatenate(parts)
+    return load_(take(first, [0] * sum(map(runs, parts))), join(net.state_dict() for net in parts))
 
 
 def load_(net, tensors):
     """Set every tensor of the stack, weights and normalisation codes, from `{name: (R, ...)}`; return it."""
     net.load_state_dict(tensors)
+    return _coded(net)
+
+
+def _coded(net):
+    """Return the stack, whose layers know whether any of their runs is normalised."""
     for layer in layers(net).values():
         layer.normalised = bool(layer.norm.any())
     return net

@@ -51,7 +51,7 @@ def anneal_each(
     jobs = [(*run, goal) for d in densities for run, goal in zip(own, masks.each(d, len(own)), strict=True)]
     plan = rounds, SCHEDULES[schedule], scope, rounding
     found = workers.each(lambda job: _annealed(score, *job, plan), jobs, next(net.parameters()).device)
-    return [nets.gathered(found[k : k + len(own)]) for k in range(0, len(jobs), len(own))]
+    return [nets.join(found[k : k + len(own)]) for k in range(0, len(jobs), len(own))]
 
 
 def _of_each(net, x, y, seeds):

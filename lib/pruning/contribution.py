@@ -123,7 +123,7 @@ def of_units(net, x, average=1.0, maximum=0.0, on="activation", channels=False):
     if channels and on != "activation":
         raise ValueError(f"on is {on!r} with channels=True; channels have a score by {ON[0]!r} alone")
     each = zip(nets.apart(net), nets.of_runs(net, x, 3), strict=True)
-    return nets.gathered(_of_run(*mine, average, maximum, on, channels) for mine in each)
+    return nets.join(_of_run(*mine, average, maximum, on, channels) for mine in each)
 
 
 @torch.no_grad()

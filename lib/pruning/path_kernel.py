@@ -20,7 +20,7 @@ def trace(net, masks):
     """
     kept = paths.complete(masks, nets.weights(net))
     each = nets.apart(masking.apply_(copy.deepcopy(net), kept))
-    slopes = nets.gathered(synflow.flow(alone, 2, torch.float64).slopes for alone in each)
+    slopes = nets.join(synflow.flow(alone, 2, torch.float64).slopes for alone in each)
     total = sum(slope.masked_fill_(~kept[name], 0).flatten(1).sum(1) for name, slope in slopes.items())
     if not bool(total.isfinite().all()):
         raise ValueError(f"the traces are {total.tolist()}: the weights are too large for float64; start them smaller")

@@ -67,7 +67,7 @@ def run_by_run(score):
     @wraps(score)
     def made(net, x, y, seeds, *more, **options):
         own = (nets.of_runs(net, examples, axes) for examples, axes in ((x, 3), (y, 2)))
-        return nets.gathered(score(*mine, None, *more, **options) for mine in zip(nets.apart(net), *own, strict=True))
+        return nets.join(score(*mine, None, *more, **options) for mine in zip(nets.apart(net), *own, strict=True))
 
     return made
 

@@ -216,6 +216,16 @@ def coordinates(axes: dict | None) -> dict[str, list]:
     return result
 
 
+def of_run(found: dict, run: int, axes: dict, coordinates: dict) -> dict:
+    """Return the arrays and axes of one run, as keywords of `Run.save`, of `found`, name -> (R, ...).
+
+    axes: name -> what the axes behind that of the runs are called; coordinates: of axes, the others count from 0.
+    """
+    arrays = {name: (values[run], axes[name]) for name, values in found.items()}
+    sizes = {axis: size for values, own in arrays.values() for axis, size in zip(own, values.shape, strict=True)}
+    return {"arrays": arrays, "axes": {axis: list(coordinates.get(axis, range(n))) for axis, n in sizes.items()}}
+
+
 def pack(arrays: dict | None, axes: dict[str, list]) -> tuple[bytes, dict[str, list[str]]]:
     """Return the npz and the axis names of each array; floats become float32, integers and bools stay.
 
@@ -265,7 +275,8 @@ def select(records: list[Record], where: dict) -> list[Record]:
     for key in where:
         if records and key not in known:
             raise RecordError(f"no record has {key!r}.{hint(key, known)} They have: {listed(known)}.")
-    return [record for record in records if _satisfies(_identity(record), where)]
+    each = {key: (wanted, *many(wanted)) for key, wanted in where.items()}
+    return [record for record in records if all(_identity(record).get(key) in each[key] for key in where)]
 
 
 def assert_values(records: list[Record], where: dict) -> None:
@@ -282,10 +293,6 @@ def assert_values(records: list[Record], where: dict) -> None:
 
 def _identity(record: Record) -> dict:
     return {"type": record.type, "seed": record.seed, **record.parameters}
-
-
-def _satisfies(identity: dict, where: dict) -> bool:
-    return all(identity.get(key) in (wanted, *many(wanted)) for key, wanted in where.items())
 
 
 def _columns(record: Record) -> dict:

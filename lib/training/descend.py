@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from lib import draws
 from lib.networks import nets
 from lib.training import descent, passes, screening, stacking
-from lib.training.descent import Descent, Journal, join, looked_at
+from lib.training.descent import Descent, Journal, looked_at
 from lib.training.evaluate import evaluate
 
 GROWTH = 1.1  # of the step after an accepted epoch; a rejected one shrinks it by as much
@@ -38,7 +38,7 @@ def descend(
     """
     _check(net, seeds, levels, folders, trained)
     levels = [float(level) for level in levels]
-    recipes = recipes or [descent.recipe(net, run, seed) for run, seed in enumerate(seeds)]
+    recipes = recipes or [{"seed": int(seed)} for seed in seeds]
 
     def work(runs):
         part = slice(runs[0], runs[-1] + 1)
@@ -46,14 +46,15 @@ def descend(
         return _descend(nets.take(net, part), data, seeds[part], journal, batch, max_epochs)
 
     parts = stacking.split(work, range(len(seeds)), stacking.width(net, batch, stack, "descent"))
-    return tuple([run for _, found in parts for run in found[k]] for k in (0, 1))
+    return tuple(nets.join(found[k] for _, found in parts) for k in (0, 1))
 
 
 def _descend(net, data, seeds, journal, batch, max_epochs):
     """Return what `descend` does, of runs that are trained as one stack."""
     levels = journal.levels
-    sets = data.split("train"), data.split("test")
-    with journal.held(), full_precision(), _bar(levels, len(seeds)) as bar:
+    sets, total = (data.split("train"), data.split("test")), round(-levels[-1] * len(seeds))
+    bar = tqdm(total=total, unit="nat", desc="descending", mininterval=1.0)
+    with journal.held(), full_precision(), bar:
         reached, live, state = _resume(net, seeds, sets, journal)
         ends = [found[min(found)] if found else None for found in reached]
         while live:
@@ -78,8 +79,8 @@ def _resume(net, seeds, sets, journal):
     fresh = [run for run in live if kept[run] is None]
     if fresh:
         begun = start(nets.take(net, fresh), [seeds[run] for run in fresh], sets)
-        kept |= {run: begun.take([k]) for k, run in enumerate(fresh)}
-    state = join([kept[run] for run in live]) if live else None
+        kept |= {run: nets.take(begun, [k]) for k, run in enumerate(fresh)}
+    state = nets.join(kept[run] for run in live) if live else None
     return reached, live, state
 
 
@@ -211,16 +212,13 @@ def _goals(state, live, reached, levels):
 def _note_levels(state, live, reached, journal, test_set):
     """Keep every run that is below its next level; one level at most per accepted epoch, as published."""
     below = (state.log_loss < _goals(state, live, reached, journal.levels)).tolist()
-    below = [k for k, run in enumerate(live) if below[k] and state.epoch[k] > _last_epoch(reached[run])]
+    last = [max((int(found.epoch[0]) for found in reached[run].values()), default=0) for run in live]
+    below = [k for k in range(len(live)) if below[k] and state.epoch[k] > last[k]]
     write_history(state, below, test_set)
     for k in below:
         run, level = live[k], next(level for level in journal.levels if level not in reached[live[k]])
-        reached[run][level] = state.take([k])
-        journal.write_level(run, level, reached[run][level])
-
-
-def _last_epoch(found):
-    return max((int(d.epoch[0]) for d in found.values()), default=0)
+        reached[run][level] = nets.take(state, [k])
+        journal.write(run, level, reached[run][level])
 
 
 def _set_aside(state, live, reached, ends, levels, max_epochs, test_set):
@@ -235,13 +233,9 @@ def _set_aside(state, live, reached, ends, levels, max_epochs, test_set):
     write_history(state, [k for k in range(len(live)) if over[k]], test_set)
     for k, run in enumerate(live):
         if over[k]:
-            ends[run] = state.take([k])
+            ends[run] = nets.take(state, [k])
     stay = [k for k in range(len(live)) if not over[k]]
-    return [live[k] for k in stay], (state.take(stay) if stay else None)
-
-
-def _bar(levels, count):
-    return tqdm(total=round(-levels[-1] * count), unit="nat", desc="descending", mininterval=1.0)
+    return nets.take(live, stay), (nets.take(state, stay) if stay else None)
 
 
 def _show(bar, levels, ends, live, state):

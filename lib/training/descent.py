@@ -16,8 +16,6 @@ import numpy as np
 import torch
 
 from lib.errors import RecordError, listed
-from lib.kernels import twins
-from lib.networks import nets
 from lib.records import runs
 from lib.training import weights
 
@@ -67,14 +65,7 @@ class Descent:
     norms_start: dict
     norms_before: dict
     history: list = field(default_factory=list)
-    steps: object = field(default=None, repr=False, compare=False)  # of `passes`, how `net` is trained; never saved
-
-    def take(self, chosen):
-        """Return the descents of the runs in the list `chosen`, copied."""
-        vectors = {k: getattr(self, k)[chosen] for k in VECTORS}
-        norms = {k: {n: v[chosen] for n, v in getattr(self, k).items()} for k in NORMS}
-        picked = {k: [list(getattr(self, k)[i]) for i in chosen] for k in ("history",)}
-        return Descent(nets.take(self.net, chosen), [self.seeds[i] for i in chosen], **vectors, **norms, **picked)
+    steps: object = field(default=None, init=False, repr=False)  # of `passes`, how `net` is trained; never saved
 
     def last(self, run=0):
         """Return the last row of a run's history by name."""
@@ -87,19 +78,6 @@ class Descent:
         chosen = np.unique(spaced if len(rows) > limit else np.arange(len(rows)))
         chosen = np.unique([*chosen, *np.flatnonzero(np.isin(rows[:, 0], list(keep)))])
         return dict(zip(HISTORY, rows[chosen].T, strict=True))
-
-
-def join(descents):
-    """Return one stack of descents from several."""
-    vectors = {k: torch.cat([getattr(d, k) for d in descents]) for k in VECTORS}
-    norms = {k: _cat([getattr(d, k) for d in descents]) for k in NORMS}
-    net = nets.join([d.net for d in descents])
-    seeds = [seed for d in descents for seed in d.seeds]
-    return Descent(net, seeds, **vectors, **norms, history=[h for d in descents for h in d.history])
-
-
-def _cat(dicts):
-    return {name: torch.cat([d[name] for d in dicts]) for name in dicts[0]}
 
 
 def save(path, descent, meta=None):
@@ -122,12 +100,6 @@ def load(path, like, holds=None, way_out=""):
     columns = [meta["history"].index(name) for name in HISTORY]  # files may have more
     history = [[*map(tuple, arrays[f"history/{k}"][:, columns].tolist())] for k in range(len(meta["seeds"]))]
     return Descent(net, meta["seeds"], **{k: tensors[k] for k in VECTORS}, **norms, history=history), meta
-
-
-def recipe(net, run, seed):
-    """Return what is known of a run of a fresh stack without being told, `{"type", "seed"}`."""
-    names = {code: name for name, code in twins.NORMS.items()}
-    return {"type": names[int(next(iter(nets.layers(net).values())).norm[run])], "seed": int(seed)}
 
 
 def level_path(folder, level):
@@ -192,10 +164,10 @@ class Journal:
         state, meta = load(self.checkpoint, like, {"members": self.recipes}, way_out)
         return meta["runs"], state
 
-    def write_level(self, run, level, descent):
+    def write(self, run, level, descent):
+        """Write the state of a run at a level."""
         if self.folders:
-            holds = self.recipes[run] | {"level": level}
-            save(level_path(self.folders[run], level), descent, {"holds": holds})
+            save(level_path(self.folders[run], level), descent, {"holds": self.recipes[run] | {"level": level}})
 
     def keep(self, live, state):
         """Write the checkpoint if the last one is `seconds` old."""

@@ -48,8 +48,7 @@ def evaluate_alone(net, x, y, top5=False):
 
     For what is said of trained networks; while they train, `evaluate` shares a pass. x: `(N, I)`.
     """
-    parts = [vars(evaluate(alone, x, y, top5)) for alone in nets.apart(net)]
-    return Evaluation(**nets.gathered(parts))
+    return nets.join(evaluate(alone, x, y, top5) for alone in nets.apart(net))
 
 
 @contextmanager

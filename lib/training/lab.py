@@ -62,12 +62,21 @@ class Lab:
         return stacking.width(net, self.rule.get("batch", BATCH), self.stack)
 
     def split(self, work, net):
-        """Return [`work(lab, stack, runs)`] of consecutive runs of `net`, copied, as many as are trained together."""
+        """Return what `work(lab, stack, runs)` gives of consecutive runs of `net`, copied, in one: see `nets.join`.
+
+        As many at a time as are trained together.
+        """
 
         def part(chosen):
             return work(self.of(chosen), nets.take(net, chosen), chosen)
 
-        return [found for _, found in stacking.split(part, list(range(nets.runs(net))), self.together(net))]
+        return nets.join(found for _, found in stacking.split(part, list(range(nets.runs(net))), self.together(net)))
+
+    def grid(self, work, stacks):
+        """Return [what `split` gives of each of `stacks`], one run per seed in each, which are trained together."""
+        runs, grid = len(self.seeds), replace(self, seeds=list(self.seeds) * len(stacks))
+        whole = grid.split(work, nets.join(stacks))
+        return [nets.take(whole, list(range(k * runs, (k + 1) * runs))) for k in range(len(stacks))]
 
     def gradual(self, net, sparsities, epochs, masks_at, of, **options):
         """Return a `Trainer` that trained `net` for `epochs` while ever more of it was pruned (arXiv 1710.01878).
@@ -82,12 +91,11 @@ class Lab:
         return trainer
 
     @contextmanager
-    def keeping(self, copies=1):
+    def keeping(self):
         """Return a context of this lab whose trainings go on where they were killed; at its end their files go.
 
-        So what came of them is to be safe by then. copies: how many times each seed stands in it, one round of all
-        after another.
+        So what came of them is to be safe by then.
         """
         folder = runs.trained(self.recipe | {"type": "states", "seed": 0}).parent
         with checkpoint.states(folder) as states:
-            yield replace(self, seeds=list(self.seeds) * copies, states=states)
+            yield replace(self, states=states)

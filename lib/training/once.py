@@ -51,7 +51,7 @@ def _read(paths, recipes, like):
     lengths = {str(path): len(next(iter(h.values()), ())) for path, h in zip(paths, histories, strict=True)}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"these networks were trained for different times: {lengths}; delete those to be made again")
-    return nets.join(found), {name: np.stack([h[name] for h in histories]) for name in histories[0]}
+    return nets.join(found), nets.join({name: column[None] for name, column in h.items()} for h in histories)
 
 
 def _save_together(paths, recipes, net, history):

@@ -1,13 +1,13 @@
 """One entrant in the arena: its masks, how good they leave the networks, and what training makes of them."""
 
 import time
-from dataclasses import replace
 
 import numpy as np
 import torch
 
 from lib.networks import nets
 from lib.pruning import anatomy, masks, methods, paths, reweight, shrink, shuffle
+from lib.records import store
 from lib.studies.arena import entrants
 from lib.training.evaluate import evaluate_alone
 
@@ -42,8 +42,8 @@ def _packed(cells, runs, count):
     shape = runs, len(MASKS), count
     found = {name: np.full(shape, np.nan) for name in (*STAGES, "held_out_accuracy", "passes")}
     for (mask, k), values in cells.items():
-        for name, value in values.items():
-            found[name][:, mask, k] = value
+        for name in values.keys() & found.keys():
+            found[name][:, mask, k] = values[name]
     return {"accuracy": np.stack([found.pop(stage) for stage in STAGES], 2)} | found
 
 
@@ -64,14 +64,14 @@ def chosen(lab, net, found, densities):
 def _candidates(lab, net, method):
     """Return [(x, y, keywords)] for a method to choose from."""
     if method.needs == "examples":
-        return [(*lab.examples(count), {}) for count in sorted(lab.score_examples)]
+        return [(*lab.examples(count), {}) for count in sorted(lab.p["score_examples"])]
     if method.needs == "moments":
         read, names = lab.moments(net), list(nets.layers(net))
         sent = dict(zip(names, list(read.values())[1:], strict=False))
         return [(read if method.of == "weights" else sent, None, {"beta": beta}) for beta in BETAS]
     if method.needs == "history":
         return [(methods.score(nets.fold(lab.network()), "magnitude", of="units"), None, {})]
-    return [(None, None, {"rounds": lab.rounds} if method.rounds > 1 else {})]
+    return [(None, None, {"rounds": lab.p["rounds"]} if method.rounds > 1 else {})]
 
 
 def _best(lab, net, of, each):
@@ -91,24 +91,22 @@ def masked(net, of, kept):
 # ---- training
 
 
-def trained(lab, net, start, epochs, copies=1, raw=True):
-    """Return ([what became of each copy of the runs, `{name: (R,)}`], the masks under which they were trained).
+def trained(lab, stacks, start, epochs, raw=True):
+    """Return [what became of each of the stacks, `{name: (R,)}`, with the masks under which they were trained].
 
-    net: a stack of all copies, one after the other; start: `(lab, stack, runs) -> Trainer` of a part of it, which has
-    pruned what goes. After `epochs` more the best, on the holdout, of the states after each of the last `lab.recovery`
-    passes counts, of equals the earlier. raw: the test set is looked at before these epochs too.
+    start: `(lab, stack, runs) -> Trainer` of a part of all of them, which has pruned what goes. After `epochs` more
+    the best, on the holdout, of the states after each pass of the recovery counts, of equals the earlier. raw: the
+    test set is looked at before these epochs too.
     """
 
     def train(lab, net, chosen):
         trainer = start(lab, net, chosen)
         found = {"raw": _tested(lab, trainer.net)} if raw else {}
-        best, passes, held_out = _best_of_last(trainer, epochs, lab.recovery)
-        return found | {"passes": passes, "held_out_accuracy": held_out, "tuned": _tested(lab, best)}, trainer.masks
+        best, passes, held_out = _best_of_last(trainer, epochs, lab.p["recovery"])
+        found |= {"passes": passes, "held_out_accuracy": held_out, "tuned": _tested(lab, best)}
+        return found | {"masks": trainer.masks}
 
-    parts = replace(lab, seeds=list(lab.seeds) * copies).split(train, net)
-    joined = {name: np.concatenate([found[name] for found, _ in parts]) for name in parts[0][0]}
-    each = zip(*(np.split(values, copies) for values in joined.values()), strict=True)
-    return [dict(zip(joined, values, strict=True)) for values in each], nets.gathered(kept for _, kept in parts)
+    return lab.grid(train, stacks)
 
 
 def _begun(epoch=0, kept=None):
@@ -116,7 +114,7 @@ def _begun(epoch=0, kept=None):
 
     def start(lab, net, chosen):
         trainer = lab.trainer(net, epoch=epoch)
-        trainer.prune({name: mask[chosen] for name, mask in (kept or {}).items()})
+        trainer.prune(nets.take(kept or {}, chosen))
         return trainer
 
     return start
@@ -145,7 +143,7 @@ def _tested(lab, net):
 
 def _none(lab, found, sparsities):
     """Nothing is pruned, and training goes on as that of all others."""
-    (said,), _ = trained(lab, lab.dense(), _begun(lab.epochs), lab.recovery)
+    (said,) = trained(lab, [lab.dense()], _begun(lab.p["epochs"]), lab.p["recovery"])
     return [{}] * len(sparsities), {(0, k): said for k in range(len(sparsities))}, 0.0
 
 
@@ -153,10 +151,10 @@ def _small(lab, found, sparsities):
     """Networks of the widths that methods of units leave, from scratch, for as many epochs in all."""
     kept, cells, full = [], {}, lab.network()
     for k, sparsity in enumerate(sparsities):
-        left = entrants.widths(lab.sizes, sparsity)
-        (cells[0, k],), _ = trained(lab, lab.network(left), _begun(), lab.epochs + lab.recovery, raw=False)
+        left = entrants.widths(entrants.sizes(lab.p), sparsity)
+        (cells[0, k],) = trained(lab, [lab.network(left)], _begun(), lab.p["epochs"] + lab.p["recovery"], raw=False)
         first = {name: (torch.arange(size) < width).expand(len(lab.seeds), -1).to(lab.data.device)
-                 for name, size, width in zip(nets.layers(full), lab.hidden, left, strict=False)}  # fmt: skip
+                 for name, size, width in zip(nets.layers(full), lab.p["hidden"], left, strict=False)}  # fmt: skip
         kept.append(masks.expand(first, dict(full.named_parameters())))
     return kept, cells, 0.0
 
@@ -164,11 +162,11 @@ def _small(lab, found, sparsities):
 def _units(lab, found, sparsities):
     """Units go after training; what stays is trained as the physically smaller stack, the same function."""
     net, began, cells = lab.dense(), time.perf_counter(), {}
-    units = chosen(lab, net, found, [entrants.unit_density(lab.sizes, sparsity) for sparsity in sparsities])
+    units = chosen(lab, net, found, [entrants.unit_density(entrants.sizes(lab.p), sparsity) for sparsity in sparsities])
     seconds = (time.perf_counter() - began) / len(units) / len(lab.seeds)
-    read = lab.moments(net) if lab.reweighting != "none" else None
+    read = lab.moments(net) if lab.p["reweighting"] != "none" else None
     for k, left in enumerate(units):
-        (cells[0, k],), _ = trained(lab, shrink.narrow(net, left), _begun(lab.epochs), lab.recovery)
+        (cells[0, k],) = trained(lab, [shrink.narrow(net, left)], _begun(lab.p["epochs"]), lab.p["recovery"])
         if read:
             cells[0, k]["reweighted"] = _tested(lab, shrink.narrow(_refitted(net, left, read), left))
     return [masks.expand(left, dict(net.named_parameters())) for left in units], cells, seconds
@@ -186,12 +184,11 @@ def _weights(lab, found, sparsities):
     kept = [paths.complete(mask, nets.weights(net)) for mask in kept]
     every = {(0, k): mask for k, mask in enumerate(kept)}
     every |= {(1, k): shuffle.shuffled(nets.graph(net), kept[k], lab.seeds)
-              for k, sparsity in enumerate(sparsities) if sparsity in lab.shuffle_at}  # fmt: skip
-    copies = nets.take(net, list(range(len(lab.seeds))) * len(every))
-    start = _begun(0 if before else lab.epochs, nets.gathered(every.values()))
-    said, _ = trained(lab, copies, start, lab.epochs * before + lab.recovery, len(every), raw=not before)
+              for k, sparsity in enumerate(sparsities) if sparsity in lab.p["shuffle_at"]}  # fmt: skip
+    start = _begun(0 if before else lab.p["epochs"], nets.join(every.values()))
+    said = trained(lab, [net] * len(every), start, lab.p["epochs"] * before + lab.p["recovery"], raw=not before)
     cells = dict(zip(every, said, strict=True))
-    if not before and lab.reweighting == "all":
+    if not before and lab.p["reweighting"] == "all":
         read = lab.moments(net)
         for k, mask in enumerate(kept):
             cells[0, k]["reweighted"] = _tested(lab, _refitted(net, mask, read))
@@ -200,7 +197,7 @@ def _weights(lab, found, sparsities):
 
 def _gradual(lab, found, sparsities):
     """Weights go during training, ever more of them, see `Lab.gradual`; scores are of the network of that moment."""
-    each, runs = [sparsity for sparsity in sparsities for _ in lab.seeds], len(lab.seeds)
+    each = [sparsity for sparsity in sparsities for _ in lab.seeds]
 
     def start(lab, net, chosen):
         def masks_at(trainer, densities):
@@ -209,12 +206,10 @@ def _gradual(lab, found, sparsities):
             return methods.prune(trainer.net, found.method, densities, x, y, lab.seeds, within=within,
                                  **found.options | options)  # fmt: skip
 
-        return lab.gradual(net, [each[run] for run in chosen], lab.epochs, masks_at, {"gradual": found.method})
+        return lab.gradual(net, nets.take(each, chosen), lab.p["epochs"], masks_at, {"gradual": found.method})
 
-    net = nets.take(lab.network(), list(range(runs)) * len(sparsities))
-    said, kept = trained(lab, net, start, lab.recovery, len(sparsities))
-    parts = [{name: mask[k * runs : (k + 1) * runs] for name, mask in kept.items()} for k in range(len(sparsities))]
-    return parts, {(0, k): one for k, one in enumerate(said)}, 0.0
+    said = trained(lab, [lab.network()] * len(sparsities), start, lab.p["recovery"])
+    return [one.pop("masks") for one in said], {(0, k): one for k, one in enumerate(said)}, 0.0
 
 
 def _refitted(net, kept, read):
@@ -234,16 +229,13 @@ def _refitted(net, kept, read):
     return net
 
 
-def record(lab, kind, p, found, seconds, run=0):
+def record(lab, kind, found, seconds, run=0):
     """Return the scores, cost, arrays and axes of one run's record, for `Run.save`; found, seconds: of `fight`."""
-    net, arrays = lab.network(), {}
-    for name, values in found.items():
-        arrays[name] = values[run], AXES.get(name, ("sparsity",))
-    axes = {"sparsity": p["sparsities"], "mask": MASKS, "stage": STAGES, "layer": list(nets.layers(net))}
-    one = entrants.get(kind)
+    net, one = lab.network(), entrants.get(kind)
+    axes = {"sparsity": lab.p["sparsities"], "mask": MASKS, "stage": STAGES, "layer": list(nets.layers(net))}
     return {
         "scores": {"tuned_last": float(found["accuracy"][run, 0, -1, -1]), "of": one.of or "control", "when": one.when},
         "cost": {"mask_seconds": seconds, "dense_macs": nets.macs_per_run(net),
                  "dense_parameters": nets.parameters_per_run(net)},
-        "arrays": arrays, "axes": {name: list(values) for name, values in axes.items()},
+        **store.of_run(found, run, {name: AXES.get(name, ("sparsity",)) for name in found}, axes),
     }  # fmt: skip

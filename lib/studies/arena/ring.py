@@ -5,7 +5,7 @@ chosen by images that were held out of training. The test set is looked at once,
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,67 +17,51 @@ from lib.errors import RecordError
 from lib.networks import convnets, nets
 from lib.pruning import likelihood
 from lib.records import runs
+from lib.studies.arena import entrants
 from lib.training import descend
 from lib.training import lab as frame
 
 
 def build(lab, hidden=None):
     """Return the networks as they start, one per seed, of other `hidden` widths if given."""
-    if lab.net == "mlp":
-        inputs, *own, classes = lab.sizes
-        return nets.init_(nets.MLP([inputs, *(hidden or own), classes], [lab.norm] * len(lab.seeds)), lab.seeds)
-    image, runs = tuple(lab.data.train_x.shape[1:]), len(lab.seeds)
-    return nets.init_(convnets.build(lab.net, image, lab.data.classes, runs, lab.width or None), lab.seeds, "phew")
+    p, count, norm = lab.p, len(lab.seeds), lab.p["norm"]
+    if p["net"] == "mlp":
+        inputs, *own, classes = entrants.sizes(p)
+        return nets.init_(nets.MLP([inputs, *(hidden or own), classes], [norm] * count), lab.seeds)
+    image = tuple(lab.data.train_x.shape[1:])
+    return nets.init_(convnets.build(p["net"], image, lab.data.classes, count, p["width"] or None), lab.seeds, "phew")
 
 
 @dataclass(kw_only=True)
 class Lab(frame.Lab):
     """What all entrants share, see `frame.Lab`; its test set, and that of `data`, is the holdout; `final` the test set.
 
-    net: "mlp" or one of `convnets.RESNETS`; hidden, norm: of an MLP; width: filters of the first stage, 0 for the
-    published. epochs: passes before networks are pruned, and recovery: after; level: the log-loss down to which a
-    network is trained in place of the former, 0 for none. score_examples: candidates for how many examples a score
-    reads; rounds: of `anneal`; reweighting: of which entrants; shuffle_at: sparsities whose masks are shuffled too.
+    p: the parameters of the notebook, where they are explained.
     """
 
     build: Callable = build
     data: Data
     final: tuple
-    net: str = "mlp"
-    hidden: tuple = (1024,)
-    width: int = 0
-    norm: str = "no-WN"
-    level: float = 0.0
-    epochs: int = 3
-    recovery: int = 2
-    score_examples: tuple = (100, 1000)
-    rounds: int = 100
-    reweighting: str = "units"
-    shuffle_at: tuple = ()
-    augment: bool = False
-
-    @property
-    def sizes(self):
-        """Return the sizes of the layers of an MLP, from inputs to outputs."""
-        return [self.data.train_x[0].numel(), *self.hidden, self.data.classes]
+    p: dict
 
     def trainer(self, net, epoch=0):
         """Return a `Trainer` of a stack that has `epoch` passes behind it: the order and the rate of all entrants."""
-        batches = images.Augmented(self.data, self.seeds) if self.augment else None
+        batches = images.Augmented(self.data, self.seeds) if self.p["augment"] else None
         return super().trainer(net, epoch=epoch, batches=batches)
 
     def dense(self):
         """Return the plain twins of the trained networks, trained now or some time before."""
-        return nets.fold(self._descended() if self.level else super().dense(self.epochs)[0])
+        return nets.fold(self._descended() if self.p["level"] else super().dense(self.p["epochs"])[0])
 
     def _descended(self):
         """Return the networks at the log-loss `level`; RecordError for one that did not get there."""
-        start, recipes = self.network(), [self.recipe | {"type": self.norm, "seed": seed} for seed in self.seeds]
-        reached, _ = descend.descend(start, self.data, self.seeds, [self.level], folders=[*map(runs.trained, recipes)],
+        start, level = self.network(), self.p["level"]
+        recipes = [self.recipe | {"type": self.p["norm"], "seed": seed} for seed in self.seeds]
+        reached, _ = descend.descend(start, self.data, self.seeds, [level], folders=[*map(runs.trained, recipes)],
                                    recipes=recipes, batch=self.rule["batch"], stack=self.stack)  # fmt: skip
-        if lost := [seed for seed, found in zip(self.seeds, reached, strict=True) if self.level not in found]:
-            raise RecordError(f"seeds {lost} did not reach a log-loss of {self.level}; ask for a higher level.")
-        return nets.join([found[self.level].net for found in reached])
+        if lost := [seed for seed, found in zip(self.seeds, reached, strict=True) if level not in found]:
+            raise RecordError(f"seeds {lost} did not reach a log-loss of {level}; ask for a higher level.")
+        return nets.join([found[level].net for found in reached])
 
     def examples(self, count):
         """Return (x, y), `(R, count, I)` and `(R, count)`: training images of each run's own choice, as they are."""
@@ -112,6 +96,5 @@ def lab(data, final, p, seeds):
     recipe |= {"batch": p["batch_size"]} if p["level"] else {"norm": p["norm"]} | rule
     # Augmented batches are made of bytes: a standardised copy of all images would lie there unused.
     train = (data.train_x.flatten(1), data.train_y) if p["augment"] else data.split("train")
-    own = {field.name: p[field.name] for field in fields(Lab) if field.name in p}
-    own |= {"rule": rule | {"bar": False}, "data": data, "final": final}
-    return Lab(train=train, test=data.split("test"), seeds=list(seeds), recipe=recipe, **own)
+    return Lab(train, data.split("test"), list(seeds), recipe, rule | {"bar": False}, stack=p["stack"], data=data,
+               final=final, p=p)  # fmt: skip

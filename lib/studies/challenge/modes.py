@@ -5,7 +5,7 @@ Every mode returns a `Pruned` stack, one run per seed, for each sparsity, so tha
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -107,12 +107,6 @@ def chosen(lab, net, kind, sparsity):
     return made, units if all(len(found) == 1 and 0 not in found for found in counts) else None
 
 
-def part_of(pruned, chosen):
-    """Return the `Pruned` of the runs in the list `chosen`."""
-    kept = {name: mask[chosen] for name, mask in pruned.masks.items()}
-    return Pruned(nets.take(pruned.net, chosen), kept, pruned.train_accuracy[chosen], pruned.test_accuracy[chosen])
-
-
 # ---- the modes: (lab, kind, sparsities) -> [Pruned]
 
 
@@ -154,27 +148,19 @@ def _retrained(lab, start, kept, units, epochs, epoch=0):
     """Return `start` trained under masks that stay; unit masks as the physically smaller stack, the same function."""
 
     def train(lab, net, runs):
-        own = {name: mask[runs] for name, mask in kept.items()}
-        trainer = lab.trainer(net, epoch=epoch)
+        own, trainer = nets.take(kept, runs), lab.trainer(net, epoch=epoch)
         if not units:
             trainer.prune(own)
         trainer.fit(epochs, lab.states)
         if units:
-            net = shrink.widen(net, nets.take(start, runs), {layer: found[runs] for layer, found in units.items()})
+            net = shrink.widen(net, nets.take(start, runs), nets.take(units, runs))
         return _outcome(net, own, trainer)
 
-    return _joined(lab.split(train, shrink.narrow(start, units) if units else start))
+    return lab.split(train, shrink.narrow(start, units) if units else start)
 
 
 def _outcome(net, kept, trainer):
     return Pruned(net, kept, trainer.curve("train_accuracy"), trainer.curve("test_accuracy"))
-
-
-def _joined(parts):
-    """Return the `Pruned` of all runs of several."""
-    kept = nets.gathered(part.masks for part in parts)
-    curves = (np.concatenate([getattr(part, name) for part in parts]) for name in ("train_accuracy", "test_accuracy"))
-    return Pruned(nets.join([part.net for part in parts]), kept, *curves)
 
 
 def during(lab, kind, sparsities):
@@ -213,11 +199,8 @@ def gradual(lab, kind, sparsities):
 def _all_at_once(lab, sparsities, train):
     """Return one `Pruned` per sparsity of a stack in which every seed stands once for each of them."""
     each = [s for s in sparsities for _ in lab.seeds]
-    net = nets.take(lab.network(), list(range(len(lab.seeds))) * len(sparsities))
-    grid = replace(lab, seeds=list(lab.seeds) * len(sparsities))
-    whole = _joined(grid.split(lambda lab, net, runs: _outcome(*train(lab, net, [each[run] for run in runs])), net))
-    parts = np.split(np.arange(len(each)), len(sparsities))
-    return [part_of(whole, part.tolist()) for part in parts]
+    stacks = [lab.network()] * len(sparsities)
+    return lab.grid(lambda lab, net, runs: _outcome(*train(lab, net, nets.take(each, runs))), stacks)
 
 
 def small(lab, epochs, sparsities):
@@ -262,13 +245,10 @@ def _only_the_last(lab, kind, sparsity):
     sets = [(_features(net, x), y) for x, y in (lab.train, lab.test)]
     trainer = Trainer(last, *sets, lab.seeds, **lab.rule).fit(lab.epochs, lab.states)
     net.layers[-1].load_state_dict(last.layers[0].state_dict())
-    return Pruned(net, kept, *(_so_far(trainer.curve(name)) for name in ("train_accuracy", "test_accuracy")))
-
-
-def _so_far(curve):
-    """Return the mean over all epochs up to each, `(R, T)`; there is none before the first."""
-    means = np.cumsum(curve[:, 1:], 1) / np.arange(1, curve.shape[1])
-    return np.pad(means, ((0, 0), (1, 0)), constant_values=np.nan)
+    curves = [trainer.curve(name) for name in ("train_accuracy", "test_accuracy")]
+    for curve in curves:  # the mean over all epochs up to each; there is none before the first
+        curve[:, 1:], curve[:, 0] = np.cumsum(curve[:, 1:], 1) / np.arange(1, curve.shape[1]), np.nan
+    return Pruned(net, kept, *curves)
 
 
 @torch.no_grad()

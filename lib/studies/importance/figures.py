@@ -19,30 +19,18 @@ def groups(experiment, datasets, by):
     by: the parameter that sets the number of rounds; values with the same number are told apart. Data sets as in the
     list, fewer rounds first; records by type as in `ORDER`, then by seed. Runs without any round are left out.
     """
-    found = {}
+    titled = {}
     for dataset in datasets:
-        chosen = [
-            runs.records(experiment, **tables.largest_group(experiment, dataset=dataset, **{by: value}))
-            for value in {record.parameters[by] for record in runs.records(experiment, dataset=dataset)}
-        ]
-        chosen = [records for records in chosen if records[0].axes["round"]]
-        often = Counter(_rounds(records) for records in chosen)
-        for records in sorted(chosen, key=lambda records: (_rounds(records), records[0].parameters[by])):
-            apart = f", {by} {records[0].parameters[by]}" if often[_rounds(records)] > 1 else ""
-            found[f"{dataset}, {_count(records)}{apart}"] = sorted(records, key=_place)
-    return found
-
-
-def _place(record):
-    return ORDER.index(record.type) if record.type in ORDER else len(ORDER), record.type, record.seed
-
-
-def _rounds(records):
-    return max(records[0].axes["round"])
-
-
-def _count(records):
-    return "1 round" if _rounds(records) == 1 else f"{_rounds(records)} rounds"
+        values = {record.parameters[by] for record in runs.records(experiment, dataset=dataset)}
+        each = [(runs.records(experiment, **tables.largest_group(experiment, dataset=dataset, **{by: value})), value)
+                for value in values]  # fmt: skip
+        each = [(max(records[0].axes["round"]), value, records) for records, value in each if records[0].axes["round"]]
+        often = Counter(rounds for rounds, *_ in each)
+        for rounds, value, records in sorted(each, key=lambda one: one[:2]):
+            order = drawing.ordered([record.type for record in records], ORDER)
+            title = f"{dataset}, {rounds} round{'s' * (rounds > 1)}" + f", {by} {value}" * (often[rounds] > 1)
+            titled[title] = sorted(records, key=lambda record: (order.index(record.type), record.seed))  # noqa: B023
+    return titled
 
 
 def curves(records, split):
@@ -135,7 +123,8 @@ def against_unpruned(frame):
     frame: rows of `rounds`. Rows as of `tables.paired`, in points, with the share of units that are gone.
     """
     found = tables.paired(frame, [(kind, "none") for kind in pruned(frame["type"])], ["epoch"], "test")
-    return found.merge(_shares(frame), left_on=["first", "epoch"], right_on=["type", "epoch"]).drop(columns="type")
+    shares = frame.groupby(["type", "epoch"], as_index=False)["pruned"].mean().rename(columns={"type": "first"})
+    return found.merge(shares, on=["first", "epoch"])
 
 
 def claims(title, frame, ends, main):
@@ -156,10 +145,6 @@ def claims(title, frame, ends, main):
         gains = evidence.apart(ends, "contribution", other, "test")
         found.append(gallery.claim(text, gains, main=main and other in ("random", "small")))
     return found
-
-
-def _shares(frame):
-    return frame.groupby(["type", "epoch"], as_index=False)["pruned"].mean()
 
 
 def differences(axes, found):

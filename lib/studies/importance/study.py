@@ -92,11 +92,11 @@ class Schedule:
 
 @dataclass
 class Trained:
-    """One trained network, alone in its stack, and how it came to be.
+    """R trained networks and how they came to be.
 
-    net: at full width, zeros where units went; kept: `{layer: bool (1, O)}` of its prunable layers. history: the
-    columns of `Trainer`, by epoch. widths (rounds, layers); after_accuracy, after_loss (rounds,): on test, right after
-    a pruning and before any training, nan for what is never pruned. stacked: the types trained beside it.
+    net: at full width, zeros where units went; kept: `{layer: bool (R, O)}` of its prunable layers. history: the
+    columns of `Trainer`, (R, T). widths (R, rounds, layers); after_accuracy, after_loss (R, rounds): on test, right
+    after a pruning and before any training, nan for what is never pruned. stacked: of each the types trained beside it.
     """
 
     net: torch.nn.Module
@@ -152,7 +152,7 @@ class Study(frame.Lab):
         return super().dense(epochs, self.network(widths), widths=list(of))
 
     def run(self, seed, kinds):
-        """Return `{type: Trained}` of one seed; those that prune are one stack, from the shared first epochs on."""
+        """Return `{type: Trained}` of one seed, R = 1; those that prune are one stack, from shared first epochs on."""
         for kind in set(kinds) - set(CONTROLS):
             methods.get(kind, "units")  # or an error that says what there is
         one, together = replace(self, seeds=[seed]), [kind for kind in kinds if kind != "small"]
@@ -165,10 +165,9 @@ class Study(frame.Lab):
         net, history = self.dense(self.schedule.total, widths[-1])
         names, rounds = contribution.prunable(net, self.channels), len(self.schedule.rounds)
         kept = {name: torch.ones_like(net.get_submodule(name).scale, dtype=torch.bool) for name in names}
-        never = np.full(rounds, np.nan)
-        history = {name: column[0] for name, column in history.items()}
-        of_rounds = np.array([widths[-1]] * rounds).reshape(rounds, len(names))
-        return Trained(net, kept, history, of_rounds, never, never, ["small"])
+        never = np.full((1, rounds), np.nan)
+        of_rounds = np.array([widths[-1]] * rounds).reshape(1, rounds, len(names))
+        return Trained(net, kept, history, of_rounds, never, never, [["small"]])
 
     def _start(self):
         """Return (network, history, epochs behind it) that all types of a seed share.
@@ -192,11 +191,10 @@ class Study(frame.Lab):
             for number in trainer.rounds(each, lab.states, of | {"kinds": mine}):
                 if number:
                     lab._round(trainer, mine, number - 1)
-            return lab._outcomes(trainer, mine, before)
+            return lab._outcome(trainer, mine, before)
 
-        with self.keeping(len(kinds)) as grid:
-            parts = grid.split(train, nets.take(start, [0] * len(kinds)))
-        return {kind: outcome for part in parts for kind, outcome in part.items()}
+        with self.keeping() as lab:
+            return dict(zip(kinds, lab.grid(train, [start] * len(kinds)), strict=True))
 
     def _units(self, trainer):
         """Return the units that a trainer still has, `{layer: bool (R, O)}`, as its notes say."""
@@ -217,42 +215,29 @@ class Study(frame.Lab):
         for name, values in found.items():
             trainer.notes.setdefault(name, []).append(values.numpy())
 
-    def _outcomes(self, trainer, kinds, before):
-        """Return the `Trained` of every type of a stack that `before` says the first epochs of."""
-        units, notes, found = self._units(trainer), trainer.notes, {}
+    def _outcome(self, trainer, kinds, before):
+        """Return the `Trained` of a stack that `before` says the first epochs of."""
+        units, notes, runs = self._units(trainer), trainer.notes, len(kinds)
         skip = int(before["epoch"].shape[1] > 0)  # both histories know the epoch at which one ends
-        for run, kind in enumerate(kinds):
-            history = {n: np.concatenate([before[n][0], own[run, skip:]]) for n, own in trainer.curves().items()}
-            if skip:
-                history["seconds"][before["seconds"].shape[1] :] += before["seconds"][0, -1]
-            widths = [
-                [int(kept[run].sum()) for kept in row] for row in zip(*(notes.get(n, ()) for n in units), strict=True)
-            ]
-            after = (np.array([values[run] for values in notes.get(name, ())]) for name in ("accuracy", "loss"))
-            of_rounds = np.array(widths).reshape(len(widths), len(units))
-            kept = {name: mask[[run]] for name, mask in units.items()}
-            found[kind] = Trained(nets.take(trainer.net, [run]), kept, history, of_rounds, *after, kinds)
-        return found
+        history = {name: np.hstack([before[name].repeat(runs, 0), own[:, skip:]])
+                   for name, own in trainer.curves().items()}  # fmt: skip
+        if skip:
+            history["seconds"][:, before["seconds"].shape[1] :] += before["seconds"][:, -1:]
+        each = {name: np.array([note.reshape(runs, -1).sum(1) for note in notes.get(name, ())]).reshape(-1, runs).T
+                for name in (*units, "accuracy", "loss")}  # fmt: skip
+        widths = np.stack([each[name] for name in units], 2)
+        return Trained(trainer.net, units, history, widths, each["accuracy"], each["loss"], [kinds] * runs)
 
     def _fewer(self, trainer, units, kinds, number):
         """Return the units `{layer: bool (R, O)}` that round `number` leaves of `units`: all of them of type "none"."""
-        fewer = {name: kept.clone() for name, kept in units.items()}
-        for kind in dict.fromkeys(kinds):
-            if kind != "none":
-                runs = [run for run, other in enumerate(kinds) if other == kind]
-                for name, kept in self._chosen(trainer, units, kind, runs, number).items():
-                    fewer[name][runs] = kept
-        return fewer
-
-    def _chosen(self, trainer, units, kind, runs, number):
-        """Return the units `{layer: bool (runs, O)}` that round `number` leaves these runs, all of one type."""
-        within = {name: kept[runs] for name, kept in units.items()}
-        shares = {
-            name: [self.schedule.keep(n) / kept.shape[1] for n in kept.sum(1).tolist()] for name, kept in within.items()
-        }
-        net, seeds = nets.take(trainer.net, runs), [trainer.seeds[run] for run in runs]
-        how = {"of": "units", "within": within, "layers": list(units), **self.options(kind, number, units)}
-        return methods.prune(net, kind, shares, *self._read(trainer), seeds, **how)
+        parts = []
+        for run, kind in enumerate(kinds):
+            within = nets.take(units, [run])
+            shares = {name: self.schedule.keep(int(kept.sum())) / kept.shape[1] for name, kept in within.items()}
+            how = {"of": "units", "within": within, "layers": list(units), **self.options(kind, number, units)}
+            given = nets.take(trainer.net, [run]), kind, shares, *self._read(trainer), [trainer.seeds[run]]
+            parts.append(within if kind == "none" else methods.prune(*given, **how))
+        return nets.join(parts)
 
     def options(self, kind, number, units):
         """Return the keywords of a method in round `number`, of the layers `units`."""
@@ -328,14 +313,14 @@ def study(real, p):
 
 def record(study, outcome):
     """Return the scores, cost, arrays and axes of one run's record, for `Run.save`."""
-    rounds, whole = len(outcome.widths), nets.parameters_per_run(replace(study, seeds=[0]).network())
-    last = {f"final_{name}": float(outcome.history[name][-1]) for name in CURVES}
-    arrays = {name: (outcome.history[name], ("epoch",)) for name in CURVES}
+    rounds, whole = outcome.widths.shape[1], nets.parameters_per_run(replace(study, seeds=[0]).network())
+    last = {f"final_{name}": float(outcome.history[name][0, -1]) for name in CURVES}
+    arrays = {name: (outcome.history[name][0], ("epoch",)) for name in CURVES}
     ends = np.cumsum([study.schedule.initial, *study.schedule.rounds])[:-1]
     arrays |= {
-        "widths": (outcome.widths, ("round", "layer")), "start_widths": (np.array(study.start_widths), ("layer",)),
-        "after_prune_accuracy": (outcome.after_accuracy, ("round",)), "prune_epoch": (ends, ("round",)),
-        "after_prune_loss": (outcome.after_loss, ("round",)),
+        "widths": (outcome.widths[0], ("round", "layer")), "start_widths": (np.array(study.start_widths), ("layer",)),
+        "after_prune_accuracy": (outcome.after_accuracy[0], ("round",)), "prune_epoch": (ends, ("round",)),
+        "after_prune_loss": (outcome.after_loss[0], ("round",)),
     }  # fmt: skip
     axes = {
         "epoch": list(range(study.schedule.total + 1)), "round": list(range(1, rounds + 1)),

@@ -121,7 +121,7 @@ class VAE(nn.Module):
         program does. Each run is scored alone, so that no rank depends on a neighbour's rounding.
         """
         each = zip(nets.apart(self), noise.split(1), strict=True)
-        return nets.gathered(_contributions(alone, images, draw.clone(), preactivation) for alone, draw in each)
+        return nets.join(_contributions(alone, images, draw.clone(), preactivation) for alone, draw in each)
 
 
 def _conv(runs, inputs, units, side):

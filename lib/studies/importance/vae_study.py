@@ -17,6 +17,7 @@ from lib import draws
 from lib.errors import ParameterError
 from lib.networks import nets
 from lib.pruning import methods
+from lib.records import store
 from lib.studies.importance import vae
 from lib.studies.importance.study import Schedule, schedule_complaint
 from lib.training import lab as frame
@@ -172,13 +173,10 @@ def chosen(lab, net, kind, number):
     drawn = noise(lab.seeds, "latent of the score", number, len(images), lab.latent, images.device)
     rule = {"noise": drawn, "preactivation": lab.as_published}
     # Permutations, where other studies draw numbers: the committed records were made so.
-    keys = {"keys": {layer: (f"pruned {layer}", number) for layer in widths}, "draw": _order}
+    keys = {layer: (f"pruned {layer}", number) for layer in widths}
+    keys = {"keys": keys, "draw": lambda stream, shape: stream.permutation(*shape)}
     options = {"contribution": rule, "worst": rule, "random": keys}.get(kind, {})
     return methods.prune(net, kind, shares, images, None, lab.seeds, of="units", layers=list(widths), **options)
-
-
-def _order(stream, shape):
-    return stream.permutation(*shape)
 
 
 def _scored_on(lab):
@@ -215,16 +213,10 @@ def study(lab, kind):
 
     def run(lab, net, chosen):
         stack = _carrier(net, {key: nets.take(found[key], chosen) for key in MOMENTS})
-        return _pruned(lab, kind, lab.resumed(stack, {name: column[chosen] for name, column in history.items()}))
+        return _pruned(lab, kind, lab.resumed(stack, nets.take(history, chosen)))
 
     with lab.keeping() as lab:
-        parts = lab.split(run, found["net"])
-    joined = (_joined([getattr(part, name) for part in parts]) for name in ("history", "rounds", "pictures"))
-    return Autoencoders(nets.join([part.net for part in parts]), *joined)
-
-
-def _joined(parts):
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return lab.split(run, found["net"])
 
 
 def _pruned(lab, kind, trainer):
@@ -244,7 +236,7 @@ def _pruned(lab, kind, trainer):
             trainer.notes.setdefault(name, []).append(values)
     before, net = start.pop("before"), trainer.net
     after = trainer.notes.pop("after", [before])[0]
-    pictures = {"originals": _originals(shown, lab), "before": before, "after": after}
+    pictures = {"originals": shown.expand(len(lab.seeds), *shown.shape), "before": before, "after": after}
     pictures |= {"end": reconstructions(net, shown), "samples": samples(net, lab.seeds), "walk": walk(net, shown)}
     pictures = {name: torch.as_tensor(part).unflatten(2, lab.image).cpu().numpy() for name, part in pictures.items()}
     rounds = {name: np.stack([first, *trainer.notes.get(name, ())], 1) for name, first in start.items()}
@@ -270,20 +262,14 @@ def content(outcome, run):
     """Return scores, arrays, axes and cost of one run's record, as keywords of `Run.save`."""
     net, history = outcome.net, outcome.history
     last = {name: float(history[f"test_{name}"][run, -1]) for name in ("reconstruction", "kl")}
-    axes = {"epoch": history["epoch"][run].astype(int).tolist(), "layer": list(vae.hidden_widths(net))}
-    arrays = {name: (history[name][run], ("epoch",)) for name in HISTORY[1:]}
-    for name, values in outcome.rounds.items():
-        arrays[name] = values[run], ("round", "layer")[: values.ndim - 1]
-    axes["round"] = list(range(outcome.rounds["round_epoch"].shape[1]))
-    for name, values in outcome.pictures.items():
-        arrays[name] = values[run], (f"of_{name}", "channel", "row", "column")
-        axes[f"of_{name}"] = list(range(values.shape[1]))
-    axes |= dict(
-        zip(("channel", "row", "column"), map(list, map(range, outcome.pictures["end"].shape[2:])), strict=True)
-    )
+    axes = dict.fromkeys(HISTORY[1:], ("epoch",))
+    axes |= {name: ("round", "layer")[: values.ndim - 1] for name, values in outcome.rounds.items()}
+    axes |= {name: (f"of_{name}", "channel", "row", "column") for name in outcome.pictures}
+    found = {name: history[name] for name in HISTORY[1:]} | outcome.rounds | outcome.pictures
     cost = {"parameters": nets.parameters_per_run(net), "macs": nets.macs_per_run(net)}
     cost["dense_parameters"] = int(outcome.rounds["round_parameters"][run, 0])
-    return {"scores": {**last, "loss": sum(last.values())}, "arrays": arrays, "axes": axes, "cost": cost}
+    named = {"epoch": history["epoch"][run].astype(int), "layer": list(vae.hidden_widths(net))}
+    return {"scores": {**last, "loss": sum(last.values())}, "cost": cost, **store.of_run(found, run, axes, named)}
 
 
 # ---- pictures, all uint8 (R, n, C·H·W)
@@ -311,10 +297,6 @@ def walk(net, images):
 
 def _bytes(logits):
     return (255 * logits.sigmoid()).round().to(torch.uint8)
-
-
-def _originals(images, lab):
-    return images.expand(len(lab.seeds), *images.shape)
 
 
 def tiles(*rows):

@@ -5,6 +5,7 @@ import torch
 
 from lib.networks import nets
 from lib.pruning import anatomy, masks, methods, path_kernel, paths
+from lib.records import store
 from lib.records.parameters import without
 from lib.studies.phew import study
 from lib.training.evaluate import evaluate_alone
@@ -75,27 +76,22 @@ def train(lab, kind, starts):
     test images. seconds: of one run's training. Killed and called again, it goes on where it was; the files that it
     goes on from are deleted when all is trained, so save the record at once.
     """
-    if kind == "dense":
-        found = _tested(lab, *lab.dense())
-    else:
-        found = _under_masks(lab, starts)
-    split = {name: v.reshape(len(starts), len(lab.seeds), *v.shape[1:]) for name, v in found.items()}
-    return {name: values.swapaxes(0, 1) for name, values in split.items()}
+    each = [_tested(lab, *lab.dense())] if kind == "dense" else _under_masks(lab, starts)
+    return {name: np.stack([found[name] for found in each], 1) for name in each[0]}
 
 
 def _under_masks(lab, starts):
-    """Return what `train` does, of a stack of all starts, `{name: (D · R, ...)}`."""
-    kept = {name: torch.cat([start.masks[name] for start in starts]) for name in starts[0].masks}
+    """Return what is said of each of the starts after training, `[{name: (R, ...)}]`."""
+    kept = nets.join(start.masks for start in starts)
 
     def train(lab, net, chosen):
         trainer = lab.trainer(net, starts[0].epochs)
-        trainer.prune({name: mask[chosen] for name, mask in kept.items()})
+        trainer.prune(nets.take(kept, chosen))
         trainer.fit(lab.epochs, lab.states)
         return _tested(lab, net, trainer.curves())
 
-    with lab.keeping(len(starts)) as grid:
-        outcomes = grid.split(train, nets.join([start.net for start in starts]))
-    return {name: np.concatenate([outcome[name] for outcome in outcomes]) for name in outcomes[0]}
+    with lab.keeping() as lab:
+        return lab.grid(train, [start.net for start in starts])
 
 
 def _tested(lab, net, history):
@@ -125,10 +121,6 @@ def content(found, run, along, at, net):
     found: arrays with the runs first, see `AXES`; along, at: what the axis behind the runs is called, and its
     coordinates; net: a network, which names the layers.
     """
-    arrays = {}
-    for name, values in found.items():
-        axes = (along, AXES[name])[-(values.ndim - 1) :] if name in AXES else (along,)
-        arrays[name] = values[run], axes
-    sizes = {axis: size for values, axes in arrays.values() for axis, size in zip(axes, values.shape, strict=True)}
-    coordinates = {"layer": list(nets.layers(net)), along: list(at)}
-    return {"arrays": arrays, "axes": {axis: coordinates.get(axis) or list(range(n)) for axis, n in sizes.items()}}
+    axes = {name: (along, AXES[name])[-(values.ndim - 1) :] if name in AXES else (along,)
+            for name, values in found.items()}  # fmt: skip
+    return store.of_run(found, run, axes, {"layer": list(nets.layers(net)), along: at})

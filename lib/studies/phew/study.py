@@ -101,15 +101,10 @@ def complaint(p):
     if p["net"].startswith("vgg") and side not in convnets.HEADS:
         sides = [name for name, (_, other, *_) in SHAPES.items() if other in convnets.HEADS and name in NAMES]
         return f"net = {p['net']!r}: it takes images of {listed(sides)}, not {p['dataset']}"
-    if any(map(reads_data, p["type"])) and count * classes > (p["train_examples"] or train):
+    read = [method for method, _ in map(method_of, p["type"]) if method and method.needs == "examples"]
+    if read and count * classes > (p["train_examples"] or train):
         return f"examples_per_class = {count}: {classes} classes of them are more than the training images"
     return optimizers.complaint(p["rule"], p["momentum"], p["nesterov"])
-
-
-def reads_data(kind):
-    """Return whether a type is made from training examples."""
-    found, _ = method_of(kind)
-    return found is not None and found.needs == "examples"
 
 
 def levels(kind, densities):
@@ -262,23 +257,19 @@ def _gradual(lab, densities):
     In `prune_epochs`, at the first rate. The training under masks that follows goes on from the weights of the last.
     """
     dense, _ = lab.dense()
-    each, epochs, count = [1 - density for density in densities for _ in lab.seeds], lab.prune_epochs, len(lab.seeds)
+    each, epochs = [1 - density for density in densities for _ in lab.seeds], lab.prune_epochs
 
     def smaller(trainer, shares):
         kept = trainer.masks or paths.complete({}, nets.weights(trainer.net))
         return methods.prune(trainer.net, "magnitude", shares, rounding=lab.rounding, within=kept)
 
     def train(lab, net, chosen):
-        goals = [each[run] for run in chosen]
+        goals = nets.take(each, chosen)
         of = {"magnitude": goals, "rounding": lab.rounding}
-        return net, lab.gradual(net, goals, epochs, smaller, of, epoch=lab.epochs, drops=()).masks
+        return {"net": net, "masks": lab.gradual(net, goals, epochs, smaller, of, epoch=lab.epochs, drops=()).masks}
 
-    with lab.keeping(len(densities)) as grid:
-        found = grid.split(train, nets.take(dense, list(range(count)) * len(densities)))
-    net, kept = nets.join([net for net, _ in found]), nets.gathered(kept for _, kept in found)
-    parts = [slice(k * count, (k + 1) * count) for k in range(len(densities))]
-    behind = lab.epochs + epochs
-    return [Start(nets.take(net, part), {k: mask[part] for k, mask in kept.items()}, behind) for part in parts]
+    with lab.keeping() as lab:
+        return [Start(**found, epochs=lab.epochs + epochs) for found in lab.grid(train, [dense] * len(densities))]
 
 
 def shuffled(lab, start, width):
