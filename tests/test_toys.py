@@ -120,7 +120,7 @@ def test_last_rows_stop_where_the_run_did():
 
 
 def test_three_numbers_are_asked_for():
-    assert toys.three_complaint([1.0, 2.0, 3.0]) is None and "three" in toys.three_complaint([1.0])
+    assert toys.only(3, "a b c")([1.0, 2.0, 3.0]) is None and "3 numbers, a b c" in toys.only(3, "a b c")([1.0])
 
 
 def test_settling_by_hand():

@@ -161,15 +161,7 @@ def _decoded(name, folder):
         read = others.get(name, _mnist_like)
         train, test = read(name, Path(folder))
     mean, std = STATISTICS["ewn"].get(name) or _statistics(train[0])
-    return Data(
-        name,
-        *train,
-        *test,
-        classes=int(train[1].max()) + 1,
-        mean=mean,
-        std=std,
-        checksum=_checksum(*train, *test),
-    )
+    return Data(name, *train, *test, int(train[1].max()) + 1, mean, std, _checksum(*train, *test))
 
 
 def _statistics(x):
@@ -303,11 +295,8 @@ def _cifar(name, folder):
     if place.exists():  # else torchvision would download over what is damaged, and say nothing
         _verify(published, place)
     parts = _by_torchvision(cls, folder, {file: place / file for file in published})
-    return tuple((_channels_first(part.data), torch.tensor(part.targets)) for part in parts)
-
-
-def _channels_first(images):
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return tuple((torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+                 for part in parts)  # fmt: skip
 
 
 def _tiny_imagenet(name, folder):

@@ -51,13 +51,13 @@ def answer(claims):
 def claims_table(claims):
     """Return the table of claims: effect with its 95 % interval, seeds, p, verdict, and how many seeds would decide."""
     columns = ["claim", "effect (95 %)", "n", "p", "verdict", "seeds that would decide"]
-    return pipes(columns, [[one["text"], one["effect"], one["n"], *_judgement(one)] for one in claims])
-
-
-def _judgement(one):
-    p = "" if np.isnan(one["p"]) else "< 0.001" if one["p"] < 0.001 else number(one["p"], 3)
-    enough = f"{one['enough']:.0f}" if np.isfinite(one["enough"]) else f"more than {evidence.MOST}"
-    return p, one["verdict"], enough if one["verdict"] == "undecided" else ""
+    lines = []
+    for one in claims:
+        p = "" if np.isnan(one["p"]) else "< 0.001" if one["p"] < 0.001 else number(one["p"], 3)
+        enough = f"{one['enough']:.0f}" if np.isfinite(one["enough"]) else f"more than {evidence.MOST}"
+        enough = enough if one["verdict"] == "undecided" else ""
+        lines.append([one["text"], one["effect"], one["n"], p, one["verdict"], enough])
+    return pipes(columns, lines)
 
 
 def tally(claims):

@@ -258,14 +258,6 @@ def reject_unallowed(parameters: dict, allowed: dict[str, Sequence | Callable]) 
                 raise ParameterError(f"{name} = {value!r} is not a choice.{way} Allowed: {listed(choices)}.")
 
 
-def reject_together(parameters: dict, checks: Sequence[Callable]) -> None:
-    """Return nothing; ParameterError of the first check of all parameters that objects: None, or what is wrong."""
-    for check in checks:
-        message = check(parameters)
-        if message is not None:
-            raise ParameterError(message)
-
-
 def injected(namespace: dict) -> list[str]:
     """Return the names that papermill injected into this kernel; none where a person runs the cells.
 

@@ -131,7 +131,9 @@ def open_run(experiment: str, namespace: dict, *together: Callable, **allowed: S
     parameters = naming.checked({name: namespace[name] for name in defaults}, defaults)
     reject_outside(experiment, parameters)
     naming.reject_unallowed(parameters, allowed)
-    naming.reject_together(parameters, together)
+    for check in together:
+        if message := check(parameters):
+            raise ParameterError(message)
     run = Run(experiment, parameters, defaults)
     run._claim()
     return run

@@ -73,7 +73,10 @@ class MaskedSGD(torch.optim.Optimizer):
             options = {name: group[name] for name in ("momentum", "nesterov", "weight_decay")}
             for p in group["params"]:
                 if p.grad is not None:
-                    rates = _rates(group["lr"], p)
+                    # A fill, unlike a copy from the host, waits for nothing.
+                    lr = group["lr"]
+                    rates = lr.to(p.dtype) if isinstance(lr, torch.Tensor) else p.new_full((), lr)
+                    rates = rates.expand(len(p))
                     twins.masked_sgd_(p, p.grad, self._velocity(p, options), self.kept.get(p), rates, **options)
 
     def _velocity(self, p, options):
@@ -84,9 +87,3 @@ class MaskedSGD(torch.optim.Optimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
         return state["momentum_buffer"]
-
-
-def _rates(lr, p):
-    """Return the rates of all runs of a parameter, `(R,)`; a fill, unlike a copy from the host, waits for nothing."""
-    rates = lr.to(p.dtype) if isinstance(lr, torch.Tensor) else p.new_full((), lr)
-    return rates.expand(len(p))

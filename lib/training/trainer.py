@@ -174,7 +174,7 @@ class Trainer:
     def _epoch(self):
         """Take one pass, and write a row of the history."""
         began = time.perf_counter()
-        orders, rate = self._orders(), self._rate()
+        orders, rate = self._orders(), self.lr * self.drop ** sum(self.epoch >= when for when in self.drops)
         sums = self._pass(orders, rate)
         self.epoch += 1
         self.steps += -(-orders.shape[1] // self.batch)
@@ -190,9 +190,6 @@ class Trainer:
         if not self.shuffle:
             return torch.arange(n).expand(runs, n)
         return torch.from_numpy(draws.orders(self.seeds, [self.epoch] * runs, n))
-
-    def _rate(self):
-        return self.lr * self.drop ** sum(self.epoch >= when for when in self.drops)
 
     def _pass(self, orders, rate):
         """Take one pass of steps; return two sums over the examples for every run, `(R,)` each."""

@@ -186,16 +186,11 @@ def accuracies(kind, net, keep, seeds, found, test, options=None, as_published=F
     for mask, *stacks in pruned(kind, net, keep, seeds, found, options, not as_published, as_published, refit):
         (chosen,) = mask.values()
         accuracy = torch.stack([evaluate_alone(stack, *test).accuracy for stack in stacks], 1)
-        columns.append((accuracy, diversity(yardstick, chosen), weights_left(net, chosen)))
+        counts, (inputs, units, after) = chosen.flatten(1).sum(1), shape(net)
+        left = counts * (inputs + after) if chosen.dim() == 2 else counts + units * after
+        columns.append((accuracy, diversity(yardstick, chosen), left))
     arrays = (torch.stack(column, -1).cpu().numpy() for column in zip(*columns, strict=True))
     return dict(zip(("accuracy", "log_det", "left"), arrays, strict=True))
-
-
-def weights_left(net, kept):
-    """Return how many weights of the first two layers stay, `(R,)`, with the edges or units `kept` of the first."""
-    inputs, units, after = shape(net)
-    counts = kept.flatten(1).sum(1)
-    return counts * (inputs + after) if kept.dim() == 2 else counts + units * after
 
 
 # ---- diversity

@@ -127,15 +127,14 @@ def text_ranks(scores):
     before all digits, so whatever shrank still goes first, but what shrank least before the others; and a number
     in e-notation goes by its mantissa, so 9.9e-05 outranks 0.9.
     """
-    return {layer: torch.stack([_text_ranks(row) for row in score]) for layer, score in scores.items()}
-
-
-def _text_ranks(score):
-    if not torch.isfinite(score).all():
-        raise ValueError("a score is NaN or infinite: no order exists; look at the network that it came from")
-    texts = [str(number) for number in score.cpu().numpy().astype(np.float32)]
-    # The place of each in the sorted order is the inverse of the permutation that sorts.
-    return torch.from_numpy(np.argsort(np.argsort(texts, kind="stable"))).to(score)
+    ranks = {}
+    for layer, score in scores.items():
+        if not torch.isfinite(score).all():
+            raise ValueError("a score is NaN or infinite: no order exists; look at the network that it came from")
+        texts = score.cpu().numpy().astype(np.float32).astype(str)
+        # The place of each in the sorted order is the inverse of the permutation that sorts.
+        ranks[layer] = torch.from_numpy(np.argsort(np.argsort(texts, axis=1, kind="stable"), axis=1)).to(score)
+    return ranks
 
 
 def _norms(descent, stale):

@@ -135,12 +135,7 @@ def _set(layer, weights, raw_length=False):
 
 def by_unit(flat, sizes):
     """Return the weights of every unit, a list of (..., fan-in), from `flat (..., P)` of layers of these sizes."""
-    units, begin = [], 0
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
-        for _ in range(outputs):
-            units.append(flat[..., begin : begin + inputs])
-            begin += inputs
-    return units
+    return np.split(flat, np.cumsum(np.repeat(sizes[:-1], sizes[1:]))[:-1], axis=-1)
 
 
 def unit_norms(flat, sizes):
@@ -222,11 +217,6 @@ def _cosines(rows, end):
     return rows @ end / np.linalg.norm(rows, axis=1) / np.linalg.norm(end)
 
 
-def three_complaint(values):
-    """Return what is wrong with a list of one number per type, or None."""
-    return None if len(values) == 3 else "it takes three numbers, for EWN, SWN and no-WN in this order."
-
-
-def point_complaint(values):
-    """Return what is wrong with a training point of `simple_traj`, or None."""
-    return None if len(values) == 2 else "it takes two numbers, as many as there are weights."
+def only(count, said):
+    """Return a check of a list: what is wrong with it, or None if it has `count` numbers; said: which."""
+    return lambda values: None if len(values) == count else f"it takes {count} numbers, {said}."
