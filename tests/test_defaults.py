@@ -10,9 +10,10 @@ import lib.draws  # noqa: F401  (a module that can change a number)
 from lib import parameters, provenance, runs, store, tables
 from lib.errors import RecordError
 from tests.test_open_run import DEFAULTS, PARAMETERS, opened, save_all, write_notebook
+from workflow.freeze import experiments, freeze
 
 NOTEBOOKS = runs.ROOT / "notebooks"
-EXPERIMENTS = parameters.experiments(NOTEBOOKS)
+EXPERIMENTS = experiments(NOTEBOOKS)
 DECLARED = {path.stem: runs.declared(path.stem) for path in EXPERIMENTS}
 
 
@@ -22,7 +23,7 @@ def root(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     monkeypatch.delenv("PRUNING_RUNS", raising=False)
     write_notebook(tmp_path, "a = 1", "b = 2")
-    parameters.freeze(tmp_path / "notebooks")
+    freeze(tmp_path / "notebooks")
     (tmp_path / "lib").mkdir()
     shutil.copy(NOTEBOOKS.parent / "lib/draws.py", tmp_path / "lib")
     git(tmp_path, "init", "-q")
@@ -47,7 +48,7 @@ def test_the_cells_have_the_frozen_defaults(notebook):
 
 def test_freezing_adds_and_changes_nothing(root):
     write_notebook(root, parameters=PARAMETERS.replace("0.1", "0.2") + "extra: int = 3\n")
-    path = parameters.freeze(root / "notebooks")
+    path = freeze(root / "notebooks")
     assert json.loads(path.read_text()) == {"toy": DEFAULTS | {"extra": 3}}
 
 
@@ -66,7 +67,7 @@ def test_an_edited_cell_gives_another_name(root, saved):
 def test_a_parameter_that_came_later_has_its_default_in_older_records(root):
     save_all(opened())
     write_notebook(root, "a = 1", "b = 2", parameters=PARAMETERS + "extra: int = 3\n")
-    parameters.freeze(root / "notebooks")
+    freeze(root / "notebooks")
     for seed, extra in ((2, 3), (3, 4)):
         save_all(runs.open_run("toy", DEFAULTS | {"seed": seed, "extra": extra}, type=["EWN"], dataset=["mnist"]))
     assert [record.seed for record in runs.records("toy", extra=3)] == [1, 2]

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 
 from lib import ranges, runs, sets
 from lib.errors import ParameterError
-from lib.records import parameters as naming
+from workflow.freeze import experiments
 
 NOTEBOOKS = runs.ROOT / "notebooks"
-EXPERIMENTS = [path.stem for path in naming.experiments(NOTEBOOKS)]
+EXPERIMENTS = [path.stem for path in experiments(NOTEBOOKS)]
 CELLS = {
     name: ["".join(cell["source"]) for cell in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text("utf-8"))["cells"]
            if cell["cell_type"] == "code"]

@@ -225,7 +225,7 @@ def test_what_is_no_target_is_told_with_the_nearest(repository):
 
 def test_an_edited_cell_does_not_decide_what_the_plan_runs(repository):
     """The record has the name that was planned, although the notebook says otherwise by now."""
-    repository.python("from lib import parameters, runs; parameters.freeze(runs.ROOT / 'notebooks')")
+    repository.python("from lib import runs; from workflow.freeze import freeze; freeze(runs.ROOT / 'notebooks')")
     notebook = repository.root / "notebooks/toy.ipynb"
     notebook.write_text(notebook.read_text().replace('= \\"good\\"', '= \\"bad\\"'))
     assert 'type: str = \\"bad' in notebook.read_text()

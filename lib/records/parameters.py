@@ -47,25 +47,6 @@ def frozen(notebook: Path) -> dict:
     return json.loads(path.read_text("utf-8")).get(notebook.stem, {}) if path.exists() else {}
 
 
-def freeze(folder: Path) -> Path:
-    """Return `defaults.json` of a folder of notebooks, after what its notebooks have and it lacks was added to it.
-
-    What stands there stays: another default would give another meaning to the names of records.
-    """
-    found = {}
-    for path in experiments(folder):
-        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in declared(path).items()]
-        found[path.stem] = "{\n" + ",\n".join(lines) + "\n}"
-    text = ",\n".join(f"{json.dumps(name)}: {entry}" for name, entry in found.items())
-    (folder / "defaults.json").write_text("{\n" + text + "\n}\n", "utf-8")
-    return folder / "defaults.json"
-
-
-def experiments(folder: Path) -> list[Path]:
-    """Return the notebooks of a folder that make records: neither a summary nor the explorer."""
-    return [path for path in sorted(folder.glob("*.ipynb")) if not path.stem.startswith(("summary_", "explore"))]
-
-
 def in_cell(notebook: Path) -> dict:
     """Return the parameters cell of a notebook as it is on disk, name -> literal."""
     cells = [cell for cell in code_cells(notebook) if is_parameters(cell)]
