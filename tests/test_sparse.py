@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import convnets, masks, nets
+from lib import convnets, masks, nets, plain
 from lib.studies.challenge import sparse
 
 SIZES = (20, 18, 13, 9, 4)
@@ -134,14 +134,14 @@ def test_latency_is_of_a_call_in_milliseconds_on_so_many_threads():
         seen.append(torch.get_num_threads())
         time.sleep(0.004)  # at least so long, and on a busy machine longer
 
-    found = sparse.latency(function, torch.zeros(1), repeats=5, threads=2)
+    found = plain.latency(function, torch.zeros(1), repeats=5, threads=2)
     assert 4 <= found.low <= found.median <= found.high < 4000 and found.count == 5
     assert set(seen) == {2} and torch.get_num_threads() == before and len(seen) >= 5
 
 
 def test_latency_of_a_network():
     form = sparse.forms(mlp(), names=["csr"])["csr"]
-    found = sparse.latency(form, torch.zeros(3, SIZES[0], dtype=F64), repeats=5, threads=None)
+    found = plain.latency(form, torch.zeros(3, SIZES[0], dtype=F64), repeats=5, threads=None)
     assert 0 < found.low <= found.median <= found.high and found.count == 5
 
 

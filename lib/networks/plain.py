@@ -8,6 +8,7 @@ import copy
 import inspect
 from collections import OrderedDict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -309,3 +310,27 @@ def macs(module, inputs):
         for handle in handles:
             handle.remove()
     return sum(counts)
+
+
+class Latency(NamedTuple):
+    """Milliseconds of one call: the median and the quartiles of `count` calls."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+
+@torch.inference_mode()
+def latency(function, x, repeats=50, threads=1):
+    """Return the `Latency` of `function(x)`, warm, on `threads` CPU threads (None: as they are set).
+
+    By torch's own timer, which on CUDA waits at each call until the device is done, and calls twice before it times.
+    """
+    from torch.utils.benchmark import Timer  # which brings torch's compiler of extensions: not for all who import this
+
+    given = {"function": function, "x": x}
+    timer = Timer("function(x)", globals=given, num_threads=threads or torch.get_num_threads())
+    times = torch.tensor([timer.timeit(1).mean for _ in range(repeats)], dtype=torch.float64)
+    low, median, high = (1000 * times.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))).tolist()
+    return Latency(median, low, high, repeats)

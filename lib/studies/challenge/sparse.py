@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -210,30 +209,3 @@ def two_of_four(weights):
 def _fours(weight):
     """Return `(..., fours, 4)` of `(..., I)`, filled up with zeros."""
     return nn.functional.pad(weight, (0, -weight.shape[-1] % 4)).unflatten(-1, (-1, 4))
-
-
-# ---- time
-
-
-class Latency(NamedTuple):
-    """Milliseconds of one call: the median and the quartiles of `count` calls."""
-
-    median: float
-    low: float
-    high: float
-    count: int
-
-
-@torch.inference_mode()
-def latency(function, x, repeats=50, threads=1):
-    """Return the `Latency` of `function(x)`, warm, on `threads` CPU threads (None: as they are set).
-
-    By torch's own timer, which on CUDA waits at each call until the device is done, and calls twice before it times.
-    """
-    from torch.utils.benchmark import Timer  # which brings torch's compiler of extensions: not for all who import this
-
-    given = {"function": function, "x": x}
-    timer = Timer("function(x)", globals=given, num_threads=threads or torch.get_num_threads())
-    times = torch.tensor([timer.timeit(1).mean for _ in range(repeats)], dtype=torch.float64)
-    low, median, high = (1000 * times.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))).tolist()
-    return Latency(median, low, high, repeats)

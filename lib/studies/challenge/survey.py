@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lib.networks import nets
+from lib.networks import nets, plain
 from lib.studies.challenge import modes, sparse
 
 # What masks keep, or drop, as a whole. Two of four is a pattern of one sparsity, which tensor cores know.
@@ -35,6 +35,6 @@ def survey(net, form, sparsities, inputs, repeats=30, threads=1):
             made = sparse.forms(net, masks_of(net, whole, sparsity), names=[form])[form]
             found["macs"][w, k], found["bytes"][w, k] = made.macs, made.bytes
             for b, x in enumerate(inputs):
-                took = sparse.latency(made, x, repeats, threads)
+                took = plain.latency(made, x, repeats, threads)
                 found["latency"][w, k, b] = took.median, took.low, took.high
     return found

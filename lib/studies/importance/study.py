@@ -5,7 +5,6 @@ loses a share of the units that it still has, the network trains on, and so fort
 """
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
@@ -14,7 +13,7 @@ import torch
 
 from lib import draws
 from lib.errors import ParameterError
-from lib.networks import nets
+from lib.networks import nets, plain
 from lib.networks.layers import Linear
 from lib.pruning import anatomy, contribution, masks, methods, shrink
 from lib.records.ranges import reject_outside
@@ -344,7 +343,7 @@ def left(study, outcome):
         "parameters": nets.parameters_per_run(narrow), "macs": nets.macs_per_run(narrow),
         "live_units": int(found["live_units"][0][:-1].sum()),
         "epoch_seconds": _epoch_seconds(study, narrow),
-        "test_seconds": _test_seconds(shrink.shrink(outcome.net, kept), study.test[0]),
+        "test_seconds": plain.latency(shrink.shrink(outcome.net, kept), study.test[0], 3, None).median / 1000,
     }  # fmt: skip
 
 
@@ -355,13 +354,3 @@ def _epoch_seconds(study, net, least=0.3):
     while trainer.seconds < least or trainer.epoch < 3:
         trainer.fit(1)
     return float(np.diff(trainer.curve("seconds")[0]).min() * len(y) / n)
-
-
-@torch.no_grad()
-def _test_seconds(module, x, repeats=3):
-    seconds = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        float(module(x).sum())  # waits for the device
-        seconds.append(time.perf_counter() - began)
-    return min(seconds[1:])
