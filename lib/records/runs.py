@@ -23,20 +23,13 @@ from lib.errors import ParameterError, RecordError, hint, listed
 from lib.records import parameters as naming
 from lib.records import provenance
 from lib.records import store as storage
-from lib.records.disk import acquire, assert_writable, load_tensors, lock, recover, release, save_tensors
-from lib.records.parameters import OPERATIONAL, Pair, pairs, record_name, scientific, without
+from lib.records.disk import acquire, assert_writable, recover, release
+from lib.records.parameters import Pair, pairs, record_name, scientific, without
 from lib.records.ranges import reject_outside
 from lib.records.store import Record, read
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-__all__ = [
-    "OPERATIONAL", "ROOT", "ParameterError", "Record", "RecordError", "Run", "curves", "declared", "filtered", "folder",
-    "load_tensors", "lock", "missing", "open_run", "pairs", "published", "read", "record_name", "records",
-    "save_tensors", "table", "trained",
-]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lib.errors import RecordError, listed
-from lib.records import runs
+from lib.records import disk
 from lib.training import weights
 
 # One row of a descent's history per accepted epoch that is looked at (`looked_at`), row 0 before the first.
@@ -71,9 +71,9 @@ class Descent:
         """Return the last row of a run's history by name."""
         return dict(zip(HISTORY, self.history[run][-1], strict=True))
 
-    def thinned(self, keep=(), run=0, limit=200):
-        """Return a run's history as `{name: (T,) float64}`: the epochs in `keep`, and up to `limit` log-spaced ones."""
-        rows = np.array(self.history[run])
+    def thinned(self, keep=(), limit=200):
+        """Return the history of the first run, `{name: (T,)}`: epochs in `keep`, and up to `limit` log-spaced ones."""
+        rows = np.array(self.history[0])
         spaced = np.geomspace(1, len(rows), limit).round().astype(int) - 1
         chosen = np.unique(spaced if len(rows) > limit else np.arange(len(rows)))
         chosen = np.unique([*chosen, *np.flatnonzero(np.isin(rows[:, 0], list(keep)))])
@@ -182,6 +182,6 @@ class Journal:
         if not self.folders:
             yield
             return
-        with runs.lock(self.checkpoint):
+        with disk.lock(self.checkpoint):
             yield
             self.checkpoint.unlink(missing_ok=True)

@@ -35,7 +35,7 @@ def obtain(start, recipes, train, most=0):
         disk.recover(place)
     with ExitStack() as held:
         for path in sorted(path for path in paths if not path.exists()):
-            held.enter_context(runs.lock(path))
+            held.enter_context(disk.lock(path))
         stacking.split(work, [run for run, path in enumerate(paths) if not path.exists()], most)
     for path in paths:  # what was killed there, after its network was saved or in another stack, nobody takes up again
         for state in path.parent.glob("training-*.safetensors*"):
