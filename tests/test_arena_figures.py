@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lib import drawing, provenance, runs
+from lib import drawing, parameters, provenance, runs
 from lib.studies.arena import bout, figures
 from tests.test_importance_figures import bars, lines, save
 from tests.test_summaries import summarised
@@ -112,7 +112,7 @@ def literal(paths, dataset):
             continue
         with np.load(path.with_name(f"{path.name.removesuffix('.json')}.npz")) as arrays:
             own, shuffled = arrays["accuracy"][:, 2, document["axes"]["sparsity"].index(0.95)]
-        setting = json.dumps({key: value for key, value in p.items() if key not in runs.OPERATIONAL}, sort_keys=True)
+        setting = json.dumps(parameters.scientific(p), sort_keys=True)
         groups[setting][document["type"], document["seed"]] = 100 * float(own), 100 * float(shuffled)
     found = max(groups.values(), key=len)
     seeds = {kind: [seed for other, seed in found if other == kind] for kind, _ in found}

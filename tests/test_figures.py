@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import stats
 
 from lib import drawing, evidence, twins
+from lib.studies.ewn import figures as ewn
 
 
 @pytest.fixture
@@ -151,7 +152,7 @@ def test_raw_names_become_words():
 
 def test_published_values_stand_in_front_of_ours(axes):
     facts = pd.DataFrame({"type": "EWN", "x": [0, 0, 1], "y": [1.0, 3.0, 5.0]})
-    drawing.compare(axes, seeds(3).assign(type="EWN"), facts, "x", "y", ["EWN"])
+    ewn.compare(axes, seeds(3).assign(type="EWN"), facts, "x", "y", ["EWN"])
     (container,) = axes.containers
     assert container.lines[0].get_ydata().tolist() == [2.0, 5.0]
     (mean,) = [line for line in axes.lines if line.get_label() == "EWN"]
@@ -160,7 +161,7 @@ def test_published_values_stand_in_front_of_ours(axes):
 
 def test_labels_at_line_ends_do_not_touch(axes):
     lines = [axes.plot([0, 1], [0, y], label=str(y))[0] for y in (1.0, 1.001, 5.0)]
-    drawing.end_labels(axes, lines, gap=0.05)
+    ewn.end_labels(axes, lines, gap=0.05)
     heights = sorted(text.xy[1] for text in axes.texts)
     assert len(heights) == 3 and min(np.diff(heights)) >= 0.05 - 1e-9
 

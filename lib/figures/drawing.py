@@ -102,14 +102,14 @@ def ordered(kinds, known=LOOKS):
     return [kind for kind in known if kind in found] + sorted(found - set(known))
 
 
-def spread(axes, table, x, y, kind, label=True, unit="seed", few=FEW, medians=False, **line):
-    """Draw `y` against `x` of one type on `axes` from a tidy table with a row per (x, unit); return the middle line.
+def spread(axes, table, x, y, kind, label=True, few=FEW, medians=False, **line):
+    """Draw `y` against `x` of one type on `axes` from a tidy table with a row per x and seed; return the middle line.
 
-    Up to `few` units (seeds): each thin, the mean thick. More: the mean and its 95 % band. medians: the median in place
-    of the mean, and quartiles in place of the band, where a unit may run away.
+    Up to `few` seeds: each thin, the mean thick. More: the mean and its 95 % band. medians: the median in place
+    of the mean, and quartiles in place of the band, where a seed may run away.
     """
     name, colour, _, dashes = look(kind)
-    wide = table.pivot(index=unit, columns=x, values=y)
+    wide = table.pivot(index="seed", columns=x, values=y)
     at, values = wide.columns.to_numpy(float), wide.to_numpy(float)
     line = {"color": colour, "linestyle": dashes} | line
     if 1 < len(values) <= few:
@@ -120,13 +120,6 @@ def spread(axes, table, x, y, kind, label=True, unit="seed", few=FEW, medians=Fa
     middle = np.median(values, axis=0) if medians else values.mean(axis=0)
     (drawn,) = axes.plot(at, middle, label=name if label else None, **line)
     return drawn
-
-
-def fan(axes, table, x, y, by):
-    """Draw the mean of `y` against `x` for every value of `by`, a share, as one line each, from dark to light."""
-    lines = table.groupby([by, x])[y].mean().unstack(by)
-    for shade, (share, line) in zip(np.linspace(0, 0.92, lines.shape[1]), lines.items(), strict=True):
-        axes.plot(line.index, line, color=mpl.colormaps["viridis"](shade), label=f"{share:.0%}")
 
 
 def published(axes, x, y, kind, error=None, label="published"):
@@ -182,31 +175,9 @@ def apart(axes, found, x, look, label=None, shift=0.0, linestyle=""):
     axes.axhline(0, color="black", linewidth=0.5)
 
 
-def compare(axes, ours, facts, x, y, kinds):
-    """Draw `y` against `x` for every type in `kinds`: our seeds and mean, and the published mean ± sd.
-
-    Both tables have the columns type, seed, `x` and `y`; `facts` may be empty.
-    """
-    for kind in kinds:
-        spread(axes, ours[ours["type"] == kind], x, y, kind)
-        told = facts[facts["type"] == kind].groupby(x)[y]
-        published(axes, told.mean().index, told.mean(), kind, error=told.std(ddof=0))
-
-
 def strip(axes, row, values, kind):
     """Draw one value per seed, sorted, as the markers of a type in row `row` of `axes`, and a bar at the median."""
     _, colour, marker, _ = look(kind)
     heights = row + np.linspace(-0.3, 0.3, len(values))
     axes.plot(np.sort(values), heights, marker, color=colour, alpha=0.5, markeredgewidth=0)
     axes.plot([np.median(values)] * 2, [row - 0.4, row + 0.4], "-", color="black", linewidth=1)
-
-
-def end_labels(axes, lines, gap=0.045):
-    """Write every line's label at its right end, pushed apart where they would touch; `gap` is of the height."""
-    to_axes = (axes.transData + axes.transAxes.inverted()).transform
-    ends = [(*to_axes((line.get_xdata()[-1], line.get_ydata()[-1])), line) for line in lines]
-    at = -np.inf
-    for x, wanted, line in sorted(ends, key=lambda end: end[1]):
-        at = max(wanted, at + gap)
-        axes.annotate(line.get_label(), (x, at), xycoords="axes fraction", xytext=(3, 0), textcoords="offset points",
-                      color=line.get_color(), va="center", annotation_clip=False)  # fmt: skip

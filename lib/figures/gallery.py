@@ -18,13 +18,13 @@ COUNTED = re.compile(r"Claims: (\d+)\. Confirmed: (\d+)\. Refuted: (\d+)\. Undec
 SENTENCE = re.compile(r"\*\*(?P<question>[^*]+\?)\*\* (?P<verdict>[\w ]+)\. (?P<number>[^\n]*)")
 
 
-def claim(text, gains, than=0.0, digits=2, unit=" points", main=False):
+def claim(text, gains, than=0.0, unit=" points", main=False):
     """Return the row of a claim: that the mean of `gains (n,)`, paired by seed, is above `than`; see `evidence.judged`.
 
     main: whether the study's verdict stands on it.
     """
     found = evidence.judged(gains, than)
-    mean, low, high = (number(found[name], digits) for name in ("mean", "low", "high"))
+    mean, low, high = (number(found[name]) for name in ("mean", "low", "high"))
     effect = f"{mean}{unit}" + (f" ({low} to {high})" if found["n"] > 1 else "")
     return {"text": text, "effect": effect, "main": main, **found}
 

@@ -6,6 +6,7 @@ import pandas as pd
 from lib.errors import RecordError
 from lib.figures import drawing, evidence
 from lib.records import runs
+from lib.records.parameters import scientific, without
 
 # Parameters that notebooks had once; at their defaults in every record, so that they tell none apart.
 GONE = ("own_order", "batch_mean_loss")
@@ -60,8 +61,7 @@ def _commonest(found, free):
 
 
 def _setting(record, free):
-    ignored = {*runs.OPERATIONAL, *free, *GONE}
-    return {k: v for k, v in record.parameters.items() if k not in ignored}
+    return without(scientific(record.parameters), {*free, *GONE})
 
 
 def deepest(frame):
@@ -134,13 +134,13 @@ def paired(frame, pairs, by, value):
     return pd.DataFrame(parts, columns=["first", "second", *by, "mean", "low", "high", "n"])
 
 
-def resample(frame, x, y, at, by=("type", "seed")):
-    """Return `y` at the values `at` of `x`, interpolated within each group of `by` and missing beyond its ends."""
+def resample(frame, x, y, at):
+    """Return `y` at the values `at` of `x`, interpolated within each type and seed and missing beyond its ends."""
     at, parts = np.asarray(at, float), []
-    for key, group in frame.groupby(list(by), observed=True):
+    for (kind, seed), group in frame.groupby(["type", "seed"], observed=True):
         group = group.sort_values(x)
         values = np.interp(at, group[x], group[y], left=np.nan, right=np.nan)
-        parts.append(pd.DataFrame({**dict(zip(by, key, strict=True)), x: at, y: values}))
+        parts.append(pd.DataFrame({"type": kind, "seed": seed, x: at, y: values}))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -1,5 +1,6 @@
 """The panels and the claims of the challenge's summary, from tidy rows of its records."""
 
+import matplotlib as mpl
 import numpy as np
 
 from lib.figures import drawing, evidence, gallery, tables
@@ -32,6 +33,13 @@ def ends(experiment, name, **where):
     rows = tables.ends(experiment, name, **where)
     asked = rows["asked"].astype(float)
     return rows.assign(asked=asked, kept=(1 - asked).round(6), error=100 - rows["accuracy"])
+
+
+def fan(axes, table, x, y, by):
+    """Draw the mean of `y` against `x` for every value of `by`, a share, as one line each, from dark to light."""
+    lines = table.groupby([by, x])[y].mean().unstack(by)
+    for shade, (share, line) in zip(np.linspace(0, 0.92, lines.shape[1]), lines.items(), strict=True):
+        axes.plot(line.index, line, color=mpl.colormaps["viridis"](shade), label=f"{share:.0%}")
 
 
 def errors(axes, rows, x="kept"):

@@ -108,3 +108,25 @@ def ahead(pruned, second, level, share):
     """Return how much more accuracy EWN has than the type `second` at one level and share, paired by seed, `(n,)`."""
     here = pruned[(pruned["level"] == level) & np.isclose(pruned["sparsity"], share)]
     return evidence.apart(here, "EWN", second, "accuracy")
+
+
+def compare(axes, ours, facts, x, y, kinds):
+    """Draw `y` against `x` for every type in `kinds`: our seeds and mean, and the published mean ± sd.
+
+    Both tables have the columns type, seed, `x` and `y`; `facts` may be empty.
+    """
+    for kind in kinds:
+        drawing.spread(axes, ours[ours["type"] == kind], x, y, kind)
+        told = facts[facts["type"] == kind].groupby(x)[y]
+        drawing.published(axes, told.mean().index, told.mean(), kind, error=told.std(ddof=0))
+
+
+def end_labels(axes, lines, gap=0.045):
+    """Write every line's label at its right end, pushed apart where they would touch; `gap` is of the height."""
+    to_axes = (axes.transData + axes.transAxes.inverted()).transform
+    ends = [(*to_axes((line.get_xdata()[-1], line.get_ydata()[-1])), line) for line in lines]
+    at = -np.inf
+    for x, wanted, line in sorted(ends, key=lambda end: end[1]):
+        at = max(wanted, at + gap)
+        axes.annotate(line.get_label(), (x, at), xycoords="axes fraction", xytext=(3, 0), textcoords="offset points",
+                      color=line.get_color(), va="center", annotation_clip=False)  # fmt: skip
