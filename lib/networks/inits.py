@@ -34,9 +34,7 @@ class Rules(NamedTuple):
 # The same for every layer of every network; torch_kaiming is also how the SynFlow study starts all of its networks.
 EVERYWHERE = {
     "torch_kaiming": Rules(fan_in, fan_in),
-    "kaiming_fan_out": Rules(fan_out, fan_out),
     "xavier_uniform": Rules(xavier, xavier),
-    "xavier_normal": Rules(nn.init.xavier_normal_, nn.init.xavier_normal_),
     "standard_normal": Rules(normal(1.0), normal(1.0)),
 }
 # The PHEW study (Patil & Dovrolis, arXiv 2010.11354) starts each family of networks in its own way, and has two

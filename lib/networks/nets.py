@@ -338,14 +338,14 @@ def init_(net, seeds, scheme="torch_kaiming"):
     as a plain `torch.nn` script with `manual_seed(seed)` draws it, defaults first: published seeds
     start at their published function. "torch_kaiming_output_first", the same with the output layer's turn before the
     others', as in the EWN study's CIFAR networks. "torch_default", those defaults themselves, uniform within
-    1/sqrt(fan-in) on both sides. "kaiming_fan_out", "xavier_uniform", "xavier_normal"; and, for `convnets.build`,
+    1/sqrt(fan-in) on both sides. "xavier_uniform", "standard_normal"; and, for `convnets.build`,
     "phew", "phew_normal" and "phew_xavier", the PHEW study's start of each family and two ablations (`inits.FAMILIES`).
     Biases start at zero (but for the linear layer of its wider ResNets), batch normalisations as the identity.
     """
     complaint = inits.complaint(scheme, getattr(net, "family", None))
     if complaint:
         raise ValueError(complaint)
-    _one_each(net, seeds)
+    one_each(net, seeds)
     drawn = {}
     for run, seed in enumerate(seeds):
         if seed not in drawn:
@@ -356,7 +356,8 @@ def init_(net, seeds, scheme="torch_kaiming"):
     return net
 
 
-def _one_each(net, seeds):
+def one_each(net, seeds):
+    """Return nothing; ValueError unless there is a seed for every run."""
     if len(seeds) != runs(net):
         raise ValueError(f"{len(seeds)} seeds for a stack of {runs(net)} runs; one per run is needed")
 
@@ -374,7 +375,7 @@ def reinit_(net, masks, seeds, scheme="evci"):
     a layer's average unit ("liu", arXiv 1810.05270); "evci_fan_out" and "liu_fan_out", see `inits.SPARSE`. Pruned
     weights are zero, biases too; batch normalisations are the identity. Raises ValueError for normalised weights.
     """
-    _one_each(net, seeds)
+    one_each(net, seeds)
     if any(layer.normalised for layer in layers(net).values()):
         raise ValueError("the weights are normalised; masks act on plain weights: take nets.fold(net), a plain copy")
     for run, seed in enumerate(seeds):
