@@ -46,10 +46,10 @@ def test_budgets_of_teacher_and_student(inputs, edges):
     assert [kinds.budget((inputs, students, 1), units=n, rounding="half_up").edges for n in range(1, 6)] == edges
 
 
-def test_a_budget_says_what_weights_are_kept():
-    found = kinds.budget((784, 500, 10), units=250)
-    assert found == (250, 387, 250 * 794, 500 * 387 + 5000)
-    assert kinds.budget((784, 500, 500), density=1.0) == (500, 784, 500 * 1284, 500 * 1284)
+def test_a_budget_leaves_about_as_many_weights_of_units_as_of_edges():
+    units, edges = kinds.budget((784, 500, 10), units=250)
+    assert units == 250 and 0 <= units * (784 + 10) - 500 * (edges + 10) < 500, "less than one edge of each unit"
+    assert kinds.budget((784, 500, 500), density=1.0) == (500, 784)
 
 
 @pytest.mark.parametrize(

@@ -256,8 +256,7 @@ def _rows(x, at):
 def _check(net, train, seeds, rule, lr, batch):
     if rule not in RULES:
         raise ValueError(f"rule is {rule!r}; allowed are {list(RULES)}")
-    if len(seeds) != nets.runs(net):
-        raise ValueError(f"{len(seeds)} seeds for a stack of {nets.runs(net)} runs; one per run is needed")
+    nets.one_each(net, seeds)
     if not lr > 0 or batch < 1:
         raise ValueError(f"lr = {lr}, batch = {batch}; both must be above zero")
     if train[0].shape[-2] != len(train[1]):

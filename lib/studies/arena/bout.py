@@ -229,13 +229,13 @@ def _refitted(net, kept, read):
     return net
 
 
-def record(lab, kind, found, seconds, run=0):
-    """Return the scores, cost, arrays and axes of one run's record, for `Run.save`; found, seconds: of `fight`."""
+def record(lab, kind, found, seconds):
+    """Return the scores, cost, arrays and axes of the first run, for `Run.save`; found, seconds: of `fight`."""
     net, one = lab.network(), entrants.get(kind)
     axes = {"sparsity": lab.p["sparsities"], "mask": MASKS, "stage": STAGES, "layer": list(nets.layers(net))}
     return {
-        "scores": {"tuned_last": float(found["accuracy"][run, 0, -1, -1]), "of": one.of or "control", "when": one.when},
+        "scores": {"tuned_last": float(found["accuracy"][0, 0, -1, -1]), "of": one.of or "control", "when": one.when},
         "cost": {"mask_seconds": seconds, "dense_macs": nets.macs_per_run(net),
                  "dense_parameters": nets.parameters_per_run(net)},
-        **store.of_run(found, run, {name: AXES.get(name, ("sparsity",)) for name in found}, axes),
+        **store.of_run(found, 0, {name: AXES.get(name, ("sparsity",)) for name in found}, axes),
     }  # fmt: skip

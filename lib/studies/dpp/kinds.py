@@ -19,12 +19,10 @@ RULES = ("exact", "bernoulli", "half")
 
 
 class Budget(NamedTuple):
-    """Units kept, edges kept by each unit, and how many weights of both layers either of them leaves."""
+    """Units kept, or edges kept by each unit."""
 
     units: int
     edges: int
-    unit_weights: int
-    edge_weights: int
 
 
 def budget(widths, units=None, density=None, rounding="floor"):
@@ -53,7 +51,7 @@ def budget(widths, units=None, density=None, rounding="floor"):
             f"{units} units are as many weights as {edges} edges per unit; allowed are 1 to {outputs} units and"
             f" 1 to {inputs} edges: at this budget one of the two is impossible"
         )
-    return Budget(units, edges, units * (inputs + after), outputs * (edges + after))
+    return Budget(units, edges)
 
 
 def of_edges(kind):
@@ -132,8 +130,7 @@ def _weight(kind, net, layer, keeps, seeds, rule):
     """Return the weights (R, O, I) of the layer, after a look at what was asked for."""
     if rule not in RULES or (rule != "exact" and not kind.startswith("random")):
         raise ValueError(f"rule is {rule!r} for {kind}; allowed are {RULES}, all but the first for random types alone")
-    if len(seeds) != nets.runs(net):
-        raise ValueError(f"{len(seeds)} seeds for a stack of {nets.runs(net)} runs; one per run is needed")
+    nets.one_each(net, seeds)
     weight = reweight.plain_layer(net, layer).weight.detach()
     total = weight.shape[2 if of_edges(kind) else 1]
     if odd := [keep for keep in keeps if not 1 <= keep <= total]:
