@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from lib import drawing, parameters, provenance, runs
-from lib.studies.arena import bout, figures
+from lib.studies.arena import bout, figures, standings, words
 from tests.test_importance_figures import bars, lines, save
 from tests.test_summaries import summarised
 
@@ -73,12 +73,12 @@ def records(shared_runs):
     save("arena", "lamp", [1, 2], content, sparsities=SPARSITIES, epochs=5)
     save("sparse_speed", "shrunk", [1], measured, hidden=[1024], sparsities=[0.0, 0.5, 0.9, 0.98])
     save("sparse_speed", "shrunk", [1], measured, hidden=[512], sparsities=[0.0, 0.5, 0.9, 0.98])
-    return figures.groups()["MNIST, MLP 1024"]
+    return standings.groups()["MNIST, MLP 1024"]
 
 
 @pytest.fixture(scope="module")
 def frame(records):
-    return figures.whole(figures.rows(records))[0]
+    return standings.whole(standings.rows(records))[0]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def here(frame):
 
 @pytest.fixture(scope="module")
 def table(here):
-    return figures.ladder(here)
+    return standings.ladder(here)
 
 
 @pytest.fixture
@@ -171,11 +171,11 @@ def test_the_leaderboard_is_that_of_plain_loops(where, dataset, title, records, 
 
 def test_a_group_is_the_largest_set_of_comparable_records(records):
     assert len(records) == 8 * len(KINDS) + 2 and {record.parameters["epochs"] for record in records} == {3}
-    assert list(figures.groups()) == ["MNIST, MLP 1024"]
+    assert list(standings.groups()) == ["MNIST, MLP 1024"]
 
 
 def test_only_types_with_all_seeds_are_ranked(records, frame):
-    kept, few = figures.whole(figures.rows(records))
+    kept, few = standings.whole(standings.rows(records))
     assert few == {"growth": 2} and set(kept["type"]) == set(KINDS)
 
 
@@ -246,11 +246,13 @@ def test_the_matrix_is_red_below_and_blue_above(axes, here, table):
 
 
 def test_milliseconds_lie_between_measured_ones(records):
-    measured = figures.speeds(records)
+    measured = standings.speeds(records)
     assert measured.groupby("batch").size().to_dict() == {1: 4, 256: 4}, "of another network there is nothing to take"
-    found = figures.timed(pd.DataFrame({"work": [794 * 1024, 794 * 300, 794, 0, np.nan]}), measured.query("batch == 1"))
+    found = standings.timed(
+        pd.DataFrame({"work": [794 * 1024, 794 * 300, 794, 0, np.nan]}), measured.query("batch == 1")
+    )
     np.testing.assert_allclose(found["ms"], [0.794 * 1.024, 0.794 * 0.3, np.nan, np.nan, np.nan])
-    assert figures.timed(found, measured[:0])["ms"].isna().all()
+    assert standings.timed(found, measured[:0])["ms"].isna().all()
 
 
 def test_the_front_is_what_nothing_is_cheaper_and_better_than(axes):
@@ -258,7 +260,7 @@ def test_the_front_is_what_nothing_is_cheaper_and_better_than(axes):
                           "error": [5.0, 4, 3, 3, 1]})  # fmt: skip
     best = figures.front(axes, found, "ms")
     assert list(best["type"]) == ["a", "c"]
-    assert figures.cheapest(best, "time") == (
+    assert words.cheapest(best, "time") == (
         "- By time nothing is both cheaper and better than, from cheap to good: a at 90%, c at 90%."
     )
 
@@ -268,13 +270,13 @@ def test_the_front_is_what_nothing_is_cheaper_and_better_than(axes):
 
 def test_winners_are_chosen_on_the_holdout_and_controls_win_nothing(table, here):
     held_out = here.groupby("type")["held_out"].mean()
-    assert figures.winners(table) == {
+    assert standings.winners(table) == {
         "units": "magnitude_units", "after": held_out[["magnitude", "lamp"]].idxmax(), "early": "magnitude_gradual",
     }  # fmt: skip
 
 
 def test_claims_are_of_winners_against_what_costs_nothing(here, table):
-    found = figures.claims("X", here, table, True)
+    found = words.claims("X", here, table, True)
     said = {one["text"]: one for one in found}
     one = said["X: magnitude units, the best on the holdout, is above random units"]
     assert one["main"] and one["verdict"] == "confirmed" and one["n"] == 8
@@ -283,21 +285,21 @@ def test_claims_are_of_winners_against_what_costs_nothing(here, table):
     assert {text for text in said if "shuffled" in text} == {
         f"X: {kind} is above its own masks, shuffled" for kind in ("magnitude", "LAMP", "SNIP at start")
     }
-    assert not any(one["main"] for one in figures.claims("X", here, table, False))
+    assert not any(one["main"] for one in words.claims("X", here, table, False))
 
 
 def test_a_reading_names_ties_and_controls_that_win(here, table):
-    said = figures.reading("X", here, table)
+    said = words.reading("X", here, table)
     assert said.startswith("**X**, n = 8:\n\n- Of 45 pairs ")
     assert "The control random is below every method." in said
     assert "correlate by 1.00 (Spearman)" in said
     worse = here.assign(tuned=here["tuned"].where(here["type"] != "small", 99.0 + here["seed"] / 100))
-    assert "The control trained small is above magnitude, LAMP" in figures.reading("X", worse, figures.ladder(worse))
+    assert "The control trained small is above magnitude, LAMP" in words.reading("X", worse, standings.ladder(worse))
 
 
 def test_networks_agree_by_the_rank_correlation_of_their_types(table):
     other = table.assign(tuned=-table["tuned"]).drop(index="none")
-    assert figures.agreement({"A": table, "B": other}) == [
+    assert words.agreement({"A": table, "B": other}) == [
         f"The orders of A and B correlate by −1.00 (Spearman, {len(KINDS) - 1} types)."
     ]
-    assert figures.agreement({"A": table}) == figures.agreement({"A": table, "B": table[:2]}) == []
+    assert words.agreement({"A": table}) == words.agreement({"A": table, "B": table[:2]}) == []

@@ -160,7 +160,7 @@ def test_few_units_have_no_budgets(units):
         ("mnist_prune", {"type": "[EWN, SWN]"}, "a list goes by -y"),
         ("mnist_prune", {"device": "gpu"}, "device = 'gpu'"),
         ("xor", {"seed": "0..999999999999"}, "at most 100000"),
-        ("simple_traj", {"point": [1.0]}, "two numbers"),
+        ("simple_traj", {"point": [1.0]}, "2 numbers"),
     ],
 )  # fmt: skip
 def test_what_no_parameter_alone_makes_wrong(name, given, message):
@@ -172,7 +172,7 @@ def test_what_no_parameter_alone_makes_wrong(name, given, message):
 
 
 DIGITS = {"dataset": "digits", "train_examples": 10}
-IMAGES = {"dataset": "digits32", "train_examples": 10, "nesterov": False, "seed": 2**64 - 1}
+IMAGES = {"dataset": "digits32", "train_examples": 10, "nesterov": False, "seed": 2**64 - 1, "width": 1}
 SMALL = {  # what goes together, and what keeps a run within a second
     "mnist_prune": DIGITS | {"levels": [-1], "batch_size": 10, "width": 8},
     "cifar_prune": {"dataset": "digits32", "train_examples": 10, "levels": [-1], "batch_size": 10, "width": 2},

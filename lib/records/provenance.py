@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tokenize
@@ -75,11 +76,7 @@ def _cpu() -> str:
 
 
 # What finds, keeps, names and shows results, and cannot change a number of one.
-APART = """
-    errors figures/drawing figures/tables records/disk records/parameters records/provenance records/ranges
-    records/runs records/store studies/dpp/figures studies/importance/figures studies/phew/names
-""".split()
-APART = {f"lib/{name}.py" for name in APART}
+APART = re.compile(r"lib/(errors|figures/\w+|records/\w+|studies/\w+/(figures|names|standings|words))\.py")
 MARKS = {tokenize.NEWLINE: "\n", tokenize.INDENT: " ", tokenize.DEDENT: "\b", tokenize.COMMENT: "", tokenize.NL: ""}
 
 
@@ -101,8 +98,9 @@ def code(notebook: Path) -> dict[str, str]:
 
 def texts(notebook: Path) -> dict[str, str]:
     """Return the sources of the imported modules of lib that can change a number, and of the notebook's code cells."""
-    modules = sorted(name for name, m in sys.modules.items() if name.startswith("lib.") and not hasattr(m, "__path__"))
-    found = {key: _module(key) for key in (f"{name.replace('.', '/')}.py" for name in modules) if key not in APART}
+    modules = [name for name, m in sys.modules.items() if name.startswith("lib.") and not hasattr(m, "__path__")]
+    keys = sorted(f"{name.replace('.', '/')}.py" for name in modules)
+    found = {key: _module(key) for key in keys if not APART.fullmatch(key)}
     return {key: text for key, text in found.items() if text is not None} | _cells(code_cells(notebook))
 
 
@@ -146,7 +144,7 @@ def edited(stored: dict[str, str], now: dict[str, str]) -> list[str]:
     """
     added = [key for key in now if key not in stored and not key.startswith("lib/")]
     # A module that only this process imported is no edit; one that was imported late may not be there yet.
-    current = {key: now.get(key) or _module(key) for key in [*stored, *added] if key not in APART}
+    current = {key: now.get(key) or _module(key) for key in [*stored, *added] if not APART.fullmatch(key)}
     return [
         key for key, text in current.items() if text is None or stored.get(key) not in (_checksum(text), _sha256(text))
     ]

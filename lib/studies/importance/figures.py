@@ -19,12 +19,13 @@ def groups(experiment, datasets, by):
     by: the parameter that sets the number of rounds; values with the same number are told apart. Data sets as in the
     list, fewer rounds first; records by type as in `ORDER`, then by seed. Runs without any round are left out.
     """
-    titled = {}
+    titled, every = {}, runs.records(experiment)
     for dataset in datasets:
-        values = {record.parameters[by] for record in runs.records(experiment, dataset=dataset)}
-        each = [(runs.records(experiment, **tables.largest_group(experiment, dataset=dataset, **{by: value})), value)
-                for value in values]  # fmt: skip
-        each = [(max(records[0].axes["round"]), value, records) for records, value in each if records[0].axes["round"]]
+        own = [record for record in every if record.parameters["dataset"] == dataset]
+        values = {record.parameters[by] for record in own}
+        each = {value: tables.comparable([one for one in own if one.parameters[by] == value]) for value in values}
+        each = [(max(records[0].axes["round"]), value, records)
+                for value, records in each.items() if records[0].axes["round"]]  # fmt: skip
         often = Counter(rounds for rounds, *_ in each)
         for rounds, value, records in sorted(each, key=lambda one: one[:2]):
             order = drawing.ordered([record.type for record in records], ORDER)

@@ -1,0 +1,143 @@
+"""What the arena's records say: groups that are comparable, tidy rows, ranks, costs, and who wins; nothing is drawn."""
+
+import numpy as np
+import pandas as pd
+
+from lib.figures import drawing, evidence, tables
+from lib.records import runs
+from lib.studies.arena import bout, entrants
+
+RANDOM = {"units": "random_units", "after": "random", "early": "random_init"}
+FREE = ("none", "small", *RANDOM.values())  # what methods are measured against
+WANTED = (  # what a summary says is missing
+    "MNIST, MLP 1024", "FashionMNIST, MLP 1024", "MNIST, MLP 1000-1000-500-200", "FashionMNIST, MLP 1000-1000-500-200",
+    "CIFAR-10, ResNet20",
+)  # fmt: skip
+NETWORK = ("dataset", "net", "hidden", "width", "norm", "level")  # parameters that tell networks apart
+NUMBERS = ["raw", "reweighted", "tuned", "shuffled", "held_out", "error", "true", "effective", "macs", "work",
+           "seconds"]  # fmt: skip
+
+
+def groups():
+    """Return `{title: records}`: of every network and data set the largest set of comparable records; MNIST first."""
+    found = {}
+    for record in runs.records("arena"):
+        found.setdefault(tuple(str(record.parameters[name]) for name in NETWORK), []).append(record)
+    known = [dataset for dataset in drawing.WORDS if any(key[0] == dataset for key in found)]
+    order = sorted(found, key=lambda key: (known.index(key[0]), *key))
+    return {_title(found[key][0].parameters): tables.comparable(found[key]) for key in order}
+
+
+def _title(p):
+    name = f"MLP {'-'.join(map(str, p['hidden']))}" if p["net"] == "mlp" else drawing.words(p["net"])
+    name += f" of width {p['width']}" if p["width"] else ""
+    trained = f", {p['norm']} to {p['level']:g}" if p["level"] else f", {p['norm']}" if p["norm"] != "no-WN" else ""
+    return drawing.words(f"{p['dataset']}, {name}{trained}")
+
+
+def rows(records):
+    """Return what records say, rows of type, seed, family and sparsity, accuracies and true sparsities in %.
+
+    raw, reweighted, tuned: on the test set; shuffled: tuned, of shuffled masks; held_out; error: 100 - tuned; true,
+    effective; macs: share of the whole network's, in %; work: multiplications without the units that lie on no path,
+    nan of what is no MLP; seconds that the mask took. A network whose outputs are no numbers is never right.
+    """
+    parts = []
+    for record in records:
+        accuracy, held_out = (100 * record.array(name)[0] for name in ("accuracy", "held_out_accuracy"))
+        own = dict(zip(bout.STAGES, accuracy[0], strict=True)) | {"held_out": held_out[0], "shuffled": accuracy[1, -1]}
+        own |= {name: 100 * record.array(f"{name}_sparsity")[0] for name in ("true", "effective")}
+        own |= {"macs": 100 * record.array("macs")[0] / record.cost["dense_macs"], "work": _work(record)}
+        family = {"": "control", "control": "control", "units": "units"}.get(record.scores["of"])
+        family = family or ("after" if record.scores["when"] == "after" else "early")
+        own |= {"type": record.type, "seed": record.seed, "family": family, "seconds": record.cost["mask_seconds"]}
+        parts.append(pd.DataFrame(own | {"sparsity": record.axes["sparsity"]}))
+    frame = pd.concat(parts, ignore_index=True)
+    tuned = frame["tuned"].fillna(0)
+    return frame.assign(tuned=tuned, error=100 - tuned)
+
+
+def _work(record):
+    """Return the multiplications of an MLP of the live units by sparsity; its inputs and outputs all stay."""
+    p, live = record.parameters, record.array("live_units")[0]
+    if p["net"] != "mlp":
+        return np.full(len(live), np.nan)
+    inputs, *_, classes = entrants.sizes(p)
+    widths = np.pad(live[:, :-1].astype(float), ((0, 0), (1, 1)), constant_values=((0, 0), (inputs, classes)))
+    return (widths[:, 1:] * widths[:, :-1]).sum(1)
+
+
+def whole(frame):
+    """Return (the rows of the types that have all seeds, {type: seeds} of the others): ranks are of the same seeds."""
+    counts = frame.groupby("type")["seed"].nunique()
+    few = counts[counts < counts.max()]
+    return frame[~frame["type"].isin(few.index)], few.to_dict()
+
+
+def ladder(frame):
+    """Return what is known of every type at one sparsity, the best first, from rows that have all seeds.
+
+    rank, low, high: see `evidence.ranks`; ghost: the rank that its shuffled masks would have among the others; wins,
+    ties, losses: against all others; means over seeds of all numbers of `rows`, sd: the spread of the tuned accuracy.
+    """
+    wide = frame.pivot(index="seed", columns="type", values="tuned")
+    rank, low, high = evidence.ranks(wide)
+    _, outcome = evidence.duels(wide)
+    found = pd.DataFrame({"rank": rank, "low": low, "high": high}, wide.columns)
+    for name, what in (("wins", 1), ("ties", 0), ("losses", -1)):
+        found[name] = (outcome == what).sum(1) - (what == 0)
+    own = frame.groupby("type")
+    found = found.join(own[NUMBERS].mean()).join(own[["family"]].first()).assign(sd=own["tuned"].std(ddof=0))
+    above = found["tuned"].to_numpy() > found["shuffled"].to_numpy()[:, None]
+    np.fill_diagonal(above, False)
+    found["ghost"] = (1 + above.sum(1)).astype(float)
+    found.loc[found["shuffled"].isna(), "ghost"] = np.nan
+    return found.sort_values(["rank", "type"])
+
+
+def points(frame):
+    """Return the means over seeds of macs, work and error by type and sparsity; what is not pruned stands once."""
+    found = frame.groupby(["type", "family", "sparsity"], as_index=False)[["macs", "work", "error"]].mean()
+    return found.drop_duplicates(["type", "macs", "error"])
+
+
+def speeds(records):
+    """Return the median milliseconds of a pass of one shrunk MLP, rows of batch, work and ms; none without records.
+
+    From `sparse_speed` of networks of these sizes, whose units were taken out; it measures them without biases.
+    """
+    p, parts = records[0].parameters, []
+    for record in runs.records("sparse_speed", type="shrunk"):
+        units = record.axes["whole"].index("neuron")
+        work, took = record.array("macs")[0][units], record.array("latency")[0][units, :, :, 0]
+        if record.parameters["hidden"] == p["hidden"] and work.max() == records[0].cost["dense_macs"]:
+            parts += [pd.DataFrame({"batch": batch, "work": work, "ms": took[:, k]})
+                      for k, batch in enumerate(record.axes["batch"])]  # fmt: skip
+    found = pd.concat(parts) if parts else pd.DataFrame(columns=["batch", "work", "ms"])
+    return found.groupby(["batch", "work"], as_index=False)["ms"].median()
+
+
+def timed(found, measured):
+    """Return `found` with the milliseconds of so much `work`, between measured ones and nan beyond them.
+
+    measured: rows of `speeds`, of one batch. Both logarithms are interpolated linearly.
+    """
+    ms = np.full(len(found), np.nan)
+    if len(measured):
+        at, took = (np.log(measured[name].to_numpy(float)) for name in ("work", "ms"))
+        work = np.log(found["work"].where(found["work"] > 0))
+        ms = np.exp(np.interp(work, at, took, left=np.nan, right=np.nan))
+    return found.assign(ms=ms)
+
+
+def winners(table):
+    """Return the type of every family that is best on the holdout, `{family: type}`; controls win nothing."""
+    own = table.drop(index=[kind for kind in FREE if kind in table.index])
+    return own.groupby("family")["held_out"].idxmax().to_dict()
+
+
+def own_minus_shuffled(frame, table):
+    """Return by how much every method's own masks are above their shuffles, `{type: (n,)}`; random ones are alike."""
+    kinds = [kind for kind in table.index[table["shuffled"].notna()] if kind not in FREE]
+    each = {kind: frame[frame["type"] == kind].sort_values("seed") for kind in kinds}
+    return {kind: (own["tuned"] - own["shuffled"]).to_numpy() for kind, own in each.items()}

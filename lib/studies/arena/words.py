@@ -1,0 +1,98 @@
+"""What the arena's summary says in words and tables, from the numbers of `standings`."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import scipy
+
+from lib.figures import evidence, gallery
+from lib.studies.arena.figures import FAMILIES, label
+from lib.studies.arena.standings import FREE, RANDOM, own_minus_shuffled, speeds, timed, winners
+
+
+def leaderboard(table, records):
+    """Return the table of `ladder` as Markdown, with the milliseconds of one image and of a batch where measured."""
+    took = {f"ms, {batch} image{'s' * (batch > 1)}": timed(table, own)["ms"].to_numpy()
+            for batch, own in speeds(records).groupby("batch")}  # fmt: skip
+    lines = []
+    for k, (kind, own) in enumerate(table.iterrows()):
+        cells = [f"{own['rank']:g} ({own['low']:g} to {own['high']:g})", label(kind), FAMILIES[own["family"]][0]]
+        cells += [_known(own["raw"]), _known(own["reweighted"]), f"{_known(own['tuned'])} ± {_known(own['sd'])}"]
+        cells += [_known(own["tuned"] - own["shuffled"]), f"{own['wins']} / {own['ties']} / {own['losses']}"]
+        cells += [_known(own[name], 1) for name in ("true", "effective", "macs")]
+        lines.append([*cells, *(_known(ms[k], 3) for ms in took.values()), _known(own["seconds"])])
+    return gallery.pipes(["rank (95 %)", "type", "what goes, and when", "raw", "reweighted", "tuned", "− shuffled",
+                          "won / tied / lost", "true", "effective", "MACs", *took, "mask (s)"], lines)  # fmt: skip
+
+
+def _known(value, digits=2):
+    return "" if np.isnan(value) else gallery.number(value, digits)
+
+
+def claims(title, frame, table, main):
+    """Return the claims of one network at one sparsity: what is best on the holdout against what costs nothing.
+
+    frame: rows that have all seeds; main: whether the verdict stands on them. And own masks against shuffled ones.
+    """
+    best, found = winners(table), []
+    pairs = [(best[family], other, family != "early") for family in ("units", "after", "early") if family in best
+             for other in (RANDOM[family], "small")]  # fmt: skip
+    pairs += [(best[one], best[other], False) for one, other in itertools.combinations(best, 2)]
+    for kind, other, counts in pairs:
+        text = f"{title}: {label(kind)}, the best on the holdout, is above {label(other)}"
+        found.append(gallery.claim(text, evidence.apart(frame, kind, other, "tuned"), main=main and counts))
+    for kind, gains in own_minus_shuffled(frame, table).items():
+        text = f"{title}: {label(kind)} is above its own masks, shuffled"
+        found.append(gallery.claim(text, gains, main=main and kind == best.get("after")))
+    return found
+
+
+def reading(title, frame, table):
+    """Return sentences about one network at one sparsity: what cannot be told apart, and where a control wins."""
+    wide = frame.pivot(index="seed", columns="type", values="tuned")[list(table.index)]
+    _, outcome = evidence.duels(wide)
+    outcome, pairs = pd.DataFrame(outcome, table.index, table.index), len(table) * (len(table) - 1) // 2
+    decided = int((outcome.to_numpy() > 0).sum())
+    methods = [kind for kind in table.index if kind not in FREE]
+    said = [f"Of {pairs} pairs {decided} are told apart; were all alike, {0.05 * pairs:.0f} would be by chance."]
+    for family, first in winners(table).items():
+        alike = [kind for kind in methods if kind != first and outcome.loc[first, kind] == 0]
+        ties = f"it cannot be told apart from {_listed(alike)}" if alike else "no method ties with it"
+        said.append(f"Of {FAMILIES[family][0]}, {label(first)} is the best on the holdout; on the test set {ties}.")
+    for free in [kind for kind in table.index if kind in FREE and kind != "none"]:
+        above, alike = ([kind for kind in methods if outcome.loc[free, kind] == what] for what in (1, 0))
+        parts = [f"{what} {_listed(kinds)}" for what, kinds in (("is above", above), ("ties with", alike)) if kinds]
+        said.append(f"The control {label(free)} {' and '.join(parts) or 'is below every method'}.")
+    gains = {kind: evidence.judged(own) for kind, own in own_minus_shuffled(frame, table).items()}
+    alike = [kind for kind, found in gains.items() if found["verdict"] != "confirmed"]
+    if gains:
+        said.append(f"Of {len(gains)} types whose masks were shuffled {len(alike)} are not above that"
+                    + (f": {_listed(alike)}." if alike else "."))  # fmt: skip
+    both = table.dropna(subset=["raw"])
+    rho = scipy.stats.spearmanr(both["raw"], both["tuned"]).statistic if len(both) > 2 else np.nan
+    if np.isfinite(rho):
+        said.append(f"The order at once and the order after training correlate by {gallery.number(rho)} (Spearman).")
+    return "\n".join([f"**{title}**, n = {len(wide)}:\n", *(f"- {one}" for one in said)])
+
+
+def cheapest(best, what):
+    """Return a sentence about the rows that `front` returned."""
+    each = ", ".join(label(kind) + (f" at {at:.0%}" if kind != "none" else "")
+                     for kind, at in zip(best["type"], best["sparsity"], strict=True))  # fmt: skip
+    return f"- By {what} nothing is both cheaper and better than, from cheap to good: {each}."
+
+
+def agreement(tables):
+    """Return sentences on how far two networks agree on the order of types that both have; tables: of `ladder`."""
+    said = []
+    for (one, first), (other, second) in itertools.combinations(tables.items(), 2):
+        ranks = first[["tuned"]].join(second["tuned"].rename("other"), how="inner")
+        if len(ranks) > 2:
+            rho = gallery.number(scipy.stats.spearmanr(*ranks.to_numpy().T).statistic)
+            said.append(f"The orders of {one} and {other} correlate by {rho} (Spearman, {len(ranks)} types).")
+    return said
+
+
+def _listed(kinds):
+    return ", ".join(map(label, kinds))
