@@ -178,7 +178,7 @@ SMALL = {  # what goes together, and what keeps a run within a second
     "cifar_prune": {"dataset": "digits32", "train_examples": 10, "levels": [-1], "batch_size": 10, "width": 2},
     "dpp_prune": DIGITS | {"hidden": [2], "keep": [1], "type": ["dpp_node", "dpp_edge"], "seed": 2**64 - 1},
     "dpp_teacher_student": {"keep": [1], "seed": 2**64 - 1},
-    "phew_density": IMAGES | {"net": "vgg11_bn", "type": ["synflow", "random", "reinit"], "densities": [2e-7, 1.0]},
+    "phew_density": IMAGES | {"net": "vgg11_bn", "type": ["synflow", "random", "reinit"], "densities": [5e-4, 1.0]},
     "phew_width": IMAGES | {"density": 0.01},
     "simple_traj": {"seed": f"{2**64 - 1}", "point": [1.0, 1.0]},
     "lin_sep": {"seed": "0"},

@@ -226,7 +226,8 @@ def take(of, chosen):
         return [copy.copy(of[run]) for run in chosen]
     if not isinstance(of, nn.Module):
         return of[chosen]
-    memo = {id(t): _like(t, t.detach()[chosen]) for t in (*of.parameters(), *of.buffers())}
+    memo = {id(p): nn.Parameter(p.detach()[chosen], p.requires_grad) for p in of.parameters()}
+    memo |= {id(buffer): buffer[chosen] for buffer in of.buffers()}
     return _coded(copy.deepcopy(of, memo))
 
 
@@ -259,10 +260,6 @@ def of_runs(net, examples, axes):
 def _parts(of):
     """Return what a data class is made of by name."""
     return {field.name: getattr(of, field.name) for field in fields(of) if field.init}
-
-
-def _like(old, new):
-    return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
 def join(parts):
@@ -342,15 +339,13 @@ def init_(net, seeds, scheme="torch_kaiming"):
     "phew", "phew_normal" and "phew_xavier", the PHEW study's start of each family and two ablations (`inits.FAMILIES`).
     Biases start at zero (but for the linear layer of its wider ResNets), batch normalisations as the identity.
     """
-    complaint = inits.complaint(scheme, getattr(net, "family", None))
-    if complaint:
+    own, family = list(layers(net).values()), getattr(net, "family", None)
+    if complaint := inits.complaint(scheme, family):
         raise ValueError(complaint)
     one_each(net, seeds)
-    drawn = {}
+    drawn = {seed: inits.starts(own, seed, scheme, family) for seed in dict.fromkeys(seeds)}
     for run, seed in enumerate(seeds):
-        if seed not in drawn:
-            drawn[seed] = inits.starts(list(layers(net).values()), seed, scheme, getattr(net, "family", None))
-        for layer, (weight, bias) in zip(layers(net).values(), drawn[seed], strict=True):
+        for layer, (weight, bias) in zip(own, drawn[seed], strict=True):
             set_function_(layer, run, weight.to(layer.weight), bias)
     _start_others(net, seeds)
     return net

@@ -229,11 +229,8 @@ class Run:
 
     def _content(self, scores, cost, arrays, axes) -> tuple[dict, bytes]:
         """Return the checked fields of a record and its npz; RecordError if two would be one table column."""
-        scores, cost, axes = (
-            storage.plain("score", scores),
-            storage.plain("cost", cost),
-            storage.coordinates(axes),
-        )
+        scores, cost = storage.plain("score", scores), storage.plain("cost", cost)
+        axes = storage.coordinates(axes)
         npz, array_axes = storage.pack(arrays, axes)
         columns = [*self.parameters, *scores, *cost]
         twice = [name for name in columns if columns.count(name) > 1]
@@ -254,10 +251,10 @@ class Run:
         wanted = [pair for pair in pairs(self.parameters) if pair not in self.done]
         if wanted:
             assert_writable(folder() / self.experiment)
-        _hold(self.experiment, {self._lock_path(pair) for pair in wanted})
+        _hold(self.experiment, {_work(self.path(pair[1], pair[0])) for pair in wanted})
         self.done = self._finished()  # again: another process may have made some while this one waited
         self.todo = [pair for pair in pairs(self.parameters) if pair not in self.done]
-        _hold(self.experiment, {self._lock_path(pair) for pair in self.todo})
+        _hold(self.experiment, {_work(self.path(pair[1], pair[0])) for pair in self.todo})
         self._report()
 
     def _finished(self) -> list[Pair]:
@@ -289,9 +286,6 @@ class Run:
         if path in provenance.kept(ROOT, path.parent):
             return f"Put notebooks/defaults.json back as it was: git keeps this record. Or: {_again(True)}."
         return f"Put notebooks/defaults.json back as it was, or: {_again(False)}."
-
-    def _lock_path(self, pair: Pair) -> Path:
-        return _work(self.path(pair[1], pair[0]))
 
 
 def _work(path: Path) -> Path:

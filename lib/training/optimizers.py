@@ -28,7 +28,9 @@ def make(rule, parameters, lr, options, recorded=False):
 
 
 def complaint(rule, momentum=0.0, nesterov=False):
-    """Return which option torch's optimizer of this rule would leave unused or refuse, or None."""
+    """Return what is wrong with a rule, or which option torch's optimizer would leave unused or refuse, or None."""
+    if rule not in RULES:
+        return f"rule is {rule!r}; allowed are {list(RULES)}"
     if momentum and rule == "adam":
         return f"momentum = {momentum} with rule {rule!r}, which has its own; leave it at 0"
     if nesterov and (rule != "sgd" or not momentum):

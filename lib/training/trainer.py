@@ -16,7 +16,6 @@ from lib.networks import nets
 from lib.pruning import masks, shrink
 from lib.training import optimizers
 from lib.training.evaluate import evaluate
-from lib.training.optimizers import RULES
 
 HISTORY = (
     "epoch",  # passes made so far
@@ -78,7 +77,7 @@ class Trainer:
         self, net, train, test, seeds, rule="sgd", lr=0.1, batch=BATCH, momentum=0.0, nesterov=False, weight_decay=0.0,
         drops=(), drop=0.1, shuffle=True, batches=None, objective=None, bf16=False, epoch=0, bar=True, every=60.0,
     ):  # fmt: skip
-        _check(net, train, seeds, rule, lr, batch)
+        _check(net, train, seeds, lr, batch)
         if wrong := optimizers.complaint(rule, momentum, nesterov):
             raise ValueError(wrong)
         self.net, self.train, self.test, self.seeds = net, train, test, list(seeds)
@@ -253,9 +252,7 @@ def _rows(x, at):
     return x[:, at] if at.dim() == 1 else x.gather(1, at[:, :, None].expand(-1, -1, x.shape[2]))
 
 
-def _check(net, train, seeds, rule, lr, batch):
-    if rule not in RULES:
-        raise ValueError(f"rule is {rule!r}; allowed are {list(RULES)}")
+def _check(net, train, seeds, lr, batch):
     nets.one_each(net, seeds)
     if not lr > 0 or batch < 1:
         raise ValueError(f"lr = {lr}, batch = {batch}; both must be above zero")
