@@ -326,7 +326,7 @@ def test_what_cannot_be_shrunk_is_an_error():
         shrink.shrink(nets.init_(nets.MLP([3, 4, 2], ["EWN"]), [0]))
     with pytest.raises(ValueError, match="run is 2.*0 to 1"):
         shrink.shrink(mlp(), run=2)
-    with pytest.raises(ValueError, match="Linear is not known.*MLP"):
+    with pytest.raises(ValueError, match="stacks of Linear are not known.*MLP"):
         shrink.shrink(nets.Linear(1, 3, 2))
 
 

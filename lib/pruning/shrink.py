@@ -14,9 +14,7 @@ from torch import nn
 from lib.kernels import twins
 from lib.networks import nets, plain
 from lib.pruning import paths
-
-# Two numbers computed in float64 by differently ordered sums: apart by less than this share, they are one number.
-ROUNDING = 1e-13
+from lib.pruning.slices import TORCH_PRUNING, added, filled, sliced
 
 
 class Part(NamedTuple):
@@ -33,8 +31,11 @@ class Part(NamedTuple):
 
 
 @torch.no_grad()
-def shrink(net, masks=None, run=0):
+def shrink(net, masks=None, run=0, inputs=None):
     """Return one run of `net` under `masks` as a smaller `nn.Module`, with the same logits, to use and not to train.
+
+    `net`: a stack of a class that is known here, or any torch module, which `slices.sliced` makes smaller: see there
+    for what `inputs` is. Of a stack:
 
     `(N, pixels)` to `(N, classes)`. Units without a path of non-zero weights from the input and to the output go; the
     weights masked inside the others stay, as zeros. What the first kind still says, a constant, is folded into the
@@ -42,13 +43,15 @@ def shrink(net, masks=None, run=0):
     `eval()` mode, and dropout disappear. Layers that `masks` does not name are whole; zeros in the weights count as
     masked. ValueError for a normalised layer (`nets.fold` first), and for a class of network that is not known here.
     """
+    if not nets.layers(net):
+        return sliced(net, masks or {}, inputs)
     parts = _parts(net, masks or {}, run)
     hops = [part.hop for part in parts]
     live = paths.live(hops, {f"{part.hop.layer}.weight": (part.weight != 0)[None] for part in parts if part.hop.layer})
     reached, last = {node: units[0] for node, units in live.forward.items()}, hops[-1].target
     constants = _constants(net, parts, reached)
     if not reached[last].any():
-        return _filled(plain.Constant(len(reached[last])), values=constants[last]).to(next(net.parameters()))
+        return filled(plain.Constant(len(reached[last])), values=constants[last]).to(next(net.parameters()))
     rows = {node: live.units(node)[0] for node in reached}
     rows |= {node: torch.ones_like(rows[node]) for node in (0, last)}
     return _assembled(net, _ways(net, parts, rows, constants))
@@ -122,8 +125,8 @@ def _inside(net):
     kind = type(net).__name__
     if kind not in INSIDE:
         raise ValueError(
-            f"{kind} is not known to lib/pruning/shrink.py; known are {list(INSIDE)}. From other torch modules "
-            f"Torch-Pruning takes units out: torch_pruning.DependencyGraph().build_dependency(module, x)"
+            f"stacks of {kind} are not known to lib/pruning/shrink.py; known are {list(INSIDE)}, and any torch module. "
+            f"{TORCH_PRUNING}"
         )
     return INSIDE[kind](net)
 
@@ -226,7 +229,7 @@ def _layer(part, sources, targets, constant, joint, whole):
     # Of the input nothing is taken out: copying the rest of it costs about as much as is saved.
     takes |= whole or part.hop.source == 0
     puts |= whole or not joint
-    bias, border = _added(constant[puts])
+    bias, border = added(constant[puts])
     weight = weight[puts][:, paths.per_input(takes[None], weight[None])[0]]
     return [*_taken(takes), *part.inside, _torch_layer(weight, bias, part.options), *border, *_put(puts)]
 
@@ -236,7 +239,7 @@ def _identity(sources, targets, constant):
     both = sources & targets
     if not both.any():
         return None
-    _, border = _added(constant, bias=False)
+    _, border = added(constant, bias=False)
     return [*_taken(both[sources]), *_put(both[targets]), *border]
 
 
@@ -252,45 +255,13 @@ def _put(units):
     return [] if units.all() else [plain.Route(range(len(put)), put, len(units))]
 
 
-def _added(constant, bias=True):
-    """Return the bias `(C,)`, or None, and the modules that together add a constant `(C,)` or `(C, H, W)`."""
-    if constant is None or not constant.any():
-        return None, []
-    slack = ROUNDING * constant.abs().max()
-    flat = constant.reshape(len(constant), -1)
-    if bias and (flat - flat[:, :1]).abs().max() <= slack:
-        return flat[:, 0], []
-    rows, columns = _numbered(constant.transpose(0, 1), slack), _numbered(constant.permute(2, 0, 1), slack)
-    down, along = ([codes.index(code) for code in range(max(codes) + 1)] for codes in (rows, columns))
-    values = constant[:, down][:, :, along]
-    return None, [_filled(plain.Offset(len(constant), rows, columns), values=values)]
-
-
-def _numbered(lines, slack):
-    """Return for every line which of the different ones it is, numbered as they come."""
-    different, numbers = [], []
-    for line in lines:
-        equal = (k for k, other in enumerate(different) if (line - other).abs().max() <= slack)
-        numbers.append(next(equal, len(different)))
-        if numbers[-1] == len(different):
-            different.append(line)
-    return numbers
-
-
 def _torch_layer(weight, bias, options):
     if weight.dim() == 2:
         empty = plain.layer(nn.Linear, weight.shape[1], weight.shape[0], bias is not None)
     else:
         filters = tuple(weight.shape[2:])
         empty = plain.layer(nn.Conv2d, *weight.shape[1::-1], bias is not None, kernel_size=filters, **options)
-    return _filled(empty, weight=weight, bias=bias)
-
-
-def _filled(module, **tensors):
-    """Return the module with these tensors as its parameters."""
-    for name, tensor in tensors.items():
-        setattr(module, name, None if tensor is None else nn.Parameter(tensor.clone()))
-    return module
+    return filled(empty, weight=weight, bias=bias)
 
 
 def _assembled(net, ways):

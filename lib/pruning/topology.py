@@ -84,7 +84,7 @@ def read(network, inputs=None, kind=None):
 # ---- running it
 
 
-class _Refused(ValueError):
+class Refused(ValueError):
     pass
 
 
@@ -101,7 +101,7 @@ def _searched(network, names, kind):
             side, small = sides.pop(0), True
             try:
                 return _read(network, names, kind, h.blank((2, *shape_of(side)), next(network.parameters()).dtype))
-            except _Refused:
+            except Refused:
                 raise
             except Exception as error:  # whatever an image of the wrong size leads to, a kernel larger than it, say
                 reason, small = reason or error, not isinstance(error, _Uneven) or error.args[0] < 0
@@ -129,7 +129,7 @@ def _read(network, names, kind, inputs):
     wanted = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in wanted)
     inputs = inputs * wanted if len(inputs) == 1 and wanted else inputs
     copied, reader = _watched(network, names, kind)
-    reader.given = inputs
+    reader.given, reader.network = inputs, copied
     given = [reader.enter(h.blank(x.shape, x.dtype)) for x in inputs]
     with torch.random.fork_rng(devices=[]), reader:
         outputs = copied(*given)
@@ -169,7 +169,7 @@ class Reader(TorchFunctionMode):
         super().__init__()
         self.weights, self.names, self.first = weights, names, first
         self.hops, self.width, self.output, self.inside = [], [0], None, []
-        self.borders, self.given = 0, ()
+        self.borders, self.given, self.network = 0, (), None
 
     def enter(self, x):
         """Return an input whose channels are units, or its features, if that is what the first layer reads."""
@@ -189,7 +189,7 @@ class Reader(TorchFunctionMode):
         """Make what the network returned the last group."""
         found = [x.units for x in h.tensors(outputs) if hasattr(x, "units")]
         if not found:
-            raise _Refused("no output depends on the input in a way that could be read")
+            raise Refused("no output depends on the input in a way that could be read")
         groups = {group for group, _ in found}
         whole = len(h.used_of(*(numbers for _, numbers in found))) == self.width[found[0][0]]
         if len(groups) == 1 and whole and not groups & {0, *(hop.source for hop in self.hops)}:
@@ -203,11 +203,11 @@ class Reader(TorchFunctionMode):
         if not known or name in SHAPES or name.startswith(("is_", "new_")) or name.endswith("_like"):
             return func(*args, **kwargs)
         if name in MOVES:
-            return self._moved(func, name, args, kwargs, known[0])
+            return self.moved(func, name, args, kwargs, known[0])
         state = self._state(func, name, args, kwargs, known)
         if state is None or func.__name__ in VALUES or kwargs.get("out") is not None:
             what = "decides by values: it" if func.__name__ in VALUES else "joins units in a way that is not read: it"
-            raise _Refused(f"{self._where()} {what} calls {func.__name__}. {WAY_OUT}")
+            raise Refused(f"{self.where()} {what} calls {func.__name__}. {WAY_OUT}")
         in_place = func.__name__[-1] == "_" and func.__name__[:2] != "__" or func.__name__[:3] == "__i"
         found = args[0] if in_place else h.blank(state[1].shape, known[0].dtype)
         found.units = state[0], h.small_of(state[1]).expand(state[1].shape)
@@ -232,7 +232,7 @@ class Reader(TorchFunctionMode):
             return self._combined(known, shape, name in PRODUCTS)
         return None
 
-    def _where(self):
+    def where(self):
         name, module = self.inside[-1]
         return f"{type(module).__name__} {name!r}" if name else type(module).__name__
 
@@ -243,10 +243,10 @@ class Reader(TorchFunctionMode):
         self.hops += [h.Hop(layer, source, group, wiring._replace(width=width)) for layer, source, wiring in hops]
         return group
 
-    def _moved(self, func, name, args, kwargs, first):
+    def moved(self, func, name, args, kwargs, first):
         """Return what a function that moves entries makes of tensors, which it makes of their numbers."""
         if func.__name__.endswith("_") and not func.__name__.endswith("__"):
-            raise _Refused(f"{self._where()} calls {func.__name__}, in place; take {name} and its result")
+            raise Refused(f"{self.where()} calls {func.__name__}, in place; take {name} and its result")
         mode = args[2] if len(args) > 2 else kwargs.get("mode", "constant")
         if name == "constant_pad_nd" or name == "pad" and mode == "constant":
             args, kwargs = (args[0], args[1] if len(args) > 1 else kwargs["pad"]), {"value": h.NO_UNIT}
@@ -267,7 +267,7 @@ class Reader(TorchFunctionMode):
         axis = -1 if weight.dim() == 2 else 1 - weight.dim()
         wanted = weight.shape[0] if turned else weight.shape[1] * groups
         if numbers.shape[axis] != wanted:
-            message = f"{self._where()} has {wanted} inputs, and gets {numbers.shape[axis]}"
+            message = f"{self.where()} has {wanted} inputs, and gets {numbers.shape[axis]}"
             raise _Uneven(numbers.shape[axis] - wanted, message) if axis == -1 else RuntimeError(message)
         if axis == -1:
             reads, out, places = h.rows_of(numbers, len(weight))
@@ -288,7 +288,7 @@ class Reader(TorchFunctionMode):
         options = {key: given[key] for key in ("stride", "padding", "dilation", "output_padding") if key in given}
         one = numbers[0] if numbers.dim() > axes + 1 else numbers
         if h.small_of(numbers).shape[0] > 1 and one is not numbers:
-            raise _Refused(f"{self._where()} reads a batch whose examples are made of different units. {WAY_OUT}")
+            raise Refused(f"{self.where()} reads a batch whose examples are made of different units. {WAY_OUT}")
         sides, each = one.shape[1:], one.flatten(1)
         image = func(*(torch.ones(1, 1, *n, dtype=torch.float64) for n in (sides, filters)), **options).shape[2:]
         plain = h.small_of(each).shape[1] == 1

@@ -1,0 +1,222 @@
+"""Any torch module made smaller: what lies on no path is sliced out of its own layers, which go on doing what they do.
+
+It goes in the sets of `coupled.py`. What it still says, a constant, is folded into the biases of the layers that read
+it, and behind a padded convolution into a `plain.Offset`, which stands behind the convolution in a sequence.
+"""
+
+import copy
+import warnings
+from collections import Counter
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from lib.networks import plain
+from lib.pruning import hops as h
+from lib.pruning.coupled import Coupled
+from lib.pruning.masks import apply_
+
+# Two numbers computed in float64 by differently ordered sums: apart by less than this share, they are one number.
+ROUNDING = 1e-13
+CLOSE = 1e-9  # the share of the largest output by which outputs in float64 may be apart
+TORCH_PRUNING = (
+    "Torch-Pruning takes units out of other kinds of modules: "
+    "torch_pruning.DependencyGraph().build_dependency(module, x)"
+)
+
+
+@torch.no_grad()
+def sliced(module, masks, inputs=None):
+    """Return a copy of a torch module, in eval() mode, without the units that lie on no path of non-zero weights.
+
+    masks: `{name: bool}` of any of its parameters. inputs: an example, or a tuple of all that it reads, as for
+    `topology.topology`; the copy reads what has this shape. Convolutions, linear layers, batch normalisations and
+    factors or terms for each channel get narrower, in sums, products and concatenations alike; the weights that are
+    masked inside stay, as zeros. A layer keeps at least one unit. Warns where units on no path stay, because something
+    normalises over them or needs their number, and says what. ValueError for what cannot be read, or would compute
+    otherwise: then Torch-Pruning, which it names, takes units out.
+    """
+    module = h.unwrapped(module)
+    coupled, dtype = Coupled(module, inputs), next(module.parameters()).dtype
+    work = apply_(copy.deepcopy(module).eval(), masks).double()
+    x = [_example(one).to(next(work.parameters()).device) for one in coupled.reader.given]
+    outputs, read = _watched(work, coupled, x)
+    reached, leads = coupled.paths(_pairs(work, coupled))
+    dead = ~(reached & leads)
+    gone, constants = _settled(work, coupled, dead, reached, read)
+    _tell(coupled, dead & ~gone)
+    _cut(work, coupled, gone)
+    for name, constant in constants.items():
+        _add(work, name, constant)
+    _assert_same(outputs, work, x)
+    return work.to(dtype)
+
+
+def _example(like):
+    """Return numbers of the shape of an example, none of them like its neighbour."""
+    return torch.arange(like.numel(), dtype=torch.float64).sin().view(like.shape)
+
+
+def _watched(work, coupled, x):
+    """Return what a module returns, and what its layers read meanwhile, `{layer: (N, ...)}`."""
+    read, handles = {}, []
+    for name in {layer.name for layer in coupled.layers}:
+        keep = lambda part, given, name=name: read.update({name: given[0]})  # noqa: E731
+        handles.append(work.get_submodule(name).register_forward_pre_hook(keep))
+    outputs = work(*x)
+    for handle in handles:
+        handle.remove()
+    return outputs, read
+
+
+def _pairs(work, coupled):
+    """Return which inputs of a layer have a weight to which of its units, `{layer: bool (O, I / groups)}`."""
+    found = {}
+    for layer in coupled.layers:
+        if layer.inputs is not None:
+            weight = h.turned(work.get_parameter(f"{layer.name}.weight"), layer.hop.wiring)
+            found[layer.name] = (weight != 0).flatten(1).unflatten(1, (weight.shape[1], -1)).any(2).cpu()
+    return found
+
+
+def _settled(work, coupled, dead, reached, read):
+    """Return which units go, `bool (U,)`, and the constants `{layer: (O, ...)}` that they leave to what reads them."""
+    while True:
+        gone, before, constants = coupled.gone(dead), int(coupled.stays.sum()), {}
+        for cut in coupled.cuts:
+            if not _left(cut, gone).any():
+                coupled.keep(cut.units[:1])
+        for event in coupled.misfits(gone) if before == int(coupled.stays.sum()) else ():
+            units = coupled.touched(event)
+            coupled.keep(units[gone[units]], f"{event.where}, which counts on their number")
+        for layer in coupled.layers if before == int(coupled.stays.sum()) else ():
+            silent = (
+                _of(gone & ~reached, layer.inputs) if layer.inputs is not None else torch.zeros(1, dtype=torch.bool)
+            )
+            if not silent.any():
+                continue
+            part = work.get_submodule(layer.name)
+            constant = _constant(part, silent, read[layer.name])[~gone[layer.units]]
+            if not isinstance(part, nn.Conv2d) and not _even(constant):
+                coupled.keep(layer.inputs[silent], f"a constant, read by {layer.name!r}, is not everywhere the same")
+            elif constant.any():
+                constants[layer.name] = constant
+        if before == int(coupled.stays.sum()):
+            return gone, constants
+
+
+def _of(which, units):
+    """Return what is said of the unit of each index `(n,)`; where there is none, no."""
+    return which[units.clamp(0)] & (units >= 0)
+
+
+def _left(cut, gone):
+    return ~_of(gone, cut.units)
+
+
+def _constant(part, silent, x):
+    """Return what a layer makes of these inputs, `bool (I,)`, alone, without its bias, `(O, ...)`."""
+    axis = -1 if isinstance(part, nn.Linear) else 1 - part.weight.dim()
+    alone = x[:1] * silent.to(x).view(-1, *[1] * (-axis - 1))
+    bias = {} if part.bias is None else {"bias": torch.zeros_like(part.bias)}
+    return functional_call(part, bias, (alone,)).movedim(axis, 0)[:, 0]
+
+
+def _tell(coupled, left):
+    """Warn of units on no path that stay, and say why."""
+    why = {int(coupled.sets[unit]): reason for unit, reason in coupled.why.items()}
+    told = Counter(why[unit] for unit in coupled.sets[left].tolist() if unit in why)
+    if told:
+        reasons = "; ".join(f"{count}, because {reason}" for reason, count in told.most_common(3))
+        warnings.warn(f"{sum(told.values())} units on no path stay: {reasons}. {TORCH_PRUNING}", stacklevel=6)
+
+
+def _cut(work, coupled, gone):
+    """Take out of the tensors, in place, what belongs to units that are gone."""
+    for cut in coupled.cuts:
+        path, _, name = cut.tensor.rpartition(".")
+        part, left = work.get_submodule(path), _left(cut, gone)
+        tensor = getattr(part, name)
+        less = tensor.index_select(cut.axis, left.nonzero()[:, 0].to(tensor.device))
+        setattr(part, name, nn.Parameter(less, tensor.requires_grad) if name in part._parameters else less)
+        for size in ("num_features", "num_parameters"):
+            if hasattr(part, size):
+                setattr(part, size, len(less))
+    for layer in coupled.layers:
+        if layer.inputs is not None:
+            _resize(work.get_submodule(layer.name), layer, (~gone[layer.units]).view(layer.hop.wiring.groups, -1))
+
+
+def _resize(part, layer, left):
+    """Let a layer say how many inputs, units and groups it has."""
+    groups = int(left.any(1).sum())
+    units, inputs = h.turned(part.weight, layer.hop.wiring).shape[:2]
+    if isinstance(part, nn.Linear):
+        part.out_features, part.in_features = units, inputs
+    else:
+        part.out_channels, part.in_channels, part.groups = units, inputs * groups, groups
+
+
+def _add(work, name, constant):
+    """Let a layer add a constant `(O, ...)` to what it makes."""
+    part = work.get_submodule(name)
+    bias, border = added(constant)
+    if bias is not None:
+        part.bias = nn.Parameter(bias if part.bias is None else part.bias + bias, part.weight.requires_grad)
+    if border:
+        above, _, last = name.rpartition(".")
+        setattr(work.get_submodule(above), last, nn.Sequential(part, *border))
+
+
+def _assert_same(outputs, work, x):
+    """Raise ValueError if a module does not return what it did before it was cut."""
+    try:
+        found = work(*x)
+    except Exception as error:  # whatever code may do that counts on sizes
+        raise ValueError(
+            f"{type(work).__name__} does not run without units on no path: {error}. {TORCH_PRUNING}"
+        ) from error
+    for before, after in zip(h.tensors(outputs), h.tensors(found), strict=True):
+        if before.shape != after.shape or (before - after).abs().max() > CLOSE * before.abs().max().clamp(1e-30):
+            raise ValueError(f"{type(work).__name__} computes otherwise without units on no path. {TORCH_PRUNING}")
+
+
+# ---- constants
+
+
+def _even(constant):
+    """Return whether what is added to a unit `(C, ...)` is the same everywhere."""
+    flat = constant.reshape(len(constant), -1)
+    return bool(((flat - flat[:, :1]).abs() <= ROUNDING * constant.abs().max()).all())
+
+
+def added(constant, bias=True):
+    """Return the bias `(C,)`, or None, and the modules that together add a constant `(C,)` or `(C, H, W)`."""
+    if constant is None or not constant.any():
+        return None, []
+    slack = ROUNDING * constant.abs().max()
+    if bias and _even(constant):
+        return constant.reshape(len(constant), -1)[:, 0], []
+    rows, columns = _numbered(constant.transpose(0, 1), slack), _numbered(constant.permute(2, 0, 1), slack)
+    down, along = ([codes.index(code) for code in range(max(codes) + 1)] for codes in (rows, columns))
+    values = constant[:, down][:, :, along]
+    return None, [filled(plain.Offset(len(constant), rows, columns), values=values)]
+
+
+def _numbered(lines, slack):
+    """Return for every line which of the different ones it is, numbered as they come."""
+    different, numbers = [], []
+    for line in lines:
+        equal = (k for k, other in enumerate(different) if (line - other).abs().max() <= slack)
+        numbers.append(next(equal, len(different)))
+        if numbers[-1] == len(different):
+            different.append(line)
+    return numbers
+
+
+def filled(module, **tensors):
+    """Return the module with these tensors as its parameters."""
+    for name, tensor in tensors.items():
+        setattr(module, name, None if tensor is None else nn.Parameter(tensor.clone()))
+    return module

@@ -1,0 +1,269 @@
+"""Torch modules of any kind are shrunk to the same outputs, as Torch-Pruning does it and beyond that."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from lib import plain, shrink
+from lib.pruning.hops import unwrapped, weighted
+from lib.pruning.masks import apply_
+from tests.odd_networks import READ, Lambda, act, conv, head
+
+with warnings.catch_warnings():  # of what torch has deprecated
+    warnings.simplefilter("ignore")
+    import torch_pruning
+
+
+def filled(network):
+    """Return a network whose every tensor is random, normalisations included, in eval() mode."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in network.state_dict().items():
+        if "running_var" in name or tensor.dim() == 1 and name.endswith("weight"):
+            tensor.uniform_(0.5, 1.5, generator=generator)
+        elif tensor.is_floating_point():
+            tensor.normal_(0, (2 / max(tensor[0].numel(), 9)) ** 0.5, generator=generator)
+    return network.eval()
+
+
+def rows(network, density, last):
+    """Return masks that drop random rows of all layers but the last, whose biases and normalisations go on speaking."""
+    generator, found = torch.Generator().manual_seed(2), {}
+    for name, layer in weighted(network).items():
+        kept = torch.rand(len(layer.weight), generator=generator) < (1 if name == last else density)
+        found[f"{name}.weight"] = kept.view(-1, *[1] * (layer.weight.dim() - 1)).expand_as(layer.weight).clone()
+    return found
+
+
+def scattered(network, density):
+    generator = torch.Generator().manual_seed(2)
+    parameters = network.named_parameters()
+    return {name: torch.rand(p.shape, generator=generator) < density for name, p in parameters if p.dim() > 1}
+
+
+@torch.no_grad()
+def outputs(network, x):
+    found = network(x)
+    return found if isinstance(found, torch.Tensor) else torch.cat([part.flatten() for part in found.values()])
+
+
+def shrunk(network, masks, x):
+    """Return the module without what is on no path, having compared outputs; and what it warns of."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        small = shrink.shrink(network, masks, inputs=x)
+    expected = outputs(apply_(copy.deepcopy(unwrapped(network)), masks), x)
+    torch.testing.assert_close(outputs(small, x), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    return small, " ".join(str(one.message) for one in told)
+
+
+# --- torchvision -----------------------------------------------------------------------------------------------------
+
+
+def classifier(name):
+    models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        if name == "densenet":
+            network = models.DenseNet(8, (2, 3), 16, num_classes=10)
+        else:
+            network = models.get_model(name, num_classes=10)
+        if name == "vgg11_bn":  # a hundredth of the memory of the full one
+            network.classifier[0], network.classifier[3] = nn.Linear(25088, 64), nn.Linear(64, 64)
+            network.classifier[6] = nn.Linear(64, 10)
+    return filled(network.to_empty(device="cpu")), torch.rand(2, 3, 32, 32)
+
+
+CLASSIFIERS = {
+    "resnet18": "fc", "vgg11_bn": "classifier.6", "mobilenet_v2": "classifier.1", "densenet121": "classifier",
+    "densenet": "classifier",
+}  # fmt: skip
+
+
+def by_torch_pruning(network, x, last):
+    """Return the network without half of each group of channels, by Torch-Pruning, and masks that silence these."""
+    pruned, masks = copy.deepcopy(network), {}
+    names = {module: name for name, module in pruned.named_modules()}
+    graph = torch_pruning.DependencyGraph().build_dependency(pruned, x)
+    kinds, ignored, roots = [nn.Conv2d, nn.Linear], [pruned.get_submodule(last)], []
+    for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=kinds):
+        part, handler = group[0][0].target.module, group[0][0].handler
+        roots.append((part, handler, list(range(0, graph.get_out_channels(part), 2))))
+    for root in roots:
+        for dependency, places in graph.get_pruning_group(*root):
+            kind = dependency.handler.__name__
+            if "out_channels" in kind and dependency.target.module in names:
+                name = names[dependency.target.module]
+                for of, parameter in network.get_submodule(name).named_parameters():
+                    masks.setdefault(f"{name}.{of}", torch.ones_like(parameter, dtype=torch.bool))[places] = False
+    for root in roots:
+        graph.get_pruning_group(*root).prune()
+    return pruned, masks
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name != "densenet121"])
+def test_classifiers_become_what_torch_pruning_makes_of_them(name):
+    network, x = classifier(name)
+    theirs, masks = by_torch_pruning(network, x, CLASSIFIERS[name])
+    small, told = shrunk(network, masks, x)
+    assert told == ""
+    shapes, expected = ({key: v.shape for key, v in one.state_dict().items()} for one in (small, theirs))
+    assert shapes == expected
+    torch.testing.assert_close(outputs(small, x), outputs(theirs, x), rtol=1e-4, atol=1e-5)
+    for part, other in zip(small.modules(), theirs.modules(), strict=True):
+        for size in ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features"):
+            assert getattr(part, size, None) == getattr(other, size, None)
+    assert plain.parameters(small) < 0.4 * plain.parameters(network)
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name != "densenet"])
+def test_units_that_go_on_speaking_are_told_to_their_readers(name):
+    """Rows are masked, and shifts of normalisations are not."""
+    network, x = classifier(name)
+    masks = rows(network, 0.5, CLASSIFIERS[name])
+    small, told = shrunk(network, masks, x)
+    assert told == "" and plain.parameters(small) < 0.5 * plain.parameters(network)
+    if name == "vgg11_bn":
+        kept = {layer: int(mask.flatten(1).any(1).sum()) for layer, mask in masks.items()}
+        found = weighted(small).values()
+        assert [len(layer.weight) for layer in found] == list(kept.values())
+
+
+# --- every kind ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", READ)
+def test_every_kind_of_network_keeps_its_outputs(name):
+    make, shape = READ[name]
+    for density in (0.3, 0.05):
+        network = filled(make().double())
+        small, _ = shrunk(network, scattered(unwrapped(network), density), torch.rand(2, *shape).double())
+        assert plain.parameters(small) <= plain.parameters(network)
+
+
+def residual():
+    body = Lambda(lambda s, x: torch.relu(x + s.b(torch.relu(s.a(x)))), a=conv(8, 8), b=conv(8, 8))
+    return head(8, conv(3, 8), body)
+
+
+FIRST, EVEN = slice(0, 4), slice(0, None, 2)
+SMALLER = {  # (network, rows masked by layer, rows that are left of each layer)
+    "chain": (lambda: head(6, conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 6)), {"0": EVEN}, [4, 6, 4]),
+    "depthwise": (
+        lambda: head(6, conv(3, 8), nn.PReLU(8), conv(8, 8, groups=8), conv(8, 6)), {"0": EVEN}, [4, 4, 6, 4]
+    ),
+    "a group of two": (
+        lambda: head(6, conv(3, 8), nn.Sigmoid(), conv(8, 8, groups=2), conv(8, 6)), {"0": FIRST}, [4, 4, 6, 4]
+    ),
+    "half a group": (lambda: head(6, conv(3, 8), conv(8, 8, groups=2), conv(8, 6)), {"0": EVEN}, [8, 8, 6, 4]),
+    "transposed": (lambda: head(5, nn.ConvTranspose2d(3, 8, 3), nn.ReLU(), conv(8, 5)), {"0": EVEN}, [4, 5, 4]),
+    "factors and terms": (READ["scaled"][0], {"conv": EVEN}, [3, 4]),
+    "one term of a sum": (residual, {"1.b": EVEN}, [8, 8, 8, 4]),
+    "inside of a block": (residual, {"1.a": EVEN}, [8, 4, 8, 4]),
+    "all terms of a sum": (residual, {"0": EVEN, "1.b": EVEN}, [4, 8, 4, 4]),
+    "parts side by side": (READ["inception"][0], {"a": FIRST, "b.1": EVEN}, [1, 3, 3, 2, 4]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_units_without_weights_go_with_all_that_is_theirs(name):
+    make, dropped, expected = SMALLER[name]
+    network, masks = filled(make().double()), {}
+    for layer, places in dropped.items():
+        masks[f"{layer}.weight"] = torch.ones_like(weighted(network)[layer].weight, dtype=torch.bool)
+        turned = isinstance(weighted(network)[layer], nn.ConvTranspose2d)
+        masks[f"{layer}.weight"][(slice(None), places) if turned else places] = False
+    small, told = shrunk(network, masks, torch.rand(2, 3, 8, 8).double())
+    found = [getattr(part, "out_channels", getattr(part, "out_features", 0)) for part in weighted(small).values()]
+    assert told == "" and found == expected
+    assert plain.parameters(small) < plain.parameters(network) or name in ("half a group", "one term of a sum")
+
+
+def test_a_network_without_a_path_says_its_constant():
+    network = filled(nn.Sequential(act(nn.Linear(5, 6)), act(nn.Linear(6, 7)), nn.Linear(7, 3)).double())
+    small, told = shrunk(network, {"1.0.weight": torch.zeros(7, 6, dtype=torch.bool)}, torch.rand(4, 5).double())
+    assert told == "" and [part.out_features for part in weighted(small).values()] == [1, 1, 3]
+
+
+def test_what_is_said_at_a_border_stands_behind_the_convolution():
+    network = filled(head(5, act(conv(3, 6)), conv(6, 5)).double())
+    small, _ = shrunk(network, rows(network, 0.5, "4"), torch.rand(2, 3, 8, 8).double())
+    border = small.get_submodule("1.1")
+    assert isinstance(border, plain.Offset) and border.values.shape[1:] == (3, 3)
+    flat = filled(head(5, act(nn.Conv2d(3, 6, 3)), nn.Conv2d(6, 5, 3)).double())
+    small, _ = shrunk(flat, rows(flat, 0.5, "4"), torch.rand(2, 3, 8, 8).double())
+    assert not any(isinstance(part, plain.Offset) for part in small.modules())
+
+
+def test_the_module_given_stays_what_it_is():
+    network = filled(head(6, conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 6))).train()
+    before, random = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    small = shrink.shrink(nn.DataParallel(network), rows(network, 0.5, "5"))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert network.training and not small.training and torch.equal(torch.get_rng_state(), random)
+    assert {tensor.dtype for tensor in small.parameters()} == {torch.float32}
+
+
+# --- what stays, and why ---------------------------------------------------------------------------------------------
+
+
+STAYS = {
+    "a norm": (
+        lambda: head(8, conv(3, 8), nn.GroupNorm(2, 8)), "0", "GroupNorm '1' calls group_norm, over all of them"
+    ),
+    "a view": (
+        lambda: nn.Sequential(conv(3, 8), nn.Unflatten(1, (2, 4)), nn.Flatten(), nn.Linear(512, 4)),
+        "0", "Unflatten '1' calls unflatten, which counts on their number",
+    ),
+    "a chunk": (READ["shuffled"][0], "stem", "calls chunk, which counts on their number"),
+    "a tensor": (
+        lambda: Lambda(lambda s, x: s.b(s.a(x) * torch.arange(8.0).view(8, 1, 1)), a=conv(3, 8), b=conv(8, 3)),
+        "a", "calls mul with a tensor that is no parameter of theirs",
+    ),
+    "a constant along a line": (
+        lambda: Lambda(lambda s, x: s.b(s.a(x.flatten(2))), a=nn.Conv1d(3, 8, 3), b=nn.Conv1d(8, 4, 3, padding=1)),
+        "a", "a constant, read by 'b', is not everywhere the same",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_what_cannot_go_stays_and_is_told(name):
+    make, layer, why = STAYS[name]
+    network = filled(make())
+    mask = torch.ones_like(weighted(network)[layer].weight, dtype=torch.bool)
+    mask[1::2] = False
+    small, told = shrunk(network, {f"{layer}.weight": mask}, torch.rand(2, 3, 8, 8))
+    assert why in told and "torch_pruning.DependencyGraph()" in told
+    assert plain.parameters(small) == plain.parameters(network)
+
+
+class Counting(nn.Module):
+    """What counts channels apart from torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3, 8), conv(8, 4)
+
+    def forward(self, x):
+        y = self.a(x)
+        return self.b(y) * y.shape[1]
+
+
+class Refusing(Counting):
+    def forward(self, x):
+        y = self.a(x)
+        assert y.shape[1] == 8, "eight are wanted"
+        return self.b(y)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [(Counting, "computes otherwise"), (Refusing, "does not run.*eight are wanted")]
+)
+def test_code_that_counts_units_is_refused(kind, told):
+    network = filled(kind())
+    with pytest.raises(ValueError, match=f"(?s){kind.__name__} {told}.*torch_pruning.DependencyGraph"):
+        shrink.shrink(network, rows(network, 0.5, "b"), inputs=torch.rand(2, 3, 8, 8))
+    with pytest.raises(ValueError, match="the mask of c.weight"):
+        shrink.shrink(network, {"c.weight": torch.ones(3, dtype=torch.bool)}, inputs=torch.rand(2, 3, 8, 8))
