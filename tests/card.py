@@ -114,7 +114,9 @@ class Card(TorchDispatchMode):
         optim, future = sys.modules["torch.optim.optimizer"], torch.__future__
         with contextlib.ExitStack() as patches:
             for name, value in self._answers().items():
-                patches.enter_context(mock.patch.object(torch.cuda, name, value))
+                for module in (torch.cuda, torch.accelerator):  # which asks the driver itself
+                    if hasattr(module, name):
+                        patches.enter_context(mock.patch.object(module, name, value))
             patches.enter_context(mock.patch.object(torch, "autocast", _autocast))
             known = [*optim._foreach_supported_types, OnCard]
             patches.enter_context(mock.patch.object(optim, "_foreach_supported_types", known))
@@ -131,7 +133,8 @@ class Card(TorchDispatchMode):
 
     def _answers(self):
         """Return what `torch.cuda` says of the card."""
-        stream = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None)
+        capturing = lambda: self.graph is not None  # noqa: E731
+        stream = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None, is_capturing=capturing)
         nothing = lambda *_, **__: None  # noqa: E731
         return {
             "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
@@ -141,7 +144,7 @@ class Card(TorchDispatchMode):
             "Stream": lambda *_: stream, "current_stream": lambda *_: stream,
             "stream": lambda *_: contextlib.nullcontext(), "device_of": lambda *_: contextlib.nullcontext(),
             "CUDAGraph": lambda: Graph(self), "graph": self._recording,
-            "is_current_stream_capturing": lambda: self.graph is not None, "set_sync_debug_mode": self._forbid,
+            "is_current_stream_capturing": capturing, "set_sync_debug_mode": self._forbid,
             "is_bf16_supported": lambda *_: True,
         }  # fmt: skip
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lib import capture
+from lib.studies.challenge import sparse
 
 REFUSED = {  # what a step may not do: a function of a step's input that does it
     "item": lambda x: x * x.sum().item(),
@@ -112,6 +113,15 @@ def test_it_answers_as_a_gpu_does():
     assert torch.cuda.memory_allocated() - held == 12_000
     del more
     assert torch.cuda.memory_allocated() == held
+
+
+def test_torch_times_and_steps_there():
+    """By what asks for an accelerator, not for CUDA: torch's timer, and its optimizers while a graph is recorded."""
+    assert sparse.latency(torch.relu, numbers(), 2).count == 2
+    p = torch.nn.Parameter(numbers())
+    p.grad = numbers()
+    with pytest.raises(RuntimeError, match="capturable is False"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.optim.Adam([p]).step()
 
 
 def test_gradients_and_modules_are_on_the_card():
