@@ -15,11 +15,11 @@ from unittest import mock
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 import workloads  # noqa: E402
-from measure import Report, machine, need_cuda, seconds  # noqa: E402
+from measure import Report, machine, need_cuda, seconds, sized  # noqa: E402
 
 from lib import capture  # noqa: E402
 
-STEPS, POINTS = 150, 100  # of a pass; networks of XOR
+STEPS, POINTS = sized((150, 100), (5, 3))  # of a pass; networks of XOR
 WAYS = {"launched": "0", "recorded": "1", "compiled": "0"}  # and the PRUNING_CAPTURE that each is made under
 
 

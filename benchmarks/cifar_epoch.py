@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-from measure import DEVICE, Report, seconds  # noqa: E402
+from measure import DEVICE, Report, seconds, sized  # noqa: E402
 from mnist_epoch import BATCH, our_attempt, plain_attempt  # noqa: E402
 
 from lib import descend, nets  # noqa: E402
@@ -95,4 +95,4 @@ def compare(report, kind, loader, sets, rounds, real):
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    main(int(given[0]) if given else 2000, int(given[1]) if given[1:] else 3, tuple(given[2:]) or TYPES[:2])
+    main(int(given[0]) if given else sized(2000, 4), int(given[1]) if given[1:] else 3, tuple(given[2:]) or TYPES[:2])

@@ -14,13 +14,14 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 import mnist_epoch  # noqa: E402
 import toy_stack  # noqa: E402
-from measure import DEVICE, Report, seconds  # noqa: E402
+from measure import DEVICE, Report, seconds, sized  # noqa: E402
 
 from lib import descend, drawing  # noqa: E402
 from lib import sets as data  # noqa: E402
 
-XOR, MNIST = (1, 3, 10, 30, 100, 300, 1000), (1, 2, 4, 8, 16) + ((32, 64) if DEVICE == "cuda" else ())
-EXAMPLES, KIND = 2000, "EWN"
+XOR = sized((1, 3, 10, 30, 100, 300, 1000), (1, 3))
+MNIST = sized((1, 2, 4, 8, 16) + ((32, 64) if DEVICE == "cuda" else ()), (1, 2))
+EXAMPLES, KIND = sized(2000, 100), "EWN"
 
 
 def xor_cost(runs):

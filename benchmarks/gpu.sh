@@ -8,7 +8,8 @@
 # CARD-runs.txt.
 #   benchmarks/gpu.sh [PART] [MINUTES]            PART: tests, tables, runs or all (default); MINUTES: 15 by default
 #   PRUNING_VENV=FOLDER benchmarks/gpu.sh         an environment already prepared, where nothing can be installed
-#   PRUNING_CARD=stand-in benchmarks/gpu.sh       tries it without a GPU, on tests/card.py; its times say nothing
+#   PRUNING_CARD=stand-in benchmarks/gpu.sh       tries it without a GPU, on tests/card.py, all at small size; its times
+#                                                 say nothing, and its records go to runs/quick/stand-in
 set -u
 cd "$(dirname "$0")/.." || exit
 part=${1:-all} minutes=${2:-15}
@@ -21,8 +22,14 @@ end=$((60 * minutes)) failed=0 # of $SECONDS, which bash counts from the start
 export PIP_RETRIES=${PIP_RETRIES:-1} PIP_TIMEOUT=${PIP_TIMEOUT:-5} PYTHONUNBUFFERED=1 # what is cut has said all it knew
 PATH=$PWD/workflow/bin:$PATH
 . ./env.sh || echo "gpu.sh: going on with $(command -v python) as it is" >&2
-# Kernels are compiled where there is a GPU to run them, and interpreted on the stand-in.
-[ -z "${PRUNING_CARD:-}" ] || export PYTHONPATH=$PWD/tests/stand_in${PYTHONPATH:+:$PYTHONPATH} TRITON_INTERPRET=1
+seeds='1 2 3' deep='levels: [-10, -100]' wide='densities: [0.069, 0.018]' profile=''
+if [ -n "${PRUNING_CARD:-}" ]; then # kernels are compiled where there is a GPU to run them, and interpreted elsewhere
+    export PYTHONPATH=$PWD/tests/stand_in${PYTHONPATH:+:$PYTHONPATH} TRITON_INTERPRET=1
+    export PRUNING_RUNS=${PRUNING_RUNS:-runs/quick/stand-in} PRUNING_FIGURES=${PRUNING_FIGURES:-figures/quick/stand-in}
+    small='batch_size: 20, train_examples: 40' seeds=1 profile=--quick
+    deep="levels: [-1], dataset: digits, width: 16, $small"
+    wide="densities: [0.1], dataset: digits32, net: vgg11_bn, width: 2, epochs: 2, drops: [1], $small"
+fi
 name=$(python -c '
 import re, torch
 print(re.sub(r"\W+", "-", torch.cuda.get_device_name()) if torch.cuda.is_available() else "")')
@@ -82,13 +89,13 @@ run() { # COMMAND ...: until the time is over
     within "$end" "$@"
     told $? "$@"
 }
-run papermill notebooks/mnist_prune.ipynb -y '{seed: [9192, 3576, 2356], type: [EWN, SWN, no-WN], levels: [-10, -100]}'
-for seed in 1 2 3; do
+run papermill notebooks/mnist_prune.ipynb -y "{seed: [9192, 3576, 2356], type: [EWN, SWN, no-WN], $deep}"
+for seed in $seeds; do
     for kind in phew synflow synflow_l2 snip grasp magnitude_init random dense; do
-        run papermill notebooks/phew_density.ipynb -y "{seed: $seed, type: $kind, densities: [0.069, 0.018]}"
+        run papermill notebooks/phew_density.ipynb -y "{seed: $seed, type: $kind, $wide}"
     done
 done
 for notebook in weight_vs_neuron train_time_prune mnist_prune; do # the last to a log-loss of -300
-    run ./run_all.sh "notebooks/$notebook.ipynb"
+    run ./run_all.sh ${profile:+$profile} "notebooks/$notebook.ipynb"
 done
 exit "$failed"

@@ -1,22 +1,26 @@
 """Each Triton kernel beside its twin in torch, eager and compiled by torch.compile; the numbers of `fused.MEASURED`.
 
 On a GPU the last line is the least by which a kernel beats the faster of its twins, and a line for `MEASURED` is
-printed for each kernel that does. Kernels need a GPU: on a CPU only the twins are timed, eager beside compiled.
+printed for each kernel that does. Kernels need a GPU: on a CPU only the twins are timed, eager beside compiled. Where a
+kernel fails, that is told, and the others are measured.
 Run: python benchmarks/kernels.py [rounds]
 """
 
+import math
 import sys
+import traceback
 from pathlib import Path
 
 import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-from measure import DEVICE, Report, machine, seconds  # noqa: E402
+from measure import DEVICE, Report, machine, seconds, sized  # noqa: E402
 
 from lib import dpp, fused, twins  # noqa: E402
 
-CALLS = {"cuda": 200, "cpu": 5}[DEVICE]  # in one time, so that the clock and the wait for the GPU do not count
-FILTERS, UNITS = {"cuda": 512, "cpu": 128}[DEVICE], 1024
+# Of one time, so that the clock and the wait for the GPU do not count.
+CALLS = {"cuda": sized(200, 1), "cpu": 5}[DEVICE]
+FILTERS, UNITS, MATRICES = {"cuda": sized(512, 8), "cpu": 128}[DEVICE], sized(1024, 64), sized(500, 2)
 
 
 def log_loss():
@@ -34,9 +38,9 @@ def masked_sgd():
 
 def accept():
     """Blocks of 64 candidates of 500 units' likelihood matrices; the twin runs on the CPU and cannot be compiled."""
-    found = torch.randn(500, 64, 300, dtype=torch.float64, device=DEVICE)
-    coins = torch.rand(500, 64, dtype=torch.float64, device=DEVICE)
-    left = torch.full((500,), 40, device=DEVICE)
+    found = torch.randn(MATRICES, 64, 300, dtype=torch.float64, device=DEVICE)
+    coins = torch.rand(MATRICES, 64, dtype=torch.float64, device=DEVICE)
+    left = torch.full((MATRICES,), 40, device=DEVICE)
     return dpp.accept, (found @ found.mT, coins, left), False
 
 
@@ -85,8 +89,14 @@ def constants(name):
 def measure(report, name, rounds):
     """Add the lines of one kernel; return the least ratio of those before its last line to that one."""
     found, arguments = ways(name)
-    for function in found.values():
-        function(*arguments)  # compiles
+    for what, function in list(found.items()):
+        try:
+            function(*arguments)  # compiles
+        except Exception as error:  # whatever a compiler on this machine lacks
+            if not what.endswith("compiled"):
+                raise
+            print(f"no row of {what}: {(str(error).strip() or repr(error)).splitlines()[0]}")
+            del found[what]
     times = {what: [] for what in found}
     for _ in range(rounds):
         for what, function in found.items():
@@ -101,12 +111,19 @@ def main(rounds):
     report = Report("kernels", f"one call, of {CALLS} in a row, on {DEVICE}")
     if DEVICE == "cpu":
         print("no CUDA GPU: the Triton kernels are not timed, only their twins, the compiled beside the eager")
-    ratios = {}
+    ratios, failed = {}, []
     for name in CASES if DEVICE == "cuda" else [name for name in CASES if name != "accept"]:
-        ratios[name] = measure(report, name, rounds)
+        try:
+            ratios[name] = measure(report, name, rounds)
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+            continue
         if DEVICE == "cuda" and ratios[name] > 1:
             print(f'fused.MEASURED["{name}"] = "{ratios[name]:.2f}x of its faster twin on {machine()["device"]}"')
-    report.close(min(ratios.values()), 2)
+    report.close(min(ratios.values(), default=math.nan), 2)
+    if failed:
+        sys.exit(f"kernels: failed are {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-from measure import DEVICE, Report, seconds  # noqa: E402
+from measure import DEVICE, Report, seconds, sized  # noqa: E402
 
 from lib import descend, nets, stacking  # noqa: E402
 from lib import sets as data  # noqa: E402
 
 TYPES = ("no-WN", "EWN", "SWN")
-BATCH, WIDTH, STEP = 128, 1024, 0.01
+BATCH, WIDTH, STEP = 128, sized(1024, 16), 0.01
+EXAMPLES = sized(0, 300)  # 0 for all
 
 
 class Normalised(nn.Module):
@@ -99,7 +100,7 @@ def operations(examples):
 
 
 def main(rounds):
-    real = data.load("mnist")
+    real = data.load("mnist", train_examples=EXAMPLES)
     test = tuple(part[:1] for part in real.split("test"))  # an attempt has no test pass
     sets = real.split("train"), test
     report = Report(

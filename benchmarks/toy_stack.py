@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-from measure import Report  # noqa: E402
+from measure import Report, sized  # noqa: E402
 
 from lib import line_search, nets  # noqa: E402
 from lib.studies.ewn import toys  # noqa: E402
 
 RULES = {"EWN": (5, 0.1), "SWN": (15, 1.0), "no-WN": (15, 0.1)}  # type -> exponent, cap
-STEPS = 300
+STEPS, SEEDS = sized((300, 1000), (5, 3))
 OUTPUT = [1.0] * 10 + [-1.0] * 10
 
 
@@ -99,4 +99,4 @@ def main(rounds, seeds):
 
 if __name__ == "__main__":
     given = [int(text) for text in sys.argv[1:]]
-    main(given[0] if given else 5, given[1] if given[1:] else 1000)
+    main(given[0] if given else 5, given[1] if given[1:] else SEEDS)

@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import challenge_stack  # noqa: E402
 import mnist_epoch  # noqa: E402
 import workloads  # noqa: E402
-from measure import DEVICE, Report, seconds, timed  # noqa: E402
+from measure import DEVICE, STAND_IN, Report, seconds, sized, timed  # noqa: E402
 
 from lib import dpp, likelihood, masks, reweight  # noqa: E402
 from lib import sets as data  # noqa: E402
@@ -31,10 +31,11 @@ from lib.studies.phew import study  # noqa: E402
 
 PIECES = ("challenge", "masks", "dpp", "epoch", "descent")
 EPOCHS, SEEDS = 100, 5
-METHODS, NETWORKS = ("phew", "synflow", "synflow_l2", "snip", "grasp", "magnitude_init"), ("resnet20", "vgg19")
+METHODS = ("phew", "synflow", "synflow_l2", "snip", "grasp", "magnitude_init")
+NETWORKS = sized(("resnet20", "vgg19"), ("resnet20",))
 DENSITIES, MASK_SEEDS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002), 10
-UNITS, BUDGETS, BETA = 500, 9, 0.3
-IMAGES, STACKS, PASSES = 50_000, (1, 3, 8, 16), 160
+UNITS, BUDGETS, BETA = sized(500, 2), 9, 0.3
+IMAGES, STACKS, PASSES = sized((50_000, (1, 3, 8, 16), 160), (100, (1,), 160))
 DESCENTS, ATTEMPTS = 9, {-100: 2200, -300: 7200}
 
 
@@ -146,7 +147,7 @@ TABLES = dict(zip(PIECES, (grid, all_masks, edge_sets, epoch, descent), strict=T
 def main(given):
     parser = argparse.ArgumentParser()
     parser.add_argument("pieces", nargs="*")
-    parser.add_argument("--share", type=float, default=1.0 if DEVICE == "cuda" else 0.01)
+    parser.add_argument("--share", type=float, default=1.0 if DEVICE == "cuda" and not STAND_IN else 0.01)
     asked = parser.parse_args(given)
     if not set(asked.pieces) <= set(PIECES) or not 0 < asked.share <= 1:
         parser.error(f"pieces are {asked.pieces}, share {asked.share}; allowed are {PIECES} and 0 < share <= 1")

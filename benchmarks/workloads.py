@@ -10,17 +10,18 @@ import time
 from contextlib import contextmanager
 
 import torch
-from measure import DEVICE
+from measure import DEVICE, sized
 
 from lib import descend, nets, passes, sets
 from lib.studies.challenge import modes
 from lib.studies.ewn import toys
 from lib.studies.phew import study
 
-MNIST, CIFAR = "mnist", "cifar10"
-UNITS, HIDDEN, FILTERS = 1024, modes.HIDDEN, 0  # of the descents, the challenge, and ResNets, 0 for the published
-SCHEDULE = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4, "batch": 128, "bar": False}
-ADAM = {"rule": "adam", "lr": 0.001, "batch": 256, "bar": False}
+MNIST, CIFAR = sized(("mnist", "cifar10"), ("digits", "digits32"))
+# Of the descents, the challenge, and ResNets, 0 for the published.
+UNITS, HIDDEN, FILTERS = sized((1024, modes.HIDDEN, 0), (16, (8,), 2))
+SCHEDULE = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4, "batch": sized(128, 4), "bar": False}
+ADAM = {"rule": "adam", "lr": 0.001, "batch": sized(256, 4), "bar": False}
 TYPES = ("EWN", "SWN", "no-WN")
 COMPILED = 180
 # In this process: what is given up then stops, and nothing goes on beside what is timed.

@@ -36,9 +36,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def call(folder, *given):
+def call(folder, *given, **more):
     done = subprocess.run(["bash", "benchmarks/gpu.sh", *given], cwd=folder, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": ""})  # fmt: skip
+                          env=os.environ | {"PYTHONPATH": ""} | more)  # fmt: skip
     return done, (folder / "calls").read_text().splitlines()
 
 
@@ -53,6 +53,16 @@ def test_tests_come_first_then_tables_then_runs_and_results_bear_the_cards_name(
     assert set(kept) == {"NVIDIA-H100-80GB-tests.txt", "NVIDIA-H100-80GB-runs.txt"}
     assert "3 passed" in kept["NVIDIA-H100-80GB-tests.txt"] and kept["NVIDIA-H100-80GB-runs.txt"].count("done:") == 28
     assert "3 passed" in done.stdout and "== kernels" in done.stdout, "each part prints as it goes"
+
+
+def test_a_stand_in_is_given_all_of_it_at_small_size(folder):
+    done, calls = call(folder, "runs", PRUNING_CARD="stand-in")
+    assert done.returncode == 0, done.stderr
+    made = [line for line in calls if line.startswith("papermill")]
+    assert len(made) == 9 and all("dataset: digits" in line for line in made)
+    assert [line for line in calls if line.startswith("all")] == [
+        f"all --quick notebooks/{name}.ipynb" for name in ("weight_vs_neuron", "train_time_prune", "mnist_prune")
+    ]
 
 
 def test_tests_that_came_to_their_end_are_not_run_again_until_a_file_changes(folder):
