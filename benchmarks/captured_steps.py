@@ -91,4 +91,4 @@ def main(rounds, compiled):
 if __name__ == "__main__":
     need_cuda("captured_steps")
     given = [text for text in sys.argv[1:] if text != "--compiled"]
-    main(int(given[0]) if given else 5, "--compiled" in sys.argv)
+    main(int(given[0]) if given else sized(5, 1), "--compiled" in sys.argv)

@@ -95,4 +95,8 @@ def compare(report, kind, loader, sets, rounds, real):
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    main(int(given[0]) if given else sized(2000, 4), int(given[1]) if given[1:] else 3, tuple(given[2:]) or TYPES[:2])
+    main(
+        int(given[0]) if given else sized(2000, 4),
+        int(given[1]) if given[1:] else sized(3, 1),
+        tuple(given[2:]) or TYPES[:2],
+    )

@@ -99,4 +99,4 @@ def main(rounds, seeds):
 
 if __name__ == "__main__":
     given = [int(text) for text in sys.argv[1:]]
-    main(given[0] if given else 5, given[1] if given[1:] else SEEDS)
+    main(given[0] if given else sized(5, 1), given[1] if given[1:] else SEEDS)

@@ -56,6 +56,9 @@ class OnCard(torch.Tensor):
     is_cuda = property(lambda self: True)
     is_meta = property(lambda self: False)
 
+    def untyped_storage(self):
+        return self.inner.untyped_storage()  # which Triton's interpreter works on
+
     def get_device(self):
         return HERE.index
 

@@ -6,8 +6,8 @@ import card
 import pytest
 import torch
 
-from lib import capture
-from lib.studies.challenge import sparse
+from lib import capture, fused, twins
+from lib.networks import plain
 
 REFUSED = {  # what a step may not do: a function of a step's input that does it
     "item": lambda x: x * x.sum().item(),
@@ -117,11 +117,22 @@ def test_it_answers_as_a_gpu_does():
 
 def test_torch_times_and_steps_there():
     """By what asks for an accelerator, not for CUDA: torch's timer, and its optimizers while a graph is recorded."""
-    assert sparse.latency(torch.relu, numbers(), 2).count == 2
+    assert plain.latency(torch.relu, numbers(), 2).count == 2
     p = torch.nn.Parameter(numbers())
     p.grad = numbers()
     with pytest.raises(RuntimeError, match="capturable is False"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         torch.optim.Adam([p]).step()
+
+
+@pytest.mark.skipif(not fused.interpreted() or not fused.installed(), reason="needs Triton's interpreter")
+def test_a_kernel_runs_on_it():
+    found = []
+    for choice in ("twin", "triton"):
+        with fused.use(choice):
+            weight = numbers()[None]
+            twins.masked_sgd_(weight, numbers()[None], None, numbers()[None] > 0, torch.ones(1, device="cuda") / 2)
+            found.append(weight.cpu().tolist())
+    assert found == [[[0.5, 0, 1, 1.5]]] * 2
 
 
 def test_gradients_and_modules_are_on_the_card():
