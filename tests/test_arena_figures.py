@@ -135,7 +135,7 @@ def literal(paths, dataset):
 
 def told(part, title):
     """Return what a part of the gallery says of a network, {type as it is called: the cells of its row}."""
-    (board,) = re.findall(rf"{title}, 95% pruned: accuracies[^\n]*\n\n((?:\|[^\n]*\n)+)", part)
+    (board,) = re.findall(rf"\b{title}, 95% pruned: accuracies[^\n]*\n\n((?:\|[^\n]*\n)+)", part)
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in board.strip().split("\n")[2:]]
     return {row[1]: row for row in rows}
 
