@@ -1,11 +1,12 @@
 """What a network becomes outside: its file, its ONNX, and the table of what both save; where onnx is installed."""
 
 import builtins
+import json
 
 import pytest
 import torch
 
-from lib import convnets, masks, nets, plain, shrink, smaller
+from lib import convnets, masks, nets, plain, runs, shrink, smaller
 from lib.errors import ParameterError
 
 X = torch.rand(5, 3 * 32 * 32, generator=torch.Generator().manual_seed(1))
@@ -52,6 +53,31 @@ def test_onnx_runtime_computes_what_torch_does(name, tmp_path):
     for column in ("bytes", "onnx_bytes", "macs"):
         assert found[column]["shrunk"] < (0.35 if name == "mlp" else 0.2) * found[column]["full"], column
     assert found["macs"]["shrunk"] == plain.macs(module, 3072)
+
+
+def test_rows_of_units_go_on_speaking():
+    net = nets.init_(nets.VGG((3, 32, 32), 10, ["no-WN"] * 2, width=4), [1, 2])
+    units = {"convs.1": torch.tensor([[True, False, True, False], [False, False, True, True]])}
+    found = smaller.rows(net, units)
+    assert list(found) == ["convs.1.weight"] and found["convs.1.weight"].shape == (2, 4, 4, 3, 3)
+    assert torch.equal(found["convs.1.weight"].flatten(2).all(2), units["convs.1"])
+    assert torch.equal(found["convs.1.weight"].flatten(2).any(2), units["convs.1"])
+
+
+def test_the_notebook_prints_the_table(monkeypatch, tmp_path):
+    monkeypatch.setenv("PRUNING_RUNS", str(tmp_path))
+    cells = json.loads((runs.ROOT / "notebooks/explore_smaller.ipynb").read_text("utf-8"))["cells"]
+    small = {"width": 4, "batch": 2, "seconds": 0.001, "onnx": False}
+    namespace = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), namespace)
+            namespace |= small if "parameters" in cell["metadata"].get("tags", ()) else {}
+    table = namespace["table"]
+    assert list(table.columns) == ["bytes", "macs", "torch_ms", "torch_apart"] and len(table) == 6
+    full, shrunk = (table.xs(row, level=1) for row in ("full", "shrunk"))
+    assert (shrunk["macs"] < 0.25 * full["macs"]).all() and (table["torch_apart"] < 1e-4).all()
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_packages_are_named(monkeypatch, tmp_path):
