@@ -37,9 +37,9 @@ def sliced(module, masks, inputs=None):
     normalises over them or needs their number, and says what. ValueError for what cannot be read, or would compute
     otherwise: then Torch-Pruning, which it names, takes units out.
     """
-    module = h.unwrapped(module)
-    coupled, dtype = Coupled(module, inputs), next(module.parameters()).dtype
-    work = apply_(copy.deepcopy(module).eval(), masks).double()
+    work = copy.deepcopy(h.unwrapped(module)).eval()
+    coupled, dtype = Coupled(work, inputs), next(work.parameters()).dtype
+    apply_(work, masks).double()
     x = [_example(one).to(next(work.parameters()).device) for one in coupled.reader.given]
     outputs, read = _watched(work, coupled, x)
     reached, leads = coupled.paths(_pairs(work, coupled))
