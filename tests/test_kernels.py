@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lib import twins
+from lib import small_images, twins
 
 TYPES = ["no-WN", "SWN", "EWN"]
 CODES = torch.tensor([twins.NORMS[t] for t in TYPES], dtype=torch.int8)
@@ -163,6 +163,23 @@ def test_what_is_set_to_zero_in_a_gradient_is_negligible():
     torch.nn.functional.cross_entropy(wide[0], torch.zeros(3, dtype=torch.int64)).log().backward()
     # Column 1 alone: at the true class float64 itself rounds softmax - 1 to nothing.
     torch.testing.assert_close(logits.grad[..., 1].double(), wide.grad[..., 1], rtol=1e-5, atol=1e-27)
+
+
+@pytest.mark.parametrize("examples", [small_images.MANY - 1, small_images.MANY])
+@pytest.mark.parametrize("biased", [True, False])
+def test_images_of_four_places_are_convolved_as_torch_does(examples, biased):
+    """Values, gradients and second derivatives."""
+    g, shapes = torch.Generator().manual_seed(0), [(1, examples, 5, 2, 2), (1, 7, 5, 3, 3), (1, 7)]
+    x, w, bias = (torch.randn(shape, generator=g, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    leaves, found = [x, w, *[bias] * biased], []
+    for out in (
+        twins.convolve(x, w, bias if biased else None),
+        torch.nn.functional.conv2d(x[0], w[0], bias[0] if biased else None, padding=1)[None],
+    ):
+        slopes = torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)
+        along = sum(slope.square().sum() for slope in slopes)
+        found.append([out, *slopes, *torch.autograd.grad(along, leaves)])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -11,5 +11,5 @@
 
 The first five are Triton's (`triton_kernels`), launched by `fused`, which also says when; the last two are whole steps
 recorded as CUDA graphs (`capture`). One that is unmeasured runs only where it is asked for, and its twin elsewhere.
-A CPU has twins alone, of which `curvature` makes second derivatives and `chance` draws.
+A CPU has twins alone; `curvature` has their second derivatives, `small_images` and `chance` what they call.
 """
