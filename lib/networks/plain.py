@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lib.errors import ParameterError, RecordError, listed
 from lib.kernels import twins
@@ -292,24 +293,13 @@ def parameters(module):
     return sum(tensor.numel() for tensor in module.parameters())
 
 
-@torch.no_grad()
+@torch.enable_grad()  # without, the counter fails on a module of parameters alone
 def macs(module, inputs):
-    """Return the multiplications of one example's pass through the module's layers; `inputs` is its row's length."""
-    counts, handles = [], []
-
-    def count(part, _, output):
-        counts.append(part.weight.numel() * output[0, 0].numel())
-
-    for part in module.modules():
-        if isinstance(part, LAYERS):
-            handles.append(part.register_forward_hook(count))
-    try:
-        tensor = next(module.parameters())
+    """Return the multiplications of one example's pass through the module; `inputs` is its row's length."""
+    tensor = next(module.parameters())
+    with FlopCounterMode(display=False) as counter:  # which counts additions too, as many
         module(torch.zeros(1, inputs, dtype=tensor.dtype, device=tensor.device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return sum(counts)
+    return counter.get_total_flops() // 2
 
 
 class Latency(NamedTuple):
