@@ -16,7 +16,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from measure import DEVICE, Report, seconds, sized  # noqa: E402
 from mnist_epoch import BATCH, our_attempt, plain_attempt  # noqa: E402
 
-from lib import descend, nets  # noqa: E402
+from lib import convnets, descend, nets  # noqa: E402
 from lib import sets as data  # noqa: E402
 
 TYPES = ("no-WN", "EWN", "SWN")
@@ -83,7 +83,7 @@ def main(count, rounds, kinds):
 
 def compare(report, kind, loader, sets, rounds, real):
     """Report one type's two times and return their ratio."""
-    net = nets.init_(nets.VGG(real.train_x.shape[1:], real.classes, [kind]), [0], "torch_kaiming_output_first")
+    net = nets.init_(convnets.VGG(real.train_x.shape[1:], real.classes, [kind]), [0], "torch_kaiming_output_first")
     states, other = [descend.start(net.to(DEVICE), [0], sets)], plain_network(kind).to(DEVICE)
     times, work = {"plain": [], "ours": []}, operations(len(sets[0][1]))
     for _ in range(rounds):

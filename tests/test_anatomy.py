@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import anatomy, masks, nets
+from lib import anatomy, convnets, masks, nets
 
 
 def tiny(runs=4, bias=False):
@@ -74,7 +74,7 @@ def test_half_the_units_are_a_third_of_the_weights():
 
 def test_a_convolution_multiplies_at_every_position():
     """8×8 images, 3×3 filters 1-2-4 and two pools: with a filter gone of each layer, by hand; and with none gone."""
-    net = nets.VGG((1, 8, 8), 5, ["no-WN"], 2, ((1,), (2,)))
+    net = convnets.VGG((1, 8, 8), 5, ["no-WN"], 2, ((1,), (2,)))
     whole = anatomy.anatomy(net, {})
     assert whole["macs"].tolist() == [nets.macs_per_run(net)] == [9 * 2 * 64 + 2 * 4 * 9 * 16 + 4 * 4 * 5]
     units = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import checkpoint, images, masks, nets, once, remask, runs, scores, sets
+from lib import checkpoint, convnets, images, masks, nets, once, remask, runs, scores, sets
 from lib.errors import RecordError
 from lib.studies.importance import vae
 from lib.studies.importance.vae_study import Bound
@@ -106,7 +106,7 @@ def test_ends_where_the_uninterrupted_one_does(rule, masked, tmp_path):
 
 def test_with_batch_normalisation_bfloat16_and_moved_images(tmp_path):
     def options(dies=None):
-        net = nets.VGG((1, 28, 28), 10, ["no-WN"] * 2, 2, ((1,), (1,)), biases=True, batch_norm=True)
+        net = convnets.VGG((1, 28, 28), 10, ["no-WN"] * 2, 2, ((1,), (1,)), biases=True, batch_norm=True)
         moved = Batches(dies, images.Augmented(DIGITS, [1, 2]))
         train = DIGITS.train_x.flatten(1), DIGITS.train_y
         return {"net": nets.init_(net, [1, 2]), "seeds": [1, 2], "train": train, "batches": moved, "bf16": True}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
-from lib import descend, evaluate, masks, nets, stacking, twins
+from lib import convnets, descend, evaluate, masks, nets, stacking, twins
 from lib import sets as data
 from lib.studies.ewn import study as ewn
 
@@ -96,7 +96,7 @@ def test_pooling_is_torchs():
 
 
 def stack(types=TYPES, seeds=None, width=2, image=(3, 32, 32), classes=4):
-    net = nets.VGG(image, classes, types, width)
+    net = convnets.VGG(image, classes, types, width)
     return nets.init_(net, seeds or list(range(len(types))), "torch_kaiming_output_first")
 
 
@@ -130,7 +130,7 @@ def shaken(net):
 
 
 def test_the_network_is_the_published_one():
-    plain_one, normalised = (nets.VGG((3, 32, 32), 10, [kind]) for kind in ("no-WN", "EWN"))
+    plain_one, normalised = (convnets.VGG((3, 32, 32), 10, [kind]) for kind in ("no-WN", "EWN"))
     assert nets.parameters_per_run(plain_one) == 14_715_648
     assert nets.parameters_per_run(normalised) == 14_715_648 + 4224
     assert round(nets.macs_per_run(normalised) / 1e6) == 313
@@ -176,7 +176,7 @@ def test_init_draws_what_the_published_script_draws():
 @pytest.mark.parametrize("image", [(3, 28, 28), (3, 32, 64)])
 def test_an_image_that_does_not_fit_is_told(image):
     with pytest.raises(ValueError, match="squares of 32×32 and more"):
-        nets.VGG(image, 10, ["EWN"])
+        convnets.VGG(image, 10, ["EWN"])
 
 
 def test_take_join_and_norms_work_on_filters():
@@ -284,7 +284,7 @@ def test_alone_and_in_a_stack_agree(digits):
 
 
 def test_a_pass_holds_a_bounded_number_of_activations():
-    full, mlp = nets.VGG((3, 32, 32), 10, ["EWN"]), nets.MLP([784, 1024, 10], ["EWN"])
+    full, mlp = convnets.VGG((3, 32, 32), 10, ["EWN"]), nets.MLP([784, 1024, 10], ["EWN"])
     assert (evaluate.chunk(full, "cpu"), evaluate.chunk(full, "cuda")) == (128, 4096)
     assert (evaluate.chunk(mlp, "cpu"), evaluate.chunk(mlp, "cuda")) == (128, 20_000)
 

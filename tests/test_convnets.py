@@ -235,7 +235,7 @@ def test_the_graph_of_an_mlp_is_a_chain():
 
 
 def test_the_graph_of_a_vgg_is_a_chain():
-    hops = nets.graph(nets.VGG((3, 32, 32), 10, ["EWN"], width=2))
+    hops = nets.graph(convnets.VGG((3, 32, 32), 10, ["EWN"], width=2))
     assert hops == [*((f"convs.{k}", k, k + 1, None) for k in range(13)), ("output", 13, 14, None)]
     tiny = nets.graph(convnets.build("vgg11_bn", (3, 64, 64), 10, 1, width=1))
     ends = [("hidden.0", 8, 9, None), ("hidden.1", 9, 10, None), ("output", 10, 11, None)]

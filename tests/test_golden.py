@@ -145,7 +145,7 @@ def started_convnet(name):
 
 @golden("start of other networks", 1e-4)
 def started_others():
-    vgg, lab = nets.VGG((3, 32, 32), 10, KINDS, 2), autoencoders()
+    vgg, lab = convnets.VGG((3, 32, 32), 10, KINDS, 2), autoencoders()
     deep = [nets.MLP([2, *[3] * depth, 1], KINDS, "none", bias=False).double() for depth in (1, 2)]
     toys.old_stream_(deep, [1, 1, 2], 2)
     half = {

@@ -137,7 +137,7 @@ def uneven(runs, units, fan_in, seed=0):
 def moments(scheme, fan_in):
     """Return how many weights every unit keeps `(R, O)`, and the mean square of all that are kept, over many seeds."""
     conv = len(fan_in) > 1
-    net = nets.VGG((fan_in[0], 32, 32), 2, ["no-WN"], width=8) if conv else nets.MLP([*fan_in, 8, 2], ["no-WN"])
+    net = convnets.VGG((fan_in[0], 32, 32), 2, ["no-WN"], width=8) if conv else nets.MLP([*fan_in, 8, 2], ["no-WN"])
     name = next(iter(nets.weights(net)))
     masks = all_of(net) | {name: uneven(1, 8, fan_in)}
     kept, squares = masks[name][0].flatten(1).sum(1), torch.zeros(8)

@@ -175,6 +175,24 @@ def numbers(parts):
 # ---- parts
 
 
+def test_a_grid_is_what_its_stacks_are_alone():
+    """Two stacks of two runs are trained as one of four, and given back as they came, each run by its own seed."""
+    lab = modes.Lab(TRAIN, TEST, [1, 2], {"name": "toy"}, {"batch": 20, "bar": False}, hidden=(12, 8))
+    stacks, met = [lab.network(), modes.build(replace(lab, seeds=[7, 8]))], []
+
+    def work(lab, net, runs):
+        met.append((lab.seeds, runs))
+        trainer = lab.trainer(net).fit(1)
+        return {"net": trainer.net, "loss": trainer.curve("train_loss"), "seeds": np.array(lab.seeds)}
+
+    found = lab.grid(work, stacks)
+    assert met == [([1, 2, 1, 2], [0, 1, 2, 3])]
+    for one, stack in zip(found, stacks, strict=True):
+        alone = lab.split(work, stack)
+        assert one["seeds"].tolist() == alone["seeds"].tolist() == [1, 2]
+        np.testing.assert_allclose(one["loss"], alone["loss"], rtol=1e-5)
+
+
 def test_a_lab_trains_in_parts_what_a_cpu_trains_faster_alone(tmp_path, monkeypatch):
     """One by one or together: the same networks in float64, each training with its own state; kept one by one."""
     double = [(x.double(), y) for x, y in (TRAIN, TEST)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import anneal, contribution, likelihood, methods, nets, path_kernel, reweight, sets, synflow
+from lib import anneal, contribution, convnets, likelihood, methods, nets, path_kernel, reweight, sets, synflow
 from lib.pruning.masks import top
 from lib.studies.challenge import modes
 from lib.studies.dpp import committee, committee_study, kinds
@@ -42,7 +42,7 @@ def relu():
 
 
 def convolutions():
-    return started(nets.VGG((1, 28, 28), 10, ["no-WN"] * 3, 1, [(5,), (7,)], biases=True, batch_norm=True), SEEDS)
+    return started(convnets.VGG((1, 28, 28), 10, ["no-WN"] * 3, 1, [(5,), (7,)], biases=True, batch_norm=True), SEEDS)
 
 
 def autoencoder():

@@ -1,7 +1,9 @@
 """Stacked networks against plain torch modules, and the operations on whole stacks."""
 
 import copy
+from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -149,3 +151,30 @@ def test_unknown_names_are_errors_that_name_the_allowed():
         nets.init_(nets.MLP([2, 3, 1], ["EWN"]), [0], scheme="xavier")
     with pytest.raises(ValueError, match="2 seeds for a stack of 1"):
         nets.init_(nets.MLP([2, 3, 1], ["EWN"]), [0, 1])
+
+
+@dataclass
+class Whole:
+    """What has runs first, in all forms that there are."""
+
+    net: torch.nn.Module
+    masks: dict
+    curve: np.ndarray
+    told: list
+    spare: object = field(default=None, init=False)
+
+
+def test_what_has_runs_first_is_taken_and_joined_like_a_stack():
+    net = nets.init_(nets.MLP([2, 3, 1], ["EWN", "SWN", "no-WN"]), [1, 2, 3])
+    whole = Whole(net, {"w": torch.arange(6).view(3, 2)}, np.arange(3.0), [[1], [2], [3]])
+    whole.spare = "of this one alone"
+    one, two = nets.take(whole, [2]), nets.take(whole, [0, 1])
+    two.told[0].append(4)
+    assert whole.told[0] == [1] and one.spare is None, "a list is copied, run by run"
+    again = nets.join([two, one])
+    assert again.told == [[1, 4], [2], [3]] and again.curve.tolist() == [0, 1, 2]
+    assert torch.equal(again.masks["w"], whole.masks["w"])
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(again.net.state_dict()[name], tensor)
+    assert [layer.normalised for layer in nets.layers(nets.take(net, [2])).values()] == [False, False]
+    assert nets.take({}, [0]) == nets.join([{}, {}]) == {}

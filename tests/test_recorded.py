@@ -47,7 +47,7 @@ def test_a_step_that_keeps_something_is_seen():
 def descent(kind):
     if kind == "mlp":
         return nets.MLP([12, 7, 3], TYPES), X
-    return nets.VGG((3, 8, 8), 3, TYPES, width=2, blocks=((1,), (2,))), IMAGES
+    return convnets.VGG((3, 8, 8), 3, TYPES, width=2, blocks=((1,), (2,))), IMAGES
 
 
 @pytest.mark.parametrize("kind", ["mlp", "vgg"])
@@ -152,7 +152,7 @@ def recorded(function, *inputs):
 
 
 def lenet(device):
-    net = nets.VGG((3, 8, 8), 3, ["no-WN"], width=2, blocks=((1,), (2,)), biases=True)
+    net = convnets.VGG((3, 8, 8), 3, ["no-WN"], width=2, blocks=((1,), (2,)), biases=True)
     return nets.init_(net, [1]).to(device)
 
 

@@ -350,6 +350,18 @@ def test_a_sweep_is_one_record_with_a_seed_axis(root):
         runs.missing("sweep", {"seed": [1, 2]})
 
 
+def test_the_arrays_of_one_run_get_their_axes():
+    found = {"curve": np.arange(12).reshape(2, 3, 2), "last": np.array([5, 6]), "by_step": np.arange(4).reshape(2, 2)}
+    axes = {"curve": ("layer", "step"), "last": (), "by_step": ("step",)}
+    content = storage.of_run(found, 1, axes, {"layer": ["a", "b", "c"], "unused": [1]})
+    assert content["axes"] == {"layer": ["a", "b", "c"], "step": [0, 1]}
+    assert {name: (values.tolist(), own) for name, (values, own) in content["arrays"].items()} == {
+        "curve": ([[6, 7], [8, 9], [10, 11]], ("layer", "step")), "last": (6, ()), "by_step": ([2, 3], ("step",)),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="zip"):
+        storage.of_run({"curve": found["curve"]}, 0, {"curve": ("layer",)}, {})
+
+
 # ---- truncated, altered, renamed
 
 

@@ -231,7 +231,7 @@ def test_a_stream_that_loses_all_its_blocks_goes_on():
 
 def test_a_dead_filter_is_stored_as_what_it_does_at_the_border():
     """A filter that says relu(bias) everywhere: to the next, padded convolution it is 3×3 numbers for each unit."""
-    net = shaken(nets.init_(nets.VGG((1, 32, 32), 3, ["no-WN"], width=4), [0]))
+    net = shaken(nets.init_(convnets.VGG((1, 32, 32), 3, ["no-WN"], width=4), [0]))
     with torch.no_grad():
         net.convs[0].bias.copy_(torch.tensor([0.5, 1.0, -1.0, 0.2]))
     kept = {"convs.0.weight": torch.ones_like(net.convs[0].weight, dtype=torch.bool)}

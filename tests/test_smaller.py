@@ -12,7 +12,7 @@ from lib.errors import ParameterError
 X = torch.rand(5, 3 * 32 * 32, generator=torch.Generator().manual_seed(1))
 NETWORKS = {
     "mlp": lambda: nets.MLP([3072, 100, 50, 10], ["no-WN"]),
-    "vgg": lambda: nets.VGG((3, 32, 32), 10, ["no-WN"], width=8),
+    "vgg": lambda: convnets.VGG((3, 32, 32), 10, ["no-WN"], width=8),
     "resnet20": lambda: convnets.build("resnet20", (3, 32, 32), 10, 1, 10),
 }
 

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from lib import descend, nets, sets, stacking
+from lib import convnets, descend, nets, sets, stacking
 
 
 class Memory:
@@ -77,8 +77,8 @@ def test_a_stack_is_as_wide_as_memory_allows():
         (nets.MLP([784, 320, 10], ["no-WN"] * 2), 2, 1),
         (nets.MLP([784, 512, 10], ["no-WN"] * 2), 2, 1),
         (nets.MLP([784, 1000, 500, 10], ["no-WN"] * 2), 1, 1),
-        (nets.VGG((3, 32, 32), 10, ["no-WN"] * 2, width=4), 2, 2),
-        (nets.VGG((3, 32, 32), 10, ["no-WN"] * 2, width=8), 1, 1),
+        (convnets.VGG((3, 32, 32), 10, ["no-WN"] * 2, width=4), 2, 2),
+        (convnets.VGG((3, 32, 32), 10, ["no-WN"] * 2, width=8), 1, 1),
     ],
 )
 def test_a_cpu_trains_large_runs_one_by_one(net, together, descents):
@@ -86,7 +86,7 @@ def test_a_cpu_trains_large_runs_one_by_one(net, together, descents):
 
 
 def test_a_larger_batch_and_wider_images_need_more():
-    small, large = (nets.VGG((3, side, side), 10, ["no-WN"], width=4) for side in (32, 64))
+    small, large = (convnets.VGG((3, side, side), 10, ["no-WN"], width=4) for side in (32, 64))
     needs = [stacking.bytes_per_run(net, batch) for net, batch in ((small, 8), (small, 64), (large, 64))]
     assert needs[0] < needs[1] < needs[2]
 

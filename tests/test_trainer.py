@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import checkpoint, draws, nets, once, runs
+from lib import checkpoint, convnets, draws, nets, once, runs
 from lib.errors import RecordError
 from lib.training.trainer import HISTORY, Trainer
 
@@ -282,7 +282,7 @@ def test_what_is_pruned_never_returns():
 
 
 def pool():
-    return nets.VGG((1, 4, 4), 4, ["no-WN"] * 2, 3, ((1,), (2,)), biases=True, batch_norm=True)
+    return convnets.VGG((1, 4, 4), 4, ["no-WN"] * 2, 3, ((1,), (2,)), biases=True, batch_norm=True)
 
 
 def as_torch(net, run):

@@ -1,15 +1,17 @@
-"""The convolutional networks of the PHEW study (Patil & Dovrolis, arXiv 2010.11354), as stacks, by name.
+"""Convolutional networks as stacks: those of the PHEW study (Patil & Dovrolis, arXiv 2010.11354) by name, and VGG.
 
 `build("resnet20", (3, 32, 32), 10, runs=2)`; its weights then come from `nets.init_(net, seeds, "phew")`.
 """
 
 import math
 
+import torch
 from torch import nn
 
 from lib.errors import ParameterError, hint, listed
+from lib.kernels import twins
 from lib.networks import nets
-from lib.networks.layers import BatchNorm, Conv2d, Linear
+from lib.networks.layers import BatchNorm, Conv2d, Dropout, Linear
 
 BOTTLENECK = 4  # how many times more filters its last convolution has than the others
 # name: (filters of the first stage, blocks of each stage, whether they are bottlenecks)
@@ -23,10 +25,11 @@ RESNETS = {
     "resnet101": (64, (3, 4, 23, 3), True),
     "resnet152": (64, (3, 8, 36, 3), True),
 }
+BLOCKS = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))  # of VGG-16
 VGGS = {  # name: the filters of each convolution, block by block, in widths
     "vgg11": ((1,), (2,), (4,) * 2, (8,) * 2, (8,) * 2),
     "vgg13": ((1,) * 2, (2,) * 2, (4,) * 2, (8,) * 2, (8,) * 2),
-    "vgg16": nets.VGG.BLOCKS,
+    "vgg16": BLOCKS,
     "vgg19": ((1,) * 2, (2,) * 2, (4,) * 4, (8,) * 4, (8,) * 4),
 }
 VGG_WIDTH = 64
@@ -56,12 +59,72 @@ def build(name, image, classes, runs, width=None):
 
 def _vgg(name, image, classes, runs, width):
     head = HEADS[image[1]]
-    net = nets.VGG(
+    net = VGG(
         image, classes, ["no-WN"] * runs, width, VGGS[name.removesuffix("_bn")], biases=True,
         batch_norm=name.endswith("_bn"), average=not head, head=head,
     )  # fmt: skip
     net.family = "headed_vgg" if head else "vgg"
     return net
+
+
+class VGG(nn.Module):
+    """R networks of 3×3 convolutions in blocks that end with a 2×2 max-pool, and a linear layer (arXiv 1409.1556).
+
+    Pixels in a row, `(R, N, C·H·W)` or shared `(N, C·H·W)` as `Data.split` gives them, to logits `(R, N, classes)`.
+    The defaults are the network of the EWN study (arXiv 2010.12909): 13 convolutions (VGG-16), of which only the first
+    has a bias, and an output without. `norm` is the type of all convolutions, not of linear layers. `image` is
+    (C, H, W); `width` the filters of the first block, 64 in the study.
+
+    blocks: the filters of each convolution, in widths; biases: of all layers; batch_norm: behind every convolution;
+    average: the last pool takes means; head: hidden linear layers, in widths, each with a dropout of one half.
+    """
+
+    def __init__(
+        self, image, classes, norm, width=64, blocks=BLOCKS, biases=False, batch_norm=False, average=False, head=()
+    ):
+        super().__init__()
+        norm = nets.types(norm)
+        (channels, height, side), smallest = image, 2 ** len(blocks)
+        if height != side or side < smallest:
+            raise ValueError(f"images are {height}×{side}; VGG takes squares of {smallest}×{smallest} and more")
+        runs, self.image, self.average, self.ends = len(norm), tuple(image), average, []
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        for block in blocks:
+            for units in (width * share for share in block):
+                biased = biases or not self.convs
+                self.convs.append(Conv2d(runs, channels, units, bias=biased, norm=norm, positions=side**2))
+                channels = units
+            self.ends.append(len(self.convs) - 1)
+            side //= 2
+        if batch_norm:
+            self.norms.extend(BatchNorm(runs, conv.weight.shape[1]) for conv in self.convs)
+        sizes = [channels * side**2, *(width * share for share in head)]
+        self.hidden = nn.ModuleList(Linear(runs, i, o) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.drops = nn.ModuleList(Dropout(runs) for _ in self.hidden)
+        self.output = Linear(runs, sizes[-1], classes, bias=biases)
+
+    def forward(self, x):
+        x = nets.pixels(x, self.image)
+        for k, conv in enumerate(self.convs):
+            x, averaged = conv(x), self.average and k == self.ends[-1]
+            # The study pools after the ReLU, which is the same function, and four times the work.
+            pooled = k in self.ends and not averaged
+            if self.norms:
+                x = self.norms[k](x, rectified=not pooled)
+            elif not pooled:
+                x = torch.relu(x)
+            if pooled:
+                x = torch.relu(twins.max_pool(x, 2))
+            elif averaged:
+                x = twins.average_pool(x, 2)
+        x = x.flatten(2)
+        for layer, drop in zip(self.hidden, self.drops, strict=True):
+            x = drop(torch.relu(layer(x)))
+        return self.output(x)
+
+    def graph(self):
+        norms = [f"norms.{k}" for k in range(len(self.norms))] or [None] * len(self.convs)
+        return nets.chain(list(nets.layers(self)), norms + [None] * (len(self.hidden) + 1))
 
 
 class Block(nn.Module):

@@ -16,7 +16,7 @@ from torch import nn
 from lib.kernels import twins
 from lib.networks import inits
 from lib.networks.dropconnect import DropConnect
-from lib.networks.layers import BatchNorm, Conv2d, Dropout, Layer, Linear
+from lib.networks.layers import BatchNorm, Dropout, Layer, Linear
 
 
 def relu(z):
@@ -75,7 +75,7 @@ class MLP(nn.Module):
         dropconnect=0.0,
     ):  # fmt: skip
         super().__init__()
-        norm = _types(norm)
+        norm = types(norm)
         runs, last = len(norm), len(sizes) - 2
         last_norm = norm if normalise_output else ["no-WN"] * runs
         self.layers = nn.ModuleList(
@@ -100,75 +100,13 @@ class MLP(nn.Module):
         return chain(list(layers(self)))
 
 
-def _types(norm):
+def types(norm):
     """Return a type for every run as a list; ValueError for an unknown one."""
     norm = [norm] if isinstance(norm, str) else list(norm)
     unknown = set(norm) - set(twins.NORMS)
     if unknown:
         raise ValueError(f"norm has {sorted(unknown)}; allowed are {list(twins.NORMS)}")
     return norm
-
-
-class VGG(nn.Module):
-    """R networks of 3×3 convolutions in blocks that end with a 2×2 max-pool, and a linear layer (arXiv 1409.1556).
-
-    Pixels in a row, `(R, N, C·H·W)` or shared `(N, C·H·W)` as `Data.split` gives them, to logits `(R, N, classes)`.
-    The defaults are the network of the EWN study (arXiv 2010.12909): 13 convolutions (VGG-16), of which only the first
-    has a bias, and an output without. `norm` is the type of all convolutions, not of linear layers. `image` is
-    (C, H, W); `width` the filters of the first block, 64 in the study.
-
-    blocks: the filters of each convolution, in widths; biases: of all layers; batch_norm: behind every convolution;
-    average: the last pool takes means; head: hidden linear layers, in widths, each with a dropout of one half.
-    """
-
-    BLOCKS = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
-
-    def __init__(
-        self, image, classes, norm, width=64, blocks=BLOCKS, biases=False, batch_norm=False, average=False, head=()
-    ):
-        super().__init__()
-        norm = _types(norm)
-        (channels, height, side), smallest = image, 2 ** len(blocks)
-        if height != side or side < smallest:
-            raise ValueError(f"images are {height}×{side}; VGG takes squares of {smallest}×{smallest} and more")
-        runs, self.image, self.average, self.ends = len(norm), tuple(image), average, []
-        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
-        for block in blocks:
-            for units in (width * share for share in block):
-                biased = biases or not self.convs
-                self.convs.append(Conv2d(runs, channels, units, bias=biased, norm=norm, positions=side**2))
-                channels = units
-            self.ends.append(len(self.convs) - 1)
-            side //= 2
-        if batch_norm:
-            self.norms.extend(BatchNorm(runs, conv.weight.shape[1]) for conv in self.convs)
-        sizes = [channels * side**2, *(width * share for share in head)]
-        self.hidden = nn.ModuleList(Linear(runs, i, o) for i, o in zip(sizes, sizes[1:], strict=False))
-        self.drops = nn.ModuleList(Dropout(runs) for _ in self.hidden)
-        self.output = Linear(runs, sizes[-1], classes, bias=biases)
-
-    def forward(self, x):
-        x = pixels(x, self.image)
-        for k, conv in enumerate(self.convs):
-            x, averaged = conv(x), self.average and k == self.ends[-1]
-            # The study pools after the ReLU, which is the same function, and four times the work.
-            pooled = k in self.ends and not averaged
-            if self.norms:
-                x = self.norms[k](x, rectified=not pooled)
-            elif not pooled:
-                x = torch.relu(x)
-            if pooled:
-                x = torch.relu(twins.max_pool(x, 2))
-            elif averaged:
-                x = twins.average_pool(x, 2)
-        x = x.flatten(2)
-        for layer, drop in zip(self.hidden, self.drops, strict=True):
-            x = drop(torch.relu(layer(x)))
-        return self.output(x)
-
-    def graph(self):
-        norms = [f"norms.{k}" for k in range(len(self.norms))] or [None] * len(self.convs)
-        return chain(list(layers(self)), norms + [None] * (len(self.hidden) + 1))
 
 
 def pixels(x, image):

@@ -141,7 +141,7 @@ def _thinned(net):
 
 def _places(net):
     """Return [(module, [(radius of a filter, how many times smaller images are behind it)])] of a convolutional one."""
-    if isinstance(net, nets.VGG):
+    if isinstance(net, convnets.VGG):
         return [(conv, [(conv.weight.shape[-1] // 2, 1 + (k in net.ends))]) for k, conv in enumerate(net.convs)]
     if not isinstance(net, convnets.ResNet):
         return []

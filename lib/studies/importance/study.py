@@ -13,7 +13,7 @@ import torch
 
 from lib import draws
 from lib.errors import ParameterError
-from lib.networks import nets, plain
+from lib.networks import convnets, nets, plain
 from lib.networks.layers import Linear
 from lib.pruning import anatomy, contribution, masks, methods, shrink
 from lib.records.ranges import reject_outside
@@ -264,7 +264,7 @@ def mlp(image, filters, hidden, classes, count):
 
 def convnet(image, filters, hidden, classes, count):
     """Return `count` networks of 3×3 convolutions with biases, each before a 2×2 max-pool, and linear layers."""
-    net = nets.VGG(image, classes, ["no-WN"] * count, 1, [(n,) for n in filters], biases=True, head=hidden)
+    net = convnets.VGG(image, classes, ["no-WN"] * count, 1, [(n,) for n in filters], biases=True, head=hidden)
     sizes = [net.hidden[0].weight.shape[2], *hidden, classes]
     *inner, net.output = (Linear(count, i, o, bias=False) for i, o in zip(sizes, sizes[1:], strict=False))
     net.hidden, net.drops = torch.nn.ModuleList(inner), torch.nn.ModuleList(torch.nn.Identity() for _ in inner)
