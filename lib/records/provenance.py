@@ -36,6 +36,7 @@ def origin(root: Path) -> dict:
     }
 
 
+@functools.cache  # each is read from a file
 def _versions(torch) -> dict[str, str | None]:
     """Return the version of Python and of every package that computes; None for one that is not installed.
 
@@ -67,6 +68,7 @@ def _git(root: Path, *arguments: str) -> str | None:
     return answer.stdout.strip()
 
 
+@functools.cache
 def _cpu() -> str:
     """Return the name of the processor; Linux tells it only in a file."""
     info = Path("/proc/cpuinfo")
