@@ -123,17 +123,19 @@ def test_weights_come_from_our_own_files(net, tmp_path):
 # -------------------------------------------------------------------------------------------------- budgets
 
 
+MNIST = {"dataset": "mnist", "hidden": [500], "keep": [0]}
+
+
 def test_the_budgets_of_one_hidden_layer():
-    net = nets.MLP([784, 500, 10], ["no-WN"])
-    assert study.keeps("dpp_node", net, [0]) == [50, 100, 150, 200, 250, 300, 350, 400]
-    assert study.keeps("dpp_edge", net) == [69, 148, 228, 307, 387, 466, 545, 625]
-    assert study.keeps("dpp_edge", net, [69]) == [69]
+    assert kinds.keeps("dpp_node", MNIST, study.budgets) == [50, 100, 150, 200, 250, 300, 350, 400]
+    assert kinds.keeps("dpp_edge", MNIST, study.budgets) == [69, 148, 228, 307, 387, 466, 545, 625]
+    assert kinds.keeps("dpp_edge", MNIST | {"keep": [69]}, study.budgets) == [69]
 
 
 def test_the_budgets_of_two_hidden_layers():
-    net = nets.MLP([784, 500, 500, 10], ["no-WN"])
-    assert study.keeps("magnitude_edge", net) == [79, 157, 236, 314, 392, 471, 549, 628, 706]
-    assert study.keeps("random_node", net) == [225, 255, 286, 316, 347, 377, 408, 438, 469]
+    p = MNIST | {"hidden": [500, 500]}
+    assert kinds.keeps("magnitude_edge", p, study.budgets) == [79, 157, 236, 314, 392, 471, 549, 628, 706]
+    assert kinds.keeps("random_node", p, study.budgets) == [225, 255, 286, 316, 347, 377, 408, 438, 469]
 
 
 # -------------------------------------------------------------------------------------------------- pruning
@@ -294,14 +296,15 @@ def test_students_learn_and_are_taught_once(taught, monkeypatch):
 
 
 def test_the_budgets_of_a_student():
-    assert committee_study.keeps("dpp_node", 500, 6) == [1, 2, 3, 4, 5]
-    assert committee_study.keeps("dpp_edge", 500, 6, [0]) == [83, 166, 250, 333, 417]
-    assert committee_study.keeps("dpp_edge", 500, 6, [100]) == [100]
+    p = {"inputs": 500, "students": 6, "keep": [0]}
+    assert kinds.keeps("dpp_node", p, committee_study.budgets) == [1, 2, 3, 4, 5]
+    assert kinds.keeps("dpp_edge", p, committee_study.budgets) == [83, 166, 250, 333, 417]
+    assert kinds.keeps("dpp_edge", p | {"keep": [100]}, committee_study.budgets) == [100]
 
 
 def prune(kind, pupil, **options):
     student, teacher, found, tests = pupil
-    keep = committee_study.keeps(kind, INPUTS, UNITS)
+    keep = kinds.keeps(kind, {"inputs": INPUTS, "students": UNITS, "keep": [0]}, committee_study.budgets)
     return committee_study.errors(kind, student, teacher, keep, 1, 0.25, found, tests, **options)
 
 

@@ -38,20 +38,15 @@ def students(seeds, noise, inputs, units, teacher_units, v_star, count, lr, soft
     return student, teacher, history
 
 
-def budgets(inputs, units):
+def budgets(p):
     """Return the budgets of one unit to all but one, at which edges and units leave as many weights."""
-    return [kinds.budget((inputs, units, 1), units=k, rounding="half_up") for k in range(1, units)]
-
-
-def keeps(kind, inputs, units, keep=0):
-    """Return the integers that a type keeps of a student: see `kinds.keeps`."""
-    return kinds.keeps(kind, lambda: budgets(inputs, units), keep)
+    widths = p["inputs"], p["students"], 1
+    return [kinds.budget(widths, units=k, rounding="half_up") for k in range(1, p["students"])]
 
 
 def complaint(p):
     """Return what a notebook's parameters `p` want to keep that cannot be kept, or None."""
-    inputs, units = p["inputs"], p["students"]
-    return kinds.complaint(p, (inputs, units, 1), lambda: budgets(inputs, units))
+    return kinds.complaint(p, (p["inputs"], p["students"], 1), budgets)
 
 
 def items(student, x):

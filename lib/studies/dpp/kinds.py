@@ -59,14 +59,14 @@ def of_edges(kind):
     return _parts(kind)[1] == "weights"
 
 
-def keeps(kind, budgets, keep=0):
-    """Return the integers that a type keeps, edges of each unit or units: the list `keep`, or for 0 those of `budgets`.
+def keeps(kind, p, budgets):
+    """Return the integers that a type keeps, edges of each unit or units: keep of a notebook's parameters `p`.
 
-    budgets: a function that returns the `Budget`s of the study.
+    budgets: a function of p that returns the `Budget`s of the study, which 0 stands for.
     """
-    if keep not in (0, [0]):
-        return list(keep)
-    return [each.edges if of_edges(kind) else each.units for each in budgets()]
+    if p["keep"] != [0]:
+        return p["keep"]
+    return [each.edges if of_edges(kind) else each.units for each in budgets(p)]
 
 
 def complaint(p, widths, budgets):
@@ -77,7 +77,7 @@ def complaint(p, widths, budgets):
     for kind in p["type"]:
         most = widths[0] if of_edges(kind) else widths[1]
         try:
-            found = keeps(kind, budgets, p["keep"]) or ["none"]
+            found = keeps(kind, p, budgets) or ["none"]
         except ValueError as error:
             found = [str(error)]
         if isinstance(found[0], str) or len(set(found)) < len(found) or not all(1 <= k <= most for k in found):

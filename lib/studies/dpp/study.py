@@ -87,26 +87,26 @@ def from_file(path, net, recipe):
 # ---- budgets
 
 
-def budgets(widths, shallow=True):
-    """Return the study's budgets, at which edges and units leave as many weights.
+def budgets(p):
+    """Return the study's budgets, at which edges and units leave as many weights, for a notebook's parameters `p`.
 
-    widths: as of `shape`. Units from 10 to 80 % for one hidden layer (shallow), edges from 10 to 90 % for more.
+    Units from 10 to 80 % for one hidden layer, edges from 10 to 90 % for more.
     """
-    if shallow:
-        return [kinds.budget(widths, units=round(widths[1] * tenths / 10)) for tenths in range(1, 9)]
-    return [kinds.budget(widths, density=tenths / 10) for tenths in range(1, 10)]
+    own = widths(p)
+    if len(p["hidden"]) == 1:
+        return [kinds.budget(own, units=round(own[1] * tenths / 10)) for tenths in range(1, 9)]
+    return [kinds.budget(own, density=tenths / 10) for tenths in range(1, 10)]
 
 
-def keeps(kind, net, keep=0):
-    """Return the integers that a type keeps of a network's first layer: see `kinds.keeps`."""
-    return kinds.keeps(kind, lambda: budgets(shape(net), len(nets.layers(net)) == 2), keep)
+def widths(p):
+    """Return (I, O, P): inputs and units of the first layer, and the units that they lead to."""
+    channels, side, classes, *_ = SHAPES[p["dataset"]]
+    return channels * side**2, *[*p["hidden"], classes][:2]
 
 
 def complaint(p):
     """Return what a notebook's parameters `p` want to keep that cannot be kept, or None."""
-    channels, side, classes, *_ = SHAPES[p["dataset"]]
-    widths = channels * side**2, *[*p["hidden"], classes][:2]
-    return kinds.complaint(p, widths, lambda: budgets(widths, len(p["hidden"]) == 1))
+    return kinds.complaint(p, widths(p), budgets)
 
 
 def shape(net):
