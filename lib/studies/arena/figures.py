@@ -88,8 +88,8 @@ def front(axes, found, x):
     """
     found = found.dropna(subset=[x])
     for family, (said, colour, marker) in FAMILIES.items():
-        own = found[found["family"] == family]
-        axes.plot(own[x], own["error"], marker, color=colour, alpha=0.6, markeredgewidth=0, label=said if len(own) else None)
+        if len(own := found[found["family"] == family]):
+            axes.plot(own[x], own["error"], marker, color=colour, alpha=0.6, markeredgewidth=0, label=said)
     best = found.sort_values([x, "error"])
     best = best[best["error"] < best["error"].cummin().shift(fill_value=np.inf)]
     axes.plot(best[x], best["error"], color="black", linewidth=0.6, drawstyle="steps-post", zorder=0)
