@@ -56,7 +56,7 @@ def test_onnx_runtime_computes_what_torch_does(name, tmp_path):
 
 
 def test_rows_of_units_go_on_speaking():
-    net = nets.init_(nets.VGG((3, 32, 32), 10, ["no-WN"] * 2, width=4), [1, 2])
+    net = nets.init_(convnets.VGG((3, 32, 32), 10, ["no-WN"] * 2, width=4), [1, 2])
     units = {"convs.1": torch.tensor([[True, False, True, False], [False, False, True, True]])}
     found = smaller.rows(net, units)
     assert list(found) == ["convs.1.weight"] and found["convs.1.weight"].shape == (2, 4, 4, 3, 3)
