@@ -73,7 +73,7 @@ def operations(examples):
 
 
 def main(count, rounds, kinds):
-    real = data.load("cifar10", train_examples=count)
+    real = data.load("cifar10", DEVICE, train_examples=count)
     sets = real.split("train"), tuple(part[:1] for part in real.split("test"))  # an attempt has no test pass
     about = f"VGG of 13 convolutions, {count} images of CIFAR-10, batch {BATCH}, float32: an attempt"
     report, loader = Report("cifar_epoch", about), plain_loader(count)

@@ -101,8 +101,8 @@ def operations(examples):
 
 def main(rounds):
     real = data.load("mnist", train_examples=EXAMPLES)
-    test = tuple(part[:1] for part in real.split("test"))  # an attempt has no test pass
-    sets = real.split("train"), test
+    here = data.load("mnist", DEVICE, train_examples=EXAMPLES)
+    sets = here.split("train"), tuple(part[:1] for part in here.split("test"))  # an attempt has no test pass
     report = Report(
         "mnist_epoch", f"784-{WIDTH}-10 on MNIST, batch {BATCH}, float32: an attempt of training and evaluation"
     )

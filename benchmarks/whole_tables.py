@@ -31,7 +31,7 @@ from lib.studies.phew import study  # noqa: E402
 
 PIECES = ("challenge", "masks", "dpp", "epoch", "descent")
 EPOCHS, SEEDS = 100, 5
-METHODS = ("phew", "synflow", "synflow_l2", "snip", "grasp", "magnitude_init")
+METHODS = sized(("phew", "synflow", "synflow_l2", "snip", "grasp", "magnitude_init"), ("phew", "snip"))
 NETWORKS = sized(("resnet20", "vgg19"), ("resnet20",))
 DENSITIES, MASK_SEEDS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002), 10
 UNITS, BUDGETS, BETA = sized(500, 2), 9, 0.3
