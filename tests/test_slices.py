@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import plain, shrink
+from lib import methods, plain, shrink, smaller
 from lib.pruning.hops import unwrapped, weighted
 from lib.pruning.masks import apply_
 from tests.odd_networks import READ, Lambda, act, conv, head
@@ -178,6 +178,15 @@ def test_units_without_weights_go_with_all_that_is_theirs(name):
     found = [getattr(part, "out_channels", getattr(part, "out_features", 0)) for part in weighted(small).values()]
     assert told == "" and found == expected
     assert plain.parameters(small) < plain.parameters(network) or name in ("half a group", "one term of a sum")
+
+
+def test_units_of_a_module_go_by_the_method_that_ranks_them():
+    network, x = filled(residual().double()), torch.rand(2, 3, 8, 8).double()
+    units = methods.prune(network, "magnitude", 0.25, of="units")
+    small, told = shrunk(network, smaller.rows(network, units), x)
+    stream, inside = int((units["0"] | units["1.b"]).sum()), int(units["1.a"].sum())
+    assert told == "" and inside == 2
+    assert [len(layer.weight) for layer in weighted(small).values()] == [stream, inside, stream, 4]
 
 
 def test_a_network_without_a_path_says_its_constant():

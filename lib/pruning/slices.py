@@ -30,12 +30,12 @@ TORCH_PRUNING = (
 def sliced(module, masks, inputs=None):
     """Return a copy of a torch module, in eval() mode, without the units that lie on no path of non-zero weights.
 
-    masks: `{name: bool}` of any of its parameters. inputs: an example, or a tuple of all that it reads, as for
-    `topology.topology`; the copy reads what has this shape. Convolutions, linear layers, batch normalisations and
-    factors or terms for each channel get narrower, in sums, products and concatenations alike; the weights that are
-    masked inside stay, as zeros. A layer keeps at least one unit. Warns where units on no path stay, because something
-    normalises over them or needs their number, and says what. ValueError for what cannot be read, or would compute
-    otherwise: then Torch-Pruning, which it names, takes units out.
+    masks: `{name: bool}` of any of its parameters, from units by `smaller.rows`. inputs: an example, or a tuple of all
+    that it reads, as for `topology.topology`; the copy reads what has this shape. Convolutions, linear layers, batch
+    normalisations and factors or terms for each channel get narrower, in sums, products and concatenations alike; the
+    weights that are masked inside stay, as zeros. A layer keeps at least one unit. Warns where units on no path stay,
+    because something normalises over them or needs their number, and says what. ValueError for what cannot be read, or
+    would compute otherwise: then Torch-Pruning, which it names, takes units out.
     """
     work = copy.deepcopy(h.unwrapped(module)).eval()
     coupled, dtype = Coupled(work, inputs), next(work.parameters()).dtype

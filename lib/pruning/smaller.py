@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lib.errors import ParameterError
-from lib.networks import nets, plain
+from lib.networks import plain
 from lib.pruning import shrink
 
 
@@ -46,13 +46,16 @@ def _median(function, x, seconds):
 
 
 def rows(net, units):
-    """Return masks `{name: bool}` without the weights of units that `units`, `{layer: bool (R, O)}`, drop.
+    """Return masks `{name: bool}` without the weights of units that `units` drop.
 
-    Biases and normalisations go on speaking for them, unlike under `masks.expand`: `shrink` folds what they say.
+    units: `{layer: bool (R, O)}` of a stack, `{layer: bool (O,)}` of a torch module, as `methods.prune` makes them.
+    Biases and normalisations go on speaking for a unit, unlike under `masks.expand`: `shrink` folds what they say.
     """
-    weights = {layer: nets.weights(net)[f"{layer}.weight"] for layer in units}
-    kept = {layer: mask.view(*mask.shape, *[1] * (weights[layer].dim() - 2)) for layer, mask in units.items()}
-    return {f"{layer}.weight": mask.expand_as(weights[layer]).clone() for layer, mask in kept.items()}
+    found = {}
+    for layer, mask in units.items():
+        weight = net.get_submodule(layer).weight
+        found[f"{layer}.weight"] = mask.view(*mask.shape, *[1] * (weight.dim() - mask.dim())).expand_as(weight).clone()
+    return found
 
 
 def runtime(path):
