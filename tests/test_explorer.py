@@ -344,6 +344,11 @@ def test_exported_html_stands_still(explorer, capsys, monkeypatch):
     shown = []
     monkeypatch.setattr(controls, "display", lambda data, raw: shown.append(data))
     explorer.show()
+    assert all("application/vnd.jupyter.widget-view+json" in data for data in shown)
+    monkeypatch.setenv("PRUNING_STILL", "1")
+    shown.clear()
+    explorer.show()
+    assert [[*data] for data in shown] == [["text/html"]] * 2
     outputs = [nbformat.v4.new_output("display_data", data) for data in shown]
     cell = nbformat.v4.new_code_cell("explorer.show()", outputs=outputs)
     page, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))

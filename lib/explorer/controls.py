@@ -10,6 +10,7 @@ one and exported HTML show them as they last were; the controls need a kernel.
 import base64
 import html
 import itertools
+import os
 
 import ipywidgets as widgets
 import numpy as np
@@ -264,5 +265,10 @@ def _column(subject, cut, whole):
 
 
 def _display(widget, instead):
-    """Display a widget; where there is no kernel, HTML stands `instead` of it."""
-    display({**widget._repr_mimebundle_(), "text/html": instead}, raw=True)
+    """Display a widget; where there is no kernel, HTML stands `instead` of it, and where nobody sits before it.
+
+    In an executed notebook is what its widgets were, by which an exported page asks the net for a script to draw them:
+    so under the launcher of papermill, which sets PRUNING_STILL, there are none.
+    """
+    live = {} if os.environ.get("PRUNING_STILL") else widget._repr_mimebundle_()
+    display({**live, "text/html": instead}, raw=True)
