@@ -277,7 +277,8 @@ def onnx(module, folder, inputs):
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ParameterError("onnx files need two more packages: pip install onnx onnxscript onnxruntime") from error
+        told = "onnx and onnxscript are not both installed, which ONNX files need"
+        raise ParameterError(f"{told}: pip install onnx onnxscript onnxruntime") from error
     path = Path(folder).expanduser() / ONNX
     disk.assert_writable(path.parent)
     twin = copy.deepcopy(module).cpu().eval()
