@@ -1,6 +1,7 @@
 """Published names: each leads to a type that exists here, and every type to keywords that exist."""
 
 import inspect
+import re
 
 import pytest
 
@@ -23,6 +24,16 @@ def test_every_name_is_a_type_of_its_notebook(name):
 def test_there_are_all_names_and_no_two_are_one():
     assert len(WRITTEN) == len(set(WRITTEN.itertuples(index=False))) == 24
     assert len(set(NAMES["name"])) == len(NAMES) == 29
+
+
+def test_the_notebooks_say_the_same():
+    told = (runs.ROOT / "notebooks/README.md").read_text("utf-8").partition("## Published names")[2]
+    found = set()
+    for notebook, line in re.findall(r"^\| `(\w+)` \| (.*) \|$", told, re.MULTILINE):
+        for kinds, names in re.findall(r"((?:`\w+`(?:, )?)+) \(([\w, ]+)\)", line):
+            found |= {(name, notebook, kind) for name, kind in
+                      zip(names.split(", "), re.findall(r"\w+", kinds), strict=True)}  # fmt: skip
+    assert found == set(WRITTEN.itertuples(name=None))
 
 
 def test_names_without_an_experiment_and_unknown_ones():
