@@ -40,7 +40,7 @@ class Board:
         self._densities(self.figure.add_subplot(grid[:2, 2]))
         self.bars = [self._scores(self.figure.add_subplot(grid[k, 3]), one) for k, one in enumerate(sweeps)]
         self.tables = [self._confusion(self.figure.add_subplot(grid[2:, k]), one) for k, one in enumerate(sweeps)]
-        self.tiles = [self._tile(self.figure.add_subplot(grid[2:, 2 + k]), one) for k, one in enumerate(sweeps)]
+        self.tiles = [self._tile(self.figure.add_subplot(grid[2:, 2 + k])) for k in range(len(sweeps))]
         for artist in self.moving:
             artist.set_animated(True)
         self.canvas.draw()
@@ -104,7 +104,7 @@ class Board:
         self.moving += [picture, *numbers]
         return picture, numbers
 
-    def _tile(self, axes, one):
+    def _tile(self, axes):
         height, width = self.subject.pictures.shape[2] + GAP, self.subject.pictures.shape[3] + BESIDE
         blank = np.full((DOWN * height, ACROSS * width, 3), 255, np.uint8)
         picture, title = axes.imshow(blank), axes.text(0, 1.02, "", transform=axes.transAxes)

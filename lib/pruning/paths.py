@@ -121,12 +121,6 @@ def _pairs(mask, channels):
     return cells if cells.shape[2] == channels else cells.unflatten(2, (channels, -1)).any(3)
 
 
-def effective_density(hops, masks):
-    """Return the share of all weights that are kept and lie on a live path, `(R,)` float64; biases do not count."""
-    on_path = live(hops, masks).masks.values()
-    return sum(mask.flatten(1).sum(1) for mask in on_path).double() / sum(mask[0].numel() for mask in on_path)
-
-
 def layer_kept(hops, masks):
     """Return how many weights of every layer lie on a live path, `{layer: (R,) int64}`; 0 is a collapsed layer."""
     on_path = live(hops, masks).masks
