@@ -34,14 +34,15 @@ class Part(NamedTuple):
 def shrink(net, masks=None, run=0, inputs=None):
     """Return one run of `net` under `masks` as a smaller `nn.Module`, with the same logits, to use and not to train.
 
-    `net`: a stack of a class that is known here, or any torch module, which `slices.sliced` makes smaller: see there
-    for what `inputs` is. Of a stack:
+    net: a stack of MLP, VGG or ResNet, or any torch module. A module is one network, whatever `run` is: a copy of it,
+    of its own layers, is made smaller as `slices.sliced` says, also of `inputs`, which no stack needs. Of stacks:
 
-    `(N, pixels)` to `(N, classes)`. Units without a path of non-zero weights from the input and to the output go; the
-    weights masked inside the others stay, as zeros. What the first kind still says, a constant, is folded into the
-    biases of its readers, behind a padded convolution into a `plain.Offset`. Batch normalisation, which is taken in
-    `eval()` mode, and dropout disappear. Layers that `masks` does not name are whole; zeros in the weights count as
-    masked. ValueError for a normalised layer (`nets.fold` first), and for a class of network that is not known here.
+    masks: `{name: bool}` of its parameters, with the axis of runs. What is returned takes `(N, pixels)` to
+    `(N, classes)`. Units without a path of non-zero weights from the input and to the output go; the weights masked
+    inside the others stay, as zeros. What the first kind still says, a constant, is folded into the biases of its
+    readers, behind a padded convolution into a `plain.Offset`. Batch normalisation, which is taken in `eval()` mode,
+    and dropout disappear. Layers that `masks` does not name are whole; zeros in the weights count as masked. ValueError
+    for a normalised layer (`nets.fold` first), for a run that is not there, and for a stack of another class.
     """
     if not nets.layers(net):
         return sliced(net, masks or {}, inputs)

@@ -5,7 +5,7 @@ permute, slice, pad) moves these numbers by the same function, so that nothing h
 a unit of a linear layer may be a pixel of a channel after a view, and a channel several features after flattening.
 
 Of torchvision's classifiers AlexNet, VGG, ResNet, ResNeXt, DenseNet, SqueezeNet, GoogLeNet, Inception, ShuffleNet,
-MNASNet, MobileNet, EfficientNet and ConvNeXt are read; ViT, Swin and MaxViT, which attend, are refused by name.
+MNASNet, MobileNet, EfficientNet, RegNet and ConvNeXt are read; ViT, Swin and MaxViT, which attend, are refused by name.
 
 Needs torch alone; see phew.py, which walks through what is found here.
 """
