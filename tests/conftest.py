@@ -26,3 +26,13 @@ def shared_runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNING_RUNS", str(folder))
         yield folder
+
+
+@pytest.fixture
+def axes():
+    """Return axes of a figure, which is closed after the test."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)

@@ -1,19 +1,11 @@
 """The claims and panels of the challenge, on small tables made by hand."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from lib import drawing
 from lib.studies.challenge import figures
-
-
-@pytest.fixture
-def axes():
-    figure, axes = plt.subplots()
-    yield axes
-    plt.close(figure)
 
 
 def ends(**accuracies):

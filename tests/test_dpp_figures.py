@@ -11,13 +11,6 @@ from lib.studies.dpp import figures
 NONE = pd.DataFrame(columns=["type", "kept", "budget", "error"])
 
 
-@pytest.fixture
-def axes():
-    figure, axes = plt.subplots()
-    yield axes
-    plt.close(figure)
-
-
 def rows(**errors):
     """Return rows of two budgets and three seeds; `errors` are a type's error, to which seeds add little."""
     return pd.DataFrame(

@@ -17,13 +17,6 @@ from lib import drawing, evidence, twins
 from lib.studies.ewn import figures as ewn
 
 
-@pytest.fixture
-def axes():
-    figure, axes = plt.subplots()
-    yield axes
-    plt.close(figure)
-
-
 def seeds(n):
     rng = np.random.default_rng(0)
     return pd.DataFrame([{"seed": s, "x": x, "y": rng.normal()} for s in range(n) for x in (0, 1, 2)])

@@ -1,19 +1,11 @@
 """The panels of PHEW's summary, on small tables and records made by hand."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from lib import runs
 from lib.studies.phew import figures
-
-
-@pytest.fixture
-def axes():
-    figure, axes = plt.subplots()
-    yield axes
-    plt.close(figure)
 
 
 def test_the_parts_of_a_network_hold_all_its_weights():

@@ -9,6 +9,7 @@ from torch import nn
 
 from lib import convnets, masks, nets, plain
 from lib.studies.challenge import sparse
+from tests.test_shrink import random_masks
 
 SIZES = (20, 18, 13, 9, 4)
 F64 = torch.float64
@@ -21,11 +22,6 @@ def mlp(bias=True, dtype=F64, runs=2, **options):
             if layer.bias is not None:
                 layer.bias.normal_(generator=torch.Generator().manual_seed(1))
     return net
-
-
-def random_masks(net, density, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return {name: torch.rand(w.shape, generator=g) < density for name, w in nets.weights(net).items()}
 
 
 def masked(net, kept, x, run):

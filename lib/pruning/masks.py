@@ -188,16 +188,16 @@ def expand(units, parameters):
         if before is not None:
             # A linear layer behind a convolution has one input for every position of every filter.
             inputs = before.repeat_interleave(weight.shape[2] // before.shape[1], dim=1)
-            masks[name] &= _trailing(inputs[:, None], weight)
+            masks[name] &= trailing(inputs[:, None], weight)
         if kept is not None:
-            masks[name] &= _trailing(kept, weight)
+            masks[name] &= trailing(kept, weight)
             if f"{layer}.bias" in parameters:
                 masks[f"{layer}.bias"] = kept
         before = kept
     return masks
 
 
-def _trailing(mask, weight):
+def trailing(mask, weight):
     """Return `mask` with as many axes as `weight`: in a filter all entries of a unit, or of an input, go together."""
     return mask.reshape(mask.shape + (1,) * (weight.dim() - mask.dim()))
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from lib.pruning.masks import trailing
+
 
 class Live(NamedTuple):
     """What of R masked networks is alive.
@@ -79,17 +81,12 @@ def _like(masks):
 def _between(hop, mask, forward, backward):
     """Return the entries of a layer's mask that join a unit the input reaches to one that reaches the output."""
     inputs = per_input(forward[hop.source], mask)
-    return mask & _trailing(inputs[:, None], mask) & _trailing(backward[hop.target], mask)
+    return mask & trailing(inputs[:, None], mask) & trailing(backward[hop.target], mask)
 
 
 def per_input(units, weight):
     """Return `(R, I)` of `units (R, C)`, for a layer's inputs: behind a convolution a channel has several, in a row."""
     return units.repeat_interleave(weight.shape[2] // units.shape[1], dim=1)
-
-
-def _trailing(mask, weight):
-    """Return `mask` with as many axes as `weight`."""
-    return mask.reshape(mask.shape + (1,) * (weight.dim() - mask.dim()))
 
 
 def widths(hops, masks):

@@ -14,6 +14,7 @@ from torch import nn
 from lib.kernels import twins
 from lib.networks import nets, plain
 from lib.pruning import paths
+from lib.pruning.masks import trailing
 from lib.pruning.slices import TORCH_PRUNING, added, filled, sliced
 
 
@@ -114,11 +115,7 @@ def _without_norm(norm, run, weight, bias):
     # What it makes of ones, without its mean and shift, is its factor.
     factor = twins.batch_norm(one[None, None, :, None, None], scale[None], none, none, variance[None], training=False)
     factor = factor.flatten()
-    return weight * _trailing(factor, weight), (bias - mean) * factor + shift
-
-
-def _trailing(vector, weight):
-    return vector.reshape(-1, *[1] * (weight.dim() - 1))
+    return weight * trailing(factor, weight), (bias - mean) * factor + shift
 
 
 def _inside(net):
@@ -176,7 +173,7 @@ def _constants(net, parts, reached):
         source, target = part.hop.source, part.hop.target
         if source not in silent:
             value = act(sums[source])
-            silent[source] = value * ~_trailing(reached[source], value[0])
+            silent[source] = value * ~trailing(reached[source], value[0])
         sums[target] = sums.get(target, 0) + _through(part, silent[source])
     return {node: value[0] for node, value in sums.items()}
 

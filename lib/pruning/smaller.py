@@ -9,6 +9,7 @@ import torch
 from lib.errors import ParameterError
 from lib.networks import plain
 from lib.pruning import shrink
+from lib.pruning.masks import trailing
 
 
 @torch.no_grad()
@@ -54,7 +55,7 @@ def rows(net, units):
     found = {}
     for layer, mask in units.items():
         weight = net.get_submodule(layer).weight
-        found[f"{layer}.weight"] = mask.view(*mask.shape, *[1] * (weight.dim() - mask.dim())).expand_as(weight).clone()
+        found[f"{layer}.weight"] = trailing(mask, weight).expand_as(weight).clone()
     return found
 
 
