@@ -145,7 +145,7 @@ def search(net, x, y, exponent, cap, limit, *, first=FIRST_STEP, budget=100_000,
     return result
 
 
-def gradient_descent(net, x, y, rate, steps, points=200):
+def gradient_descent(net, x, y, rate, steps):
     """Return (at (T,), end-to-end weights (R, T, I), log-losses (R, T)) of plain gradient descent, rate constant.
 
     net: an `nets.MLP` of any depth without activation and bias, taken in place through `steps` steps on the summed
@@ -156,7 +156,7 @@ def gradient_descent(net, x, y, rate, steps, points=200):
     basis = torch.eye(weight.shape[2], dtype=weight.dtype, device=weight.device)
     rates = torch.full(weight.shape[:1], rate, dtype=weight.dtype, device=weight.device)
     signed = x * y[..., None]
-    at = log_spaced(steps, points)
+    at = log_spaced(steps, 200)
     kept, rows = set(at.tolist()), []
     with nets.sgd_in_backward(net, rates):
         for step in range(steps):

@@ -347,10 +347,10 @@ def left(study, outcome):
     }  # fmt: skip
 
 
-def _epoch_seconds(study, net, least=0.3):
-    """Return the seconds of a training pass: the shortest of at least three and of `least` seconds of them."""
+def _epoch_seconds(study, net):
+    """Return the seconds of a training pass: the shortest of at least three and of 0.3 seconds of them."""
     (x, y), n = study.train, min(TIMED, len(study.train[1]))
     trainer = Trainer(net, (x[:n], y[:n]), tuple(part[:1] for part in study.test), [0], **study.rule)
-    while trainer.seconds < least or trainer.epoch < 3:
+    while trainer.seconds < 0.3 or trainer.epoch < 3:
         trainer.fit(1)
     return float(np.diff(trainer.curve("seconds")[0]).min() * len(y) / n)
