@@ -38,7 +38,7 @@ def descend(
     """
     _check(net, seeds, levels, folders, trained)
     levels = [float(level) for level in levels]
-    recipes = recipes or [{"seed": int(seed)} for seed in seeds]
+    recipes = recipes or [descent.recipe(net, run, seed) for run, seed in enumerate(seeds)]
 
     def work(runs):
         part = slice(runs[0], runs[-1] + 1)

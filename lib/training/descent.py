@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from lib.errors import RecordError, listed
+from lib.kernels import twins
+from lib.networks import nets
 from lib.records import disk
 from lib.training import weights
 
@@ -100,6 +102,12 @@ def load(path, like, holds=None, way_out=""):
     columns = [meta["history"].index(name) for name in HISTORY]  # files may have more
     history = [[*map(tuple, arrays[f"history/{k}"][:, columns].tolist())] for k in range(len(meta["seeds"]))]
     return Descent(net, meta["seeds"], **{k: tensors[k] for k in VECTORS}, **norms, history=history), meta
+
+
+def recipe(net, run, seed):
+    """Return what is known of a run of a fresh stack without being told, `{"type", "seed"}`."""
+    names = {code: name for name, code in twins.NORMS.items()}
+    return {"type": names[int(next(iter(nets.layers(net).values())).norm[run])], "seed": int(seed)}
 
 
 def level_path(folder, level):
