@@ -84,9 +84,13 @@ def matrix(axes, frame, table):
 def front(axes, found, x):
     """Draw errors against a cost, the column `x`, and a line through the rows that nothing is cheaper and better than.
 
-    Return these rows, the cheapest first.
+    Return these rows, the cheapest first; none where no cost is known, which the panel says.
     """
     found = found.dropna(subset=[x])
+    if found.empty:
+        axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
+        return found
     for family, (said, colour, marker) in FAMILIES.items():
         if len(own := found[found["family"] == family]):
             axes.plot(own[x], own["error"], marker, color=colour, alpha=0.6, markeredgewidth=0, label=said)

@@ -78,6 +78,8 @@ def reading(title, frame, table):
 
 def cheapest(best, what):
     """Return a sentence about the rows that `front` returned."""
+    if best.empty:
+        return f"- By {what}: not measured."
     each = ", ".join(label(kind) + (f" at {at:.0%}" if kind != "none" else "")
                      for kind, at in zip(best["type"], best["sparsity"], strict=True))  # fmt: skip
     return f"- By {what} nothing is both cheaper and better than, from cheap to good: {each}."
