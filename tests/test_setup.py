@@ -209,6 +209,14 @@ def notebook(tmp_path, monkeypatch):
     cells = [nbformat.v4.new_code_cell("seed: int = 1  # any", metadata={"tags": ["parameters"]})]
     cells += [nbformat.v4.new_code_cell("print('the seed is', seed)")]
     cells += [nbformat.v4.new_code_cell("open(f'runs/nb/EWN-{seed}.json', 'w').close(); print('already done: EWN-1')")]
+    late = """# as on a busy machine, where a kernel has replied but not yet left what it replied to
+import time
+handlers = get_ipython().kernel.shell_handlers
+leave = handlers["kernel_info_request"]
+async def late(*request): await leave(*request); time.sleep(0.03)
+handlers["kernel_info_request"] = late
+"""
+    cells += [nbformat.v4.new_code_cell(late)]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / "nb.ipynb")
     monkeypatch.chdir(tmp_path)

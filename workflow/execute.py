@@ -9,23 +9,20 @@ import argparse
 import os
 import re
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 # jsonschema's check of internationalised addresses, which no notebook has: it takes longer to import than all the rest.
 sys.modules.setdefault("rfc3987_syntax", None)
 import papermill  # noqa: E402
-from traitlets.config import Config  # noqa: E402
 
 from lib import runs  # noqa: E402
 from lib.errors import UNWRITABLE, unwritable  # noqa: E402
+from workflow import kernels  # noqa: E402
 from workflow.plan import ROOT, Plan, executed  # noqa: E402
 
-# A kernel that listens on TCP ports sometimes chooses one that another has just taken, and dies before it
-# answers. Sockets in a folder of its own cannot collide; where there are none (Windows) or where they fail (too
-# long a path), it is TCP after all. Only a kernel that did not start is tried again: an error of the
-# experiment would come back, after hours.
+# Where sockets fail (too long a path) it is TCP after all. Only a kernel that did not start is tried again: an error
+# of the experiment would come back, after hours.
 START_FAILURE = re.compile(r"Kernel died before|Kernel didn't respond|ZMQError|Address already in use")
 ATTEMPTS = 4
 
@@ -36,15 +33,14 @@ def execute(notebook, name, parameters):
     for attempt in range(1, ATTEMPTS + 1):
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
-                sockets = {"transport": "ipc", "ip": f"{folder}/k"}
+            with kernels.config(sockets=attempt == 1) as config:
                 papermill.execute_notebook(
                     ROOT / "notebooks" / f"{notebook}.ipynb",
                     output,
                     parameters,
                     cwd=ROOT,
                     progress_bar=False,
-                    config=Config(KernelManager=sockets if attempt == 1 and os.name == "posix" else {}),
+                    config=config,
                 )
             return None
         except papermill.PapermillExecutionError as error:
