@@ -60,3 +60,40 @@ def test_rows_of_strips_and_differences_are_the_same(axes):
 def test_a_conserved_score_is_a_bar_and_no_area(axes):
     figures.ratios(axes, {"synflow": np.zeros(9), "snip": np.linspace(-1, 1, 99)})
     assert len(axes.patches) == 1 and [label.get_text() for label in axes.get_yticklabels()] == ["SynFlow", "SNIP"]
+
+
+class Masks:
+    """A record of masks alone: one run of two densities or three, and how many of four layers each of them empties."""
+
+    def __init__(self, type, seed, empty, density=(0.1, 0.01, 0.001), rounds=100):
+        self.type, self.seed, self.axes = type, seed, {"density": list(density)}
+        self.parameters = {"rounds": rounds, "width": 0}
+        self.sparsity = np.array([[[1.0] * n + [0.5] * (4 - n) for n in empty]])
+
+    def array(self, name):
+        return self.sparsity
+
+
+def test_the_lowest_density_that_lasts_lies_above_all_that_empty_a_layer():
+    made = [Masks("synflow", 1, (0, 0, 0)), Masks("synflow", 2, (0, 0, 1)), Masks("snip", 1, (0, 2, 0))]
+    made += [Masks("snip", 2, (1, 4, 4)), Masks("synflow", 1, (4, 4, 4), rounds=1)]
+    rows = figures.emptied(made)
+    assert rows["empty"].tolist() == [0, 0, 0, 0, 0, 1, 0, 2, 0, 1, 4, 4, 4, 4, 4]
+    lasts = figures.lasting(rows)
+    assert lasts.xs(100, level="rounds").tolist() == [0.1, np.inf, 0.001, 0.01], "of types and seeds in order"
+    assert lasts.xs(1, level="rounds").tolist() == [np.inf]
+    assert figures.densities(lasts.loc["snip"]) == ("0.1", "0.1 to none")
+    (claim,) = figures.outlasts(lasts, "synflow", ("snip", "grasp"))
+    assert claim["mean"] == 1 and claim["n"] == 2 and claim["verdict"] == "undecided"
+    assert "SynFlow" in claim["text"] and "than SNIP" in claim["text"]
+
+
+def test_a_type_is_compared_with_itself_changed_seed_by_seed(axes):
+    own = pd.DataFrame({"type": ["phew", "phew", "snip"], "seed": [1, 2, 1], "accuracy": [50.0, 52.0, 40.0]})
+    moved = pd.DataFrame({"type": ["phew", "phew"], "seed": [2, 1], "accuracy": [45.0, 41.0]})
+    (claim,) = figures.changes({"as is": own, "shuffled": moved}, "Density 0.1")
+    assert claim["mean"] == pytest.approx((9 + 7) / 2) and claim["n"] == 2
+    assert claim["text"] == "Density 0.1: PHEW is above itself with its masks shuffled within layers"
+    figures.altered(axes, {"as is": own, "shuffled": moved}, ["phew"])
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[50.0, 52.0], [45.0, 41.0]]
+    assert [line.get_fillstyle() for line in axes.lines] == ["full", "none"]

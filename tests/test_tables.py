@@ -36,9 +36,9 @@ def test_the_largest_group_is_of_runs_that_differ_in_seed_and_type_alone(monkeyp
         tables.largest_group("x")
 
 
-@pytest.mark.parametrize("seeds, width", [(6, 64), (5, 2)])
-def test_the_deepest_group_is_the_one_that_can_decide(monkeypatch, seeds, width):
-    """Six pairs at -100, in records of two depths, before one at -300; with five of them nine at -10."""
+@pytest.mark.parametrize("seeds, widths", [(6, [64, 2]), (5, [2])])
+def test_the_deep_groups_are_those_that_can_decide(monkeypatch, seeds, widths):
+    """Six pairs at -100, in records of two depths, before nine at -10, and one at -300 not at all."""
     found = [record(kind, 1, width=8, levels=[-10, -300]) for kind in ("EWN", "no-WN")]
     for seed in range(seeds):
         deeper = [-10, -100, -200] if seed == 2 else [-10, -100]
@@ -46,10 +46,10 @@ def test_the_deepest_group_is_the_one_that_can_decide(monkeypatch, seeds, width)
     found += [record("EWN", seed, width=4, levels=[-10, -400]) for seed in range(9)]
     found += [record(kind, seed, width=2, levels=[-10]) for seed in range(9) for kind in ("EWN", "no-WN")]
     monkeypatch.setattr(runs, "records", lambda experiment, **where: found)
-    assert tables.deepest_group("x") == {"width": width}
+    assert tables.deep_groups("x") == [{"width": width} for width in widths]
     pairs = [record("EWN", 1, width=1, levels=[-300]), *(one for one in found if one.parameters["width"] == 8)]
     monkeypatch.setattr(runs, "records", lambda experiment, **where: pairs)
-    assert tables.deepest_group("x") == {"width": 8}, "where nothing can decide, the deepest"
+    assert tables.deep_groups("x") == [{"width": 8}], "where nothing can decide, the deepest"
 
 
 def test_of_a_run_at_two_depths_the_deeper_stays():

@@ -27,14 +27,15 @@ def comparable(records):
     return [record for record in records if _setting(record, ()) == setting]
 
 
-def deepest_group(experiment, **where):
-    """Return what `largest_group` does, of the records that went deepest with enough seeds of two types to decide.
+def deep_groups(experiment, **where):
+    """Return what `largest_group` does, of every set of records that has seeds enough of two types to decide.
 
-    Records that differ in `levels` are comparable: one of -300 has passed -100. Without enough seeds
-    (`evidence.NEEDED`) anywhere, the deepest are taken, of equally deep ones those with more.
+    The one that went deepest with so many (`evidence.NEEDED`) comes first. Records that differ in `levels` are
+    comparable: one of -300 has passed -100. Without enough seeds anywhere, the deepest set alone, of equally deep ones
+    that with more.
     """
-    found, settings, rows = _found(experiment, where), [], []
-    for record in found:
+    settings, rows = [], []
+    for record in _found(experiment, where):
         setting = _setting(record, ["levels"])
         settings += [] if setting in settings else [setting]
         at = settings.index(setting)
@@ -42,9 +43,10 @@ def deepest_group(experiment, **where):
     frame = pd.DataFrame(rows, columns=["at", "level", "type", "seed"])
     seeds = frame.groupby(["at", "level", "type"])["seed"].nunique()
     pairs = seeds.groupby(["at", "level"]).agg(lambda n: n.nlargest(2).min() if len(n) > 1 else 0)
-    pairs = pairs[pairs >= evidence.NEEDED] if (pairs >= evidence.NEEDED).any() else pairs
-    at, _ = min(pairs.index, key=lambda key: (key[1], -pairs[key]))
-    return settings[at]
+    enough = pairs[pairs >= evidence.NEEDED]
+    ranked = sorted(pairs.index if enough.empty else enough.index, key=lambda key: (key[1], -pairs[key]))
+    groups = [settings[at] for at in dict.fromkeys(at for at, _ in ranked)]
+    return groups[:1] if enough.empty else groups
 
 
 def _found(experiment, where):

@@ -4,7 +4,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from lib.figures import drawing, evidence, tables
+from lib.figures import drawing, evidence, gallery, tables
+from lib.records import runs
 
 SHARES = (0.5, 0.8, 0.9, 0.95)  # of the hidden units, pruned
 FEW = 10  # points of a line that are marked
@@ -92,6 +93,38 @@ def verdicts(pruned, shares=SHARES):
         since = own["level"][above].max() if above.any() else np.nan
         rows.append({"than": second, "sparsity": share, "level": level, **found, "since": since})
     return pd.DataFrame(rows)
+
+
+def descents(settings):
+    """Return the accuracies of pruned networks in percent, `{images: tidy table}`; settings: of `tables.deep_groups`.
+
+    images: how many they were trained on, in words. A run of several records is shown by the deepest.
+    """
+    found = {}
+    for setting in settings:
+        down = tables.deepest(runs.curves("mnist_prune", "pruned_accuracy", **setting)).dropna()
+        images = f"{setting['train_examples']:,}" if setting["train_examples"] else "all"
+        found.setdefault(images, down.assign(accuracy=100 * down["pruned_accuracy"].astype(float)))
+    return found
+
+
+def claims(pruned, images, levels):
+    """Return the gallery's claims, that EWN is ahead: at the level `deepest` and, by norm, at those of `levels`.
+
+    pruned: as of `left`, of all criteria; images: what they were trained on, in words.
+    """
+    furthest, rows = deepest(pruned), []
+    of = "" if images == "all" else f" of {images} images"
+    told = (pruned["level"] == furthest) & (pruned["criterion"] == "since_init")
+    told |= pruned["level"].isin([*levels, furthest]) & (pruned["criterion"] == "norm")
+    for (level, criterion), own in pruned[told].groupby(["level", "criterion"]):
+        for share in SHARES:
+            for second in sorted({*own["type"]} - {"EWN"}, reverse=True):
+                said = f"Log-loss {gallery.number(level, 0)}{of}, {share:.0%} pruned by {words(criterion)}"
+                main = level == furthest and (criterion, second) == ("norm", "no-WN") and share in (0.5, 0.9)
+                gains = ahead(own, second, level, share)
+                rows.append(gallery.claim(f"{said}: EWN is ahead of {second}", gains, main=main))
+    return rows
 
 
 def deepest(pruned, second="no-WN"):

@@ -4,9 +4,13 @@ import numpy as np
 import pandas as pd
 
 from lib.data.sets import SHAPES
-from lib.figures import drawing
+from lib.figures import drawing, evidence, gallery
 from lib.networks import convnets, nets
 from lib.records import runs
+
+ABOUT = ["type", "rounds", "width", "seed"]  # of masks without training
+CHANGES = {"shuffled": "with its masks shuffled within layers"}  # of what was pruned, before training, in words
+CHANGES |= {scheme: f"with its weights drawn anew ({scheme})" for scheme in ("phew", "evci", "liu")}
 
 
 def strips(axes, rows, value, kinds):
@@ -96,3 +100,83 @@ def ratios(axes, found):
         axes.plot([np.median(values)] * 2, [-row, 0.8 - row], color=colour, linewidth=1.5)
     axes.set(yticks=range(0, -len(found), -1), yticklabels=[drawing.look(kind)[0] for kind in found])
     axes.axvline(0, color="black", linewidth=0.5, zorder=0)
+
+
+def emptied(records):
+    """Return how many layers the masks of `records` empty: columns type, rounds, width, seed, density, empty."""
+    rows = []
+    for record in records:
+        about = [record.type, record.parameters["rounds"], record.parameters["width"], record.seed]
+        empty = (record.array("layer_sparsity")[0] == 1).sum(1)
+        rows += [[*about, at, n] for at, n in zip(record.axes["density"], empty, strict=True)]
+    return pd.DataFrame(rows, columns=[*ABOUT, "density", "empty"])
+
+
+def lasting(rows):
+    """Return the lowest density down to which no layer is empty, a value a run, infinite where one always is.
+
+    rows: of `emptied`. The index is type, rounds, width and seed.
+    """
+    by = [rows[name] for name in ABOUT]
+    worst = rows["density"].where(rows["empty"] > 0, 0.0).groupby(by).transform("max")
+    return rows["density"].where(rows["density"] > worst, np.inf).groupby(by).min()
+
+
+def collapse(axes, rows):
+    """Draw the emptied layers of every run against density; rows: of `emptied`."""
+    for (kind, rounds, *_), own in rows.groupby(ABOUT):
+        _, colour, marker, _ = drawing.look(kind)
+        dashes = ":" if rounds == 1 else "--" if kind.endswith("_frozen") else "-"
+        axes.plot(own["density"], own["empty"], ls=dashes, marker=marker, color=colour, alpha=0.6)
+    axes.set(xlabel="density", ylabel="emptied layers", xscale="log")
+
+
+def densities(lasts):
+    """Return the median of values of `lasting`, and the lowest and the highest, as text."""
+    low, middle, high = (f"{value:.2g}".replace("inf", "none") for value in lasts.quantile([0, 0.5, 1], "nearest"))
+    return middle, low if low == high else f"{low} to {high}"
+
+
+def outlasts(lasts, first, seconds):
+    """Return the gallery's claims that a type keeps all layers to a lower density than each of `seconds`.
+
+    lasts: of `lasting`, of which those with 100 rounds are taken.
+    """
+    kinds = lasts.xs(100, level="rounds").unstack("type")
+    claims = []
+    for second in [kind for kind in seconds if kind in kinds]:
+        both = kinds[[first, second]].dropna()
+        said = f"keeps every layer of VGG16 down to a lower density than {drawing.look(second)[0]}"
+        claims.append(gallery.share(f"Masks alone: {drawing.look(first)[0]} {said}", both[first] < both[second]))
+    return claims
+
+
+def altered(axes, rows, kinds):
+    """Draw every seed of each of `kinds`, a row each: filled as it is, hollow where its masks or weights are changed.
+
+    rows: what was done -> a tidy table with type and accuracy in percent; "as is" comes first.
+    """
+    for row, kind in enumerate(kinds):
+        for (change, table), marker in zip(rows.items(), "o^s<>", strict=False):
+            own, colour = table.loc[table["type"] == kind, "accuracy"], drawing.look(kind)[1]
+            fill, height = ("full", 0.12) if change == "as is" else ("none", -0.12)
+            label = None if row else change
+            axes.plot(own, [height - row] * len(own), marker, color=colour, fillstyle=fill, label=label)
+    axes.set(yticks=range(0, -len(kinds), -1), yticklabels=[drawing.look(kind)[0] for kind in kinds])
+    axes.legend()
+
+
+def changes(rows, setting):
+    """Return the gallery's claims that a type is above itself with its masks or weights changed, paired by seed.
+
+    rows: as of `altered`, with seeds; setting: of all of them, in words.
+    """
+    claims, rows = [], dict(rows)
+    own = rows.pop("as is")
+    for change, others in rows.items():
+        for kind in drawing.ordered(set(others["type"]) & set(own["type"])):
+            both = {"as is": own[own["type"] == kind], "changed": others[others["type"] == kind]}
+            both = pd.concat([table.assign(type=name) for name, table in both.items()])
+            said = f"{setting}: {drawing.look(kind)[0]} is above itself {CHANGES[change]}"
+            claims.append(gallery.claim(said, evidence.apart(both, "as is", "changed", "accuracy")))
+    return claims
