@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections import defaultdict
+from statistics import mean, pstdev
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,6 +29,8 @@ KINDS = {  # type -> test error in % at 80 %, what it is of, when, live hidden u
     "lamp": (3.55, "weights", "after", [1000, 900, 700]),
     "random": (9, "weights", "after", [1024] * 3),
     "snip_init": (4.5, "weights", "before", [900, 700, 500]),
+    "magnitude_init": (5.2, "weights", "before", [900, 700, 500]),
+    "synflow_init": (4.8, "weights", "before", [900, 700, 500]),
     "magnitude_gradual": (4.2, "weights", "during", [900, 700, 500]),
 }
 
@@ -68,7 +71,7 @@ def measured(kind, seed):
 @pytest.fixture(scope="module")
 def records(shared_runs):
     for kind in KINDS:
-        save("arena", kind, list(SEEDS), content, sparsities=SPARSITIES)
+        save("arena", kind, list(SEEDS)[: 6 if kind == "synflow_init" else None], content, sparsities=SPARSITIES)
     save("arena", "growth", [1, 2], lambda kind, seed: content("contribution", seed + 50), sparsities=SPARSITIES)
     save("arena", "lamp", [1, 2], content, sparsities=SPARSITIES, epochs=5)
     save("sparse_speed", "shrunk", [1], measured, hidden=[1024], sparsities=[0.0, 0.5, 0.9, 0.98])
@@ -115,21 +118,23 @@ def literal(paths, dataset):
         setting = json.dumps(parameters.scientific(p), sort_keys=True)
         groups[setting][document["type"], document["seed"]] = 100 * float(own), 100 * float(shuffled)
     found = max(groups.values(), key=len)
-    seeds = {kind: [seed for other, seed in found if other == kind] for kind, _ in found}
-    most = max(map(len, seeds.values()))
-    kinds = [kind for kind in seeds if len(seeds[kind]) == most]
-    tuned = {kind: [found[kind, seed][0] for seed in sorted(seeds[kind])] for kind in kinds}
+    seeds = {kind: sorted(seed for other, seed in found if other == kind) for kind, _ in found}
+    seeds = {kind: own for kind, own in seeds.items() if len(own) >= 6}
+    whole = [kind for kind in seeds if len(seeds[kind]) == max(map(len, seeds.values()))]
+    level = {seed: mean(found[kind, seed][0] for kind in whole) for seed in seeds[whole[0]]}
+    means = {kind: mean(level.values()) + mean(found[kind, seed][0] - level[seed] for seed in own)
+             for kind, own in seeds.items()}  # fmt: skip
     lines = {}
-    for kind in kinds:
-        mean = sum(tuned[kind]) / most
-        rank = 1 + sum(sum(tuned[other]) / most > mean for other in kinds)
-        gap = sum(own - shuffled for (other, _), (own, shuffled) in found.items() if other == kind) / most
+    for kind, own in seeds.items():
+        rank = 1 + sum(other > means[kind] + 1e-9 for other in means.values())
         fate = {1: 0, 0: 0, -1: 0}
-        for other in set(kinds) - {kind}:
-            low, high = stats.ttest_rel(tuned[kind], tuned[other]).confidence_interval()
+        for other in set(seeds) - {kind}:
+            pairs = [(found[kind, seed][0], found[other, seed][0]) for seed in own if seed in seeds[other]]
+            low, high = stats.ttest_rel(*zip(*pairs, strict=True)).confidence_interval()
             fate[1 if low > 0 else -1 if high < 0 else 0] += 1
-        spread = math.sqrt(sum((one - mean) ** 2 for one in tuned[kind]) / most)
-        lines[kind] = rank, mean, spread, gap, *fate.values()
+        spread, gap = pstdev(found[kind, seed][0] for seed in own), mean(one - two for one, two in map(found.get, [
+            (kind, seed) for seed in own]))  # fmt: skip
+        lines[kind] = rank, means[kind], spread, gap, *fate.values()
     return lines
 
 
@@ -159,10 +164,10 @@ def test_the_leaderboard_is_that_of_plain_loops(where, dataset, title, records, 
             pytest.skip("git keeps no record of it")
     found, lines = told(part, title), literal(paths, dataset)
     assert set(found) == {figures.label(kind) for kind in lines}
-    for kind, (rank, mean, spread, gap, *fate) in lines.items():
+    for kind, (rank, middle, spread, gap, *fate) in lines.items():
         row = [cell.replace("−", "-") for cell in found[figures.label(kind)]]
         assert float(row[0].split(" (")[0]) == rank and row[7] == " / ".join(map(str, fate)), kind
-        assert [float(cell) for cell in row[5].split(" ± ")] == pytest.approx([mean, spread], abs=0.0051)
+        assert [float(cell) for cell in row[5].split(" ± ")] == pytest.approx([middle, spread], abs=0.0051)
         assert row[6] == "" if math.isnan(gap) else float(row[6]) == pytest.approx(gap, abs=0.0051)
 
 
@@ -170,13 +175,23 @@ def test_the_leaderboard_is_that_of_plain_loops(where, dataset, title, records, 
 
 
 def test_a_group_is_the_largest_set_of_comparable_records(records):
-    assert len(records) == 8 * len(KINDS) + 2 and {record.parameters["epochs"] for record in records} == {3}
+    assert len(records) == 8 * len(KINDS) and {record.parameters["epochs"] for record in records} == {3}
     assert list(standings.groups()) == ["MNIST, MLP 1024"]
 
 
-def test_only_types_with_all_seeds_are_ranked(records, frame):
+def test_only_types_with_six_seeds_are_ranked(records, frame, table):
     kept, few = standings.whole(standings.rows(records))
     assert few == {"growth": 2} and set(kept["type"]) == set(KINDS)
+    assert table["n"].to_dict() == {kind: 6 if kind == "synflow_init" else 8 for kind in KINDS}
+    fewer, few = standings.whole(kept[kept["seed"] < 4])
+    assert few == {} and len(fewer) == 3 * 3 * len(KINDS), "where nobody has six, all that the others have"
+
+
+def test_seeds_that_one_type_alone_has_are_not_ranked(frame):
+    extra = frame[(frame["type"] == "lamp") & (frame["seed"] < 3)].assign(type="random_init")
+    own = pd.concat([extra.assign(seed=extra["seed"] + shift) for shift in (100, 102, 104)])
+    kept, few = standings.whole(pd.concat([frame, own]))
+    assert few == {"random_init": 6} and sorted(kept["seed"].unique()) == list(SEEDS)
 
 
 def test_rows_by_hand(frame):
@@ -187,7 +202,7 @@ def test_rows_by_hand(frame):
     assert one["work"] == 784 * 700 + 700 * 10 and one["family"] == "after" and np.isnan(one["reweighted"])
     families = frame.groupby("type")["family"].first().to_dict()
     assert families["small"] == families["none"] == "control" and families["random_units"] == "units"
-    assert families["snip_init"] == families["magnitude_gradual"] == "early"
+    assert families["snip_init"] == "before" and families["magnitude_gradual"] == "during"
 
 
 def test_a_ghost_is_the_rank_of_shuffled_masks_among_the_others(table, here):
@@ -221,21 +236,40 @@ def test_no_two_types_of_a_family_look_alike():
 
 def test_the_ranking_has_a_row_for_every_type(axes, table):
     figures.ranking(axes, table)
-    assert [text.get_text() for text in axes.get_yticklabels()] == [figures.label(kind) for kind in table.index]
-    x, y, ends = bars(axes)["units, after training"]
-    own = table[table["family"] == "units"]
-    np.testing.assert_allclose(x, own["rank"])
-    assert list(y) == [list(table.index).index(kind) for kind in own.index]
-    assert [text.get_text() for text in axes.texts] == [f"{error:.2f}" for error in table["error"]]
+    order = [kind for family in figures.FAMILIES for kind in table.index[table["family"] == family]]
+    few = {"synflow_init": " (n = 6)"}
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == [figures.label(kind) + few.get(kind, "") for kind in order]
+    heights = dict(zip(order, axes.get_yticks(), strict=True))
+    errors = {text.get_position()[1]: text.get_text() for text in axes.texts}
+    for family, (said, *_) in figures.FAMILIES.items():
+        own = table[table["family"] == family]
+        x, y, ends = bars(axes)[said]
+        np.testing.assert_allclose(x, own["rank"])
+        assert list(y) == [heights[kind] for kind in own.index] and errors[y[0] - 1] == said
+        assert [errors[row] for row in y] == [f"{error:.2f}" for error in own["error"]]
 
 
 def test_errors_stand_beside_the_controls_in_every_panel(axes, frame):
-    figures.errors(axes, frame, "after")
+    figures.errors(axes, frame, figures.of_families(frame, ["after"]))
     drawn = lines(axes)
     assert set(drawn) == {"not pruned", "trained small", "magnitude", "LAMP", "random"}
     means = frame[frame["type"] == "lamp"].groupby("sparsity")["error"].mean()
     np.testing.assert_allclose(drawn["LAMP"], [[0.05, 0.1, 0.2], means.to_numpy()[::-1]])
     assert axes.get_xscale() == axes.get_yscale() == "log" and axes.xaxis.get_inverted()
+
+
+def test_a_score_has_a_line_for_every_moment(axes, frame):
+    kinds = standings.moments(frame)
+    assert kinds == {"magnitude": {"after": "magnitude", "during": "magnitude_gradual", "before": "magnitude_init"}}
+    figures.errors(axes, frame, figures.of_moments(kinds["magnitude"]))
+    drawn = lines(axes)
+    assert set(drawn) == {"not pruned", "trained small", *(f"weights, {when} training" for when in standings.ENDS)}
+    means = frame[frame["type"] == "magnitude_init"].groupby("sparsity")["error"].mean()
+    np.testing.assert_allclose(drawn["weights, before training"], [[0.05, 0.1, 0.2], means.to_numpy()[::-1]])
+    assert standings.moments(frame.replace("snip_init", "taylor_gradual").replace("magnitude", "taylor")) == {
+        "magnitude": {"during": "magnitude_gradual", "before": "magnitude_init"},
+    }, "by one score, at another moment: not by another score"
 
 
 def test_the_matrix_is_red_below_and_blue_above(axes, here, table):
@@ -271,7 +305,8 @@ def test_the_front_is_what_nothing_is_cheaper_and_better_than(axes):
 def test_winners_are_chosen_on_the_holdout_and_controls_win_nothing(table, here):
     held_out = here.groupby("type")["held_out"].mean()
     assert standings.winners(table) == {
-        "units": "magnitude_units", "after": held_out[["magnitude", "lamp"]].idxmax(), "early": "magnitude_gradual",
+        "units": "magnitude_units", "after": held_out[["magnitude", "lamp"]].idxmax(), "during": "magnitude_gradual",
+        "before": "snip_init",
     }  # fmt: skip
 
 
@@ -283,18 +318,37 @@ def test_claims_are_of_winners_against_what_costs_nothing(here, table):
     own = {name: here[here["type"] == name].set_index("seed")["tuned"] for name in ("magnitude_units", "random_units")}
     assert one["mean"] == pytest.approx((own["magnitude_units"] - own["random_units"]).mean())
     assert {text for text in said if "shuffled" in text} == {
-        f"X: {kind} is above its own masks, shuffled" for kind in ("magnitude", "LAMP", "SNIP at start")
+        f"X: {kind} is above its own masks, shuffled"
+        for kind in ("magnitude", "LAMP", "SNIP at start", "magnitude at start", "SynFlow at start")
     }
+    two = said["X: magnitude before training is above magnitude after it"]
+    own = [here[here["type"] == name].set_index("seed")["tuned"] for name in ("magnitude_init", "magnitude")]
+    assert two["verdict"] == "refuted" and two["mean"] == pytest.approx((own[0] - own[1]).mean())
     assert not any(one["main"] for one in words.claims("X", here, table, False))
 
 
 def test_a_reading_names_ties_and_controls_that_win(here, table):
     said = words.reading("X", here, table)
-    assert said.startswith("**X**, n = 8:\n\n- Of 45 pairs ")
+    assert said.startswith("**X**, n = 8:\n\n- Of 66 pairs ")
+    assert "Pruned during training instead of after it, by the same score: worse for magnitude." in said
+    assert "Pruned during training instead of before it, by the same score: better for magnitude." in said
     assert "The control random is below every method." in said
     assert "correlate by 1.00 (Spearman)" in said
     worse = here.assign(tuned=here["tuned"].where(here["type"] != "small", 99.0 + here["seed"] / 100))
     assert "The control trained small is above magnitude, LAMP" in words.reading("X", worse, standings.ladder(worse))
+
+
+def test_moments_are_compared_by_paired_intervals(frame):
+    *_, first, second, third = words.by_moment(frame).splitlines()
+    wide = frame[frame["sparsity"] == 0.9].pivot(index="seed", columns="type", values="tuned")
+    gain = wide["magnitude_gradual"] - wide["magnitude"]
+    low, high = stats.ttest_1samp(gain, 0).confidence_interval()
+    cell = f"**{gain.mean():.2f}** ({low:.2f} to {high:.2f})".replace("-", "−")
+    assert first.split(" | ")[1] == "during − after" and first.split(" | ")[3] == cell and first.endswith("| 8 |")
+    assert "before − after" in second and "during − before" in third
+    few = words.by_moment(frame[frame["seed"] < 4])
+    assert "**" not in few and few.endswith("| 3 |"), "three seeds decide nothing"
+    assert words.by_moment(frame[frame["family"] != "after"].query("type != 'magnitude_init'")) is None
 
 
 def test_networks_agree_by_the_rank_correlation_of_their_types(table):

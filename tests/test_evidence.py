@@ -84,16 +84,28 @@ def test_ranks_are_of_means_and_their_interval_of_seeds_drawn_again():
     assert (low[1], high[1]) == (4, 4), "who is last in every draw"
 
 
+def test_a_column_that_lacks_seeds_is_placed_by_those_that_it_has():
+    """On an easy seed anything is good: the third column is 1 below the mean of the first two, and ranked there."""
+    values = np.array([[5.0, 7.0, np.nan], [1.0, 3.0, np.nan], [9.0, 11.0, 9.0], [9.5, 11.5, 9.5]])
+    assert evidence.means(values).tolist() == [6.125, 8.125, pytest.approx(6.125)]
+    values[:, 2] -= 0.5
+    rank, low, high = evidence.ranks(values)
+    assert rank.tolist() == low.tolist() == high.tolist() == [2, 1, 3], "in every draw it has a seed"
+    whole = np.random.default_rng(3).normal(size=(7, 4))
+    assert evidence.means(whole).tolist() == whole.mean(0).tolist()
+    outcome = evidence.duels(np.where(np.arange(7)[:, None] * [0, 0, 0, 1] < 2, whole + [0, 0, 9, 18], np.nan))
+    assert outcome[2, 0] == 1 and not outcome[3].any(), "of two seeds nothing is decided"
+
+
 @pytest.mark.parametrize("n, decided", [(8, True), (5, False)])
 def test_a_duel_is_won_by_a_paired_interval(n, decided):
     draws = np.random.default_rng(2)
     values = draws.normal(size=(n, 1)) * 10 + np.array([0.0, 3.0, 0.1]) + draws.normal(size=(n, 3))
-    mean, outcome = evidence.duels(values)
+    outcome = evidence.duels(values)
     for i in range(3):
         for j in set(range(3)) - {i}:
             low, high = stats.ttest_rel(values[:, i], values[:, j]).confidence_interval()
             assert outcome[i, j] == (int(low > 0) - int(high < 0) if decided else 0)
-    assert mean == pytest.approx(values.mean(0)[:, None] - values.mean(0))
     assert outcome[1, 0] == decided and outcome[0, 2] == 0
 
 

@@ -1,5 +1,7 @@
 """What a claim stands on: differences paired by seed, their interval, a sign-flip test, and a verdict."""
 
+import itertools
+
 import numpy as np
 import scipy  # which imports its statistics when they are needed: every notebook draws, few judge
 
@@ -86,27 +88,41 @@ def counted(hits):
 
 
 def ranks(values):
-    """Return (rank, low, high), each `(K,)`, of K columns by their mean: 1 is the largest, equal ones share theirs.
+    """Return (rank, low, high), each `(K,)`, of K columns by their `means`: 1 is the largest, equal ones share theirs.
 
-    values: `(n, K)`, each row of one seed. The interval holds 95 % of the ranks when seeds are drawn with replacement,
-    the same for all columns.
+    values: `(n, K)`, each row of one seed, nan where a column lacks it. The interval holds 95 % of the ranks when
+    seeds are drawn with replacement, the same for all columns, each in place of one that the same columns have.
     """
     values = np.asarray(values, float)
-    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    found = scipy.stats.rankdata(-values[drawn].mean(axis=1), axis=1)
+    rng, (_, pattern) = np.random.default_rng(0), np.unique(np.isnan(values), axis=0, return_inverse=True)
+    alike = [np.flatnonzero(pattern.ravel() == k) for k in range(pattern.max() + 1)]
+    drawn = [rows[rng.integers(len(rows), size=(RESAMPLES, len(rows)))] for rows in alike]
+    found = scipy.stats.rankdata(-means(values[np.concatenate(drawn, axis=1)]), axis=1)
     low, high = np.quantile(found, (0.025, 0.975), axis=0, method="nearest")
-    return scipy.stats.rankdata(-values.mean(axis=0)), low, high
+    return scipy.stats.rankdata(-means(values)), low, high
+
+
+def means(values):
+    """Return the means `(..., K)` of the columns of `values (..., n, K)`, each row of one seed.
+
+    A column that lacks seeds, nan, is as far from the mean of those that lack none as on the seeds that it has.
+    """
+    lacks = np.isnan(values)
+    level = values[..., ~lacks.any(axis=tuple(range(values.ndim - 1)))].mean(axis=-1, keepdims=True)
+    return np.where(lacks, level + np.nanmean(values - level, axis=-2, keepdims=True), values).mean(axis=-2)
 
 
 def duels(values):
-    """Return (mean, outcome), each `(K, K)`: how much larger column i is than column j, and who wins.
+    """Return who wins, `(K, K)`: 1 where the 95 % interval of column i minus column j is above 0, -1 where it is below.
 
-    values: `(n, K)`, each row of one seed. outcome: 1 where the 95 % interval of the paired difference is above 0, -1
-    where it is below, else 0, a tie, as with fewer than `NEEDED` seeds.
+    Else 0, a tie. values: `(n, K)`, each row of one seed, nan where a column lacks it; a pair that shares fewer than
+    `NEEDED` seeds ties.
     """
     values = np.asarray(values, float)
-    apart = values[:, :, None] - values[:, None, :]
-    if len(values) < NEEDED:
-        return apart.mean(axis=0), np.zeros(apart.shape[1:], int)
-    low, high = interval(apart)
-    return apart.mean(axis=0), (low > 0).astype(int) - (high < 0)
+    outcome = np.zeros((values.shape[1],) * 2, int)
+    for i, j in itertools.combinations(range(values.shape[1]), 2):
+        apart = values[:, i] - values[:, j]
+        if len(apart := apart[~np.isnan(apart)]) >= NEEDED:
+            low, high = interval(apart)
+            outcome[i, j] = int(low > 0) - int(high < 0)
+    return outcome - outcome.T

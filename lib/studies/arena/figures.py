@@ -1,19 +1,36 @@
 """The panels of the arena's summary, and how its types look."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.ticker import MaxNLocator
 
 from lib.figures import drawing, evidence
+from lib.figures.looks import PURPLE
 from lib.studies.arena.standings import FREE
 
 FAMILIES = {  # what a type prunes, and when: (in words, colour, marker)
     "units": ("units, after training", drawing.RED, "s"),
     "after": ("weights, after training", drawing.BLUE, "o"),
-    "early": ("weights, before or during training", drawing.GREEN, "^"),
+    "during": ("weights, during training", PURPLE, "v"),
+    "before": ("weights, before training", drawing.GREEN, "^"),
     "control": ("controls", drawing.BLACK, "D"),
 }
+PANELS = {  # of `errors`: what is said, and the families in it
+    "units, after training": ["units"], "weights, after training": ["after"],
+    "weights, before or during training": ["before", "during"],
+}  # fmt: skip
 ENDS = {"_units": " units", "_init": " at start", "_gradual": " gradually"}  # of types, and what they say
+
+
+def panels(heights, columns):
+    """Return (figure, panels), `columns` side by side, of so many inches each; a row is as tall as its tallest."""
+    rows = [max(heights[k : k + columns]) for k in range(0, len(heights), columns)]
+    size = {"figsize": (drawing.WIDE, sum(rows)), "height_ratios": rows, "squeeze": False}
+    figure, found = plt.subplots(len(rows), columns, **size)
+    for spare in found.flat[len(heights) :]:
+        spare.axis("off")
+    return figure, found.flat[: len(heights)]
 
 
 def look(kind):
@@ -31,31 +48,39 @@ def label(kind):
 
 
 def ranking(axes, table):
-    """Draw the rank of every type, the best on top, with its interval, its error beside it, hollow its shuffle's."""
+    """Draw the rank of every type, by what goes and when, with its interval, its error beside it, hollow its shuffle's.
+
+    Of a type that lacks seeds their number stands behind its name.
+    """
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    at, ticks, names = 0, [], []
     for family, (said, colour, marker) in FAMILIES.items():
         if (own := table[table["family"] == family]).empty:
             continue
-        at = [list(table.index).index(kind) for kind in own.index]
+        axes.text(0.02, at, said, color=colour, weight="bold", va="center", transform=axes.get_yaxis_transform())
+        rows = at + 1 + np.arange(len(own))
         bars = own["rank"] - own["low"], own["high"] - own["rank"]
-        axes.errorbar(own["rank"], at, xerr=bars, fmt=marker, color=colour, markersize=3.5, linewidth=1.2, label=said)
-        hollow = {"markerfacecolor": "white", "markeredgewidth": 0.7, "zorder": 1}
-        axes.plot(own["ghost"], at, marker, color=colour, **hollow, label="shuffled" if family == "after" else None)
-    for k, (kind, error) in enumerate(table["error"].items()):
-        axes.text(len(table) + 1, k, f"{error:.2f}", va="center", ha="left", fontsize=5.5)
-        axes.axhspan(k - 0.5, k + 0.5, color=drawing.GREY, alpha=0.25 * (kind in FREE), linewidth=0, zorder=0)
-    axes.set_yticks(range(len(table)), map(label, table.index))
-    axes.set(ylim=(len(table) - 0.4, -0.6), xlim=(0.3, len(table) + 0.7))
+        axes.errorbar(own["rank"], rows, xerr=bars, fmt=marker, color=colour, markersize=3.5, linewidth=1.2, label=said)
+        hollow = {"color": colour, "markerfacecolor": "white", "markeredgewidth": 0.7, "zorder": 1}
+        axes.plot(own["ghost"], rows, marker, **hollow, label="shuffled" if family == "after" else None)
+        for row, (kind, one) in zip(rows, own.iterrows(), strict=True):
+            axes.text(len(table) + 1, row, f"{one['error']:.2f}", va="center", ha="left", fontsize=5.5)
+            axes.axhspan(row - 0.5, row + 0.5, color=drawing.GREY, alpha=0.25 * (kind in FREE), linewidth=0, zorder=0)
+            names.append(label(kind) + f" (n = {one['n']:.0f})" * bool(one["n"] < table["n"].max()))
+        ticks, at = [*ticks, *rows], rows[-1] + 1
+    axes.set_yticks(ticks, names)
+    axes.set(ylim=(at - 0.4, -0.6), xlim=(0.3, len(table) + 0.7))
 
 
-def errors(axes, frame, family):
-    """Draw the error of a family's types against the share of weights that stay, both logarithmic, beside the controls.
+def errors(axes, frame, kinds):
+    """Draw the error of types against the share of weights that stays, both logarithmic, beside the controls.
 
-    Lines are means over seeds with their 95 % bands, hollow markers are of shuffled masks.
+    kinds: type -> (label, colour, marker, dashes). Lines are means over seeds with their 95 % bands, hollow markers are
+    of shuffled masks.
     """
-    for kind in drawing.ordered(frame[(frame["family"] == family) | frame["type"].isin(["none", "small"])]["type"]):
+    free = {kind: look(kind) for kind in ("none", "small") if kind in set(frame["type"])}
+    for kind, (name, colour, marker, dashes) in (kinds | free).items():
         mine = frame[frame["type"] == kind].assign(kept=lambda mine: (1 - mine["sparsity"]).round(6))
-        name, colour, marker, dashes = look(kind)
         means = mine.groupby("kept")[["error", "shuffled"]].mean()
         if mine["seed"].nunique() > 1:
             band = evidence.interval(mine.pivot(index="seed", columns="kept", values="error"))
@@ -67,9 +92,19 @@ def errors(axes, frame, family):
     drawing.share_ticks(axes)
 
 
+def of_families(frame, families):
+    """Return `{type: look}` of the types of some families, for `errors`."""
+    return {kind: look(kind) for kind in drawing.ordered(frame[frame["family"].isin(families)]["type"])}
+
+
+def of_moments(kinds):
+    """Return `{type: look}` of one score at several moments, `{family: type}`, each as its family, for `errors`."""
+    return {kinds[family]: (*FAMILIES[family], "-") for family in FAMILIES if family in kinds}
+
+
 def matrix(axes, frame, table):
     """Draw who is ahead of whom at one sparsity, types in the order of `ladder`; return how many pairs are decided."""
-    _, outcome = evidence.duels(frame.pivot(index="seed", columns="type", values="tuned")[list(table.index)])
+    outcome = evidence.duels(frame.pivot(index="seed", columns="type", values="tuned")[list(table.index)])
     colours = ListedColormap([drawing.RED, "white", drawing.BLUE])
     axes.imshow(outcome, cmap=colours, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
     axes.set_xticks(range(len(table)), map(label, table.index), rotation=90)

@@ -7,25 +7,26 @@ from lib.figures import drawing, evidence, tables
 from lib.records import runs
 from lib.studies.arena import bout, entrants
 
-RANDOM = {"units": "random_units", "after": "random", "early": "random_init"}
+RANDOM = {"units": "random_units", "after": "random", "during": "random_gradual", "before": "random_init"}
 FREE = ("none", "small", *RANDOM.values())  # what methods are measured against
-WANTED = (  # what a summary says is missing
-    "MNIST, MLP 1024", "FashionMNIST, MLP 1024", "MNIST, MLP 1000-1000-500-200", "FashionMNIST, MLP 1000-1000-500-200",
-    "CIFAR-10, ResNet20",
+WANTED = (  # what a summary says is missing; a verdict stands on the first two
+    "MNIST, MLP 1024", "FashionMNIST, MLP 1024", "MNIST, MLP 1024, EWN to -10", "MNIST, MLP 1024, SWN to -10",
+    "MNIST, MLP 1000-1000-500-200", "FashionMNIST, MLP 1000-1000-500-200", "CIFAR-10, ResNet20",
 )  # fmt: skip
+ENDS = {when: end for end, when in entrants.WHEN.items()}  # of the types of weights, by the moment of pruning
+PAIRS = ("during", "after"), ("before", "after"), ("during", "before")  # moments of pruning that are compared
 NETWORK = ("dataset", "net", "hidden", "width", "norm", "level")  # parameters that tell networks apart
-NUMBERS = ["raw", "reweighted", "tuned", "shuffled", "held_out", "error", "true", "effective", "macs", "work",
+NUMBERS = ["raw", "reweighted", "tuned", "shuffled", "gap", "held_out", "error", "true", "effective", "macs", "work",
            "seconds"]  # fmt: skip
 
 
 def groups():
-    """Return `{title: records}`: of every network and data set the largest set of comparable records; MNIST first."""
+    """Return `{title: records}`: of every network the largest set of comparable records, in the order of `WANTED`."""
     found = {}
     for record in runs.records("arena"):
         found.setdefault(tuple(str(record.parameters[name]) for name in NETWORK), []).append(record)
-    known = [dataset for dataset in drawing.WORDS if any(key[0] == dataset for key in found)]
-    order = sorted(found, key=lambda key: (known.index(key[0]), *key))
-    return {_title(found[key][0].parameters): tables.comparable(found[key]) for key in order}
+    named = {_title(own[0].parameters): tables.comparable(own) for own in found.values()}
+    return {title: named[title] for title in drawing.ordered(named, WANTED)}
 
 
 def _title(p):
@@ -38,9 +39,10 @@ def _title(p):
 def rows(records):
     """Return what records say, rows of type, seed, family and sparsity, accuracies and true sparsities in %.
 
-    raw, reweighted, tuned: on the test set; shuffled: tuned, of shuffled masks; held_out; error: 100 - tuned; true,
-    effective; macs: share of the whole network's, in %; work: multiplications without the units that lie on no path,
-    nan of what is no MLP; seconds that the mask took. A network whose outputs are no numbers is never right.
+    raw, reweighted, tuned: on the test set; shuffled: tuned, of shuffled masks; gap: how far its own are above;
+    held_out; error: 100 - tuned; true, effective; macs: share of the whole network's, in %; work: multiplications
+    without the units that lie on no path, nan of what is no MLP; seconds that the mask took. A network whose outputs
+    are no numbers is never right.
     """
     parts = []
     for record in records:
@@ -48,13 +50,12 @@ def rows(records):
         own = dict(zip(bout.STAGES, accuracy[0], strict=True)) | {"held_out": held_out[0], "shuffled": accuracy[1, -1]}
         own |= {name: 100 * record.array(f"{name}_sparsity")[0] for name in ("true", "effective")}
         own |= {"macs": 100 * record.array("macs")[0] / record.cost["dense_macs"], "work": _work(record)}
-        family = {"": "control", "control": "control", "units": "units"}.get(record.scores["of"])
-        family = family or ("after" if record.scores["when"] == "after" else "early")
+        family = record.scores["when"] if record.scores["of"] == "weights" else record.scores["of"]
         own |= {"type": record.type, "seed": record.seed, "family": family, "seconds": record.cost["mask_seconds"]}
         parts.append(pd.DataFrame(own | {"sparsity": record.axes["sparsity"]}))
     frame = pd.concat(parts, ignore_index=True)
     tuned = frame["tuned"].fillna(0)
-    return frame.assign(tuned=tuned, error=100 - tuned)
+    return frame.assign(tuned=tuned, error=100 - tuned, gap=tuned - frame["shuffled"])
 
 
 def _work(record):
@@ -68,31 +69,39 @@ def _work(record):
 
 
 def whole(frame):
-    """Return (the rows of the types that have all seeds, {type: seeds} of the others): ranks are of the same seeds."""
+    """Return (the rows of the types that can be ranked, {type: seeds} of the others).
+
+    Of the seeds that all types have which have most, a type needs six, or all, if these are fewer.
+    """
     counts = frame.groupby("type")["seed"].nunique()
-    few = counts[counts < counts.max()]
+    most = frame[frame["type"].isin(counts.index[counts == counts.max()])].groupby("seed")["type"].nunique()
+    frame = frame[frame["seed"].isin(most.index[most == most.max()])]
+    own = frame.groupby("type")["seed"].nunique().reindex(counts.index, fill_value=0)
+    few = counts[own < min(evidence.NEEDED, own.max())]
     return frame[~frame["type"].isin(few.index)], few.to_dict()
 
 
 def ladder(frame):
-    """Return what is known of every type at one sparsity, the best first, from rows that have all seeds.
+    """Return what is known of every type at one sparsity, the best first, from rows of `whole`.
 
     rank, low, high: see `evidence.ranks`; ghost: the rank that its shuffled masks would have among the others; wins,
-    ties, losses: against all others; means over seeds of all numbers of `rows`, sd: the spread of the tuned accuracy.
+    ties, losses: against all others; n: seeds; means over seeds of all numbers of `rows`, see `evidence.means` for
+    those by which types are ordered; sd: the spread of the tuned accuracy.
     """
-    wide = frame.pivot(index="seed", columns="type", values="tuned")
-    rank, low, high = evidence.ranks(wide)
-    _, outcome = evidence.duels(wide)
-    found = pd.DataFrame({"rank": rank, "low": low, "high": high}, wide.columns)
+    wide = {name: frame.pivot(index="seed", columns="type", values=name) for name in ("tuned", "held_out")}
+    outcome, kinds = evidence.duels(wide["tuned"]), wide["tuned"].columns
+    found = pd.DataFrame(dict(zip(("rank", "low", "high"), evidence.ranks(wide["tuned"]), strict=True)), kinds)
     for name, what in (("wins", 1), ("ties", 0), ("losses", -1)):
         found[name] = (outcome == what).sum(1) - (what == 0)
     own = frame.groupby("type")
-    found = found.join(own[NUMBERS].mean()).join(own[["family"]].first()).assign(sd=own["tuned"].std(ddof=0))
+    found = found.join(own[NUMBERS].mean()).join(own[["family"]].first())
+    found = found.assign(sd=own["tuned"].std(ddof=0), n=own["seed"].nunique())
+    found = found.assign(**{name: evidence.means(values.to_numpy()) for name, values in wide.items()})
     above = found["tuned"].to_numpy() > found["shuffled"].to_numpy()[:, None]
     np.fill_diagonal(above, False)
     found["ghost"] = (1 + above.sum(1)).astype(float)
     found.loc[found["shuffled"].isna(), "ghost"] = np.nan
-    return found.sort_values(["rank", "type"])
+    return found.assign(error=100 - found["tuned"]).sort_values(["rank", "type"])
 
 
 def points(frame):
@@ -139,5 +148,28 @@ def winners(table):
 def own_minus_shuffled(frame, table):
     """Return by how much every method's own masks are above their shuffles, `{type: (n,)}`; random ones are alike."""
     kinds = [kind for kind in table.index[table["shuffled"].notna()] if kind not in FREE]
-    each = {kind: frame[frame["type"] == kind].sort_values("seed") for kind in kinds}
-    return {kind: (own["tuned"] - own["shuffled"]).to_numpy() for kind, own in each.items()}
+    return {kind: frame[frame["type"] == kind].sort_values("seed")["gap"].to_numpy() for kind in kinds}
+
+
+def moments(frame):
+    """Return `{score: {family: type}}` of the scores that choose weights at more than one moment of training.
+
+    Of a trained network SNIP's score is Taylor's.
+    """
+    found = {}
+    for kind, family in frame.groupby("type")["family"].first().items():
+        if family in ENDS:
+            score = "snip" if kind == "taylor" else kind.removesuffix(ENDS[family])
+            found.setdefault(score, {})[family] = kind
+    return {score: found[score] for score in drawing.ordered(found) if len(found[score]) > 1}
+
+
+def apart_by_moment(frame):
+    """Return rows of `tables.paired`, with the score and both moments beside the two types, by score and sparsity."""
+    parts = []
+    for score, kinds in moments(frame).items():
+        pairs = [(one, other) for one, other in PAIRS if {one, other} <= kinds.keys()]
+        rows = tables.paired(frame, [(kinds[one], kinds[other]) for one, other in pairs], ["sparsity"], "tuned")
+        when = {kind: family for family, kind in kinds.items()}
+        parts.append(rows.assign(score=score, one=rows["first"].map(when), other=rows["second"].map(when)))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["score"])

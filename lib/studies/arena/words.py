@@ -7,23 +7,24 @@ import pandas as pd
 import scipy
 
 from lib.figures import evidence, gallery
+from lib.studies.arena import standings
 from lib.studies.arena.figures import FAMILIES, label
-from lib.studies.arena.standings import FREE, RANDOM, own_minus_shuffled, speeds, timed, winners
+from lib.studies.arena.standings import FREE, PAIRS, RANDOM
 
 
 def leaderboard(table, records):
     """Return the table of `ladder` as Markdown, with the milliseconds of one image and of a batch where measured."""
-    took = {f"ms, {batch} image{'s' * (batch > 1)}": timed(table, own)["ms"].to_numpy()
-            for batch, own in speeds(records).groupby("batch")}  # fmt: skip
+    took = {f"ms, {batch} image{'s' * (batch > 1)}": standings.timed(table, own)["ms"].to_numpy()
+            for batch, own in standings.speeds(records).groupby("batch")}  # fmt: skip
     lines = []
     for k, (kind, own) in enumerate(table.iterrows()):
         cells = [f"{own['rank']:g} ({own['low']:g} to {own['high']:g})", label(kind), FAMILIES[own["family"]][0]]
         cells += [_known(own["raw"]), _known(own["reweighted"]), f"{_known(own['tuned'])} ± {_known(own['sd'])}"]
-        cells += [_known(own["tuned"] - own["shuffled"]), f"{own['wins']} / {own['ties']} / {own['losses']}"]
+        cells += [_known(own["gap"]), f"{own['wins']} / {own['ties']} / {own['losses']}"]
         cells += [_known(own[name], 1) for name in ("true", "effective", "macs")]
-        lines.append([*cells, *(_known(ms[k], 3) for ms in took.values()), _known(own["seconds"])])
+        lines.append([*cells, *(_known(ms[k], 3) for ms in took.values()), _known(own["seconds"]), f"{own['n']:.0f}"])
     return gallery.pipes(["rank (95 %)", "type", "what goes, and when", "raw", "reweighted", "tuned", "− shuffled",
-                          "won / tied / lost", "true", "effective", "MACs", *took, "mask (s)"], lines)  # fmt: skip
+                          "won / tied / lost", "true", "effective", "MACs", *took, "mask (s)", "n"], lines)  # fmt: skip
 
 
 def _known(value, digits=2):
@@ -33,16 +34,21 @@ def _known(value, digits=2):
 def claims(title, frame, table, main):
     """Return the claims of one network at one sparsity: what is best on the holdout against what costs nothing.
 
-    frame: rows that have all seeds; main: whether the verdict stands on them. And own masks against shuffled ones.
+    And one score at two moments, and own masks against shuffled ones. frame: rows of `standings.whole`; main: whether
+    the verdict stands on them.
     """
-    best, found = winners(table), []
-    pairs = [(best[family], other, family != "early") for family in ("units", "after", "early") if family in best
+    best, found = standings.winners(table), []
+    pairs = [(best[family], other, family in ("units", "after")) for family in FAMILIES if family in best
              for other in (RANDOM[family], "small")]  # fmt: skip
     pairs += [(best[one], best[other], False) for one, other in itertools.combinations(best, 2)]
     for kind, other, counts in pairs:
         text = f"{title}: {label(kind)}, the best on the holdout, is above {label(other)}"
         found.append(gallery.claim(text, evidence.apart(frame, kind, other, "tuned"), main=main and counts))
-    for kind, gains in own_minus_shuffled(frame, table).items():
+    for score, kinds in standings.moments(frame).items():
+        for one, other in [(one, other) for one, other in PAIRS if {one, other} <= kinds.keys()]:
+            text = f"{title}: {label(score)} {one} training is above {label(score)} {other} it"
+            found.append(gallery.claim(text, evidence.apart(frame, kinds[one], kinds[other], "tuned")))
+    for kind, gains in standings.own_minus_shuffled(frame, table).items():
         text = f"{title}: {label(kind)} is above its own masks, shuffled"
         found.append(gallery.claim(text, gains, main=main and kind == best.get("after")))
     return found
@@ -51,12 +57,12 @@ def claims(title, frame, table, main):
 def reading(title, frame, table):
     """Return sentences about one network at one sparsity: what cannot be told apart, and where a control wins."""
     wide = frame.pivot(index="seed", columns="type", values="tuned")[list(table.index)]
-    _, outcome = evidence.duels(wide)
+    outcome = evidence.duels(wide)
     outcome, pairs = pd.DataFrame(outcome, table.index, table.index), len(table) * (len(table) - 1) // 2
     decided = int((outcome.to_numpy() > 0).sum())
     methods = [kind for kind in table.index if kind not in FREE]
     said = [f"Of {pairs} pairs {decided} are told apart; were all alike, {0.05 * pairs:.0f} would be by chance."]
-    for family, first in winners(table).items():
+    for family, first in standings.winners(table).items():
         alike = [kind for kind in methods if kind != first and outcome.loc[first, kind] == 0]
         ties = f"it cannot be told apart from {_listed(alike)}" if alike else "no method ties with it"
         said.append(f"Of {FAMILIES[family][0]}, {label(first)} is the best on the holdout; on the test set {ties}.")
@@ -64,7 +70,8 @@ def reading(title, frame, table):
         above, alike = ([kind for kind in methods if outcome.loc[free, kind] == what] for what in (1, 0))
         parts = [f"{what} {_listed(kinds)}" for what, kinds in (("is above", above), ("ties with", alike)) if kinds]
         said.append(f"The control {label(free)} {' and '.join(parts) or 'is below every method'}.")
-    gains = {kind: evidence.judged(own) for kind, own in own_minus_shuffled(frame, table).items()}
+    said += _when(frame)
+    gains = {kind: evidence.judged(own) for kind, own in standings.own_minus_shuffled(frame, table).items()}
     alike = [kind for kind, found in gains.items() if found["verdict"] != "confirmed"]
     if gains:
         said.append(f"Of {len(gains)} types whose masks were shuffled {len(alike)} are not above that"
@@ -76,6 +83,40 @@ def reading(title, frame, table):
     return "\n".join([f"**{title}**, n = {len(wide)}:\n", *(f"- {one}" for one in said)])
 
 
+def by_moment(frame):
+    """Return a table as Markdown: by how many points one score is better at one moment than at another, by sparsity.
+
+    Bold: the 95 % interval, paired by seed, leaves out zero, and six seeds or more have both. None without a pair.
+    """
+    found = standings.apart_by_moment(frame)
+    if found.empty:
+        return None
+    sparsities, lines = sorted(found["sparsity"].unique()), []
+    for (score, one, other), own in found.groupby(["score", "one", "other"], sort=False):
+        cells = [_effect(row) for _, row in own.set_index("sparsity").loc[sparsities].iterrows()]
+        lines.append([label(score), f"{one} − {other}", *cells, own["n"].max()])
+    return gallery.pipes(["score", "moments", *(f"{one:.0%} pruned" for one in sparsities), "n"], lines)
+
+
+def _effect(row):
+    mean, low, high = (gallery.number(row[name]) for name in ("mean", "low", "high"))
+    clear = row["n"] >= evidence.NEEDED and row["low"] * row["high"] > 0
+    return f"**{mean}** ({low} to {high})" if clear else f"{mean} ({low} to {high})"
+
+
+def _when(frame):
+    """Return a sentence for every two moments of pruning: for which scores the first is better, at one sparsity."""
+    found, said = standings.apart_by_moment(frame), []
+    for one, other in PAIRS if len(found) else ():
+        own = found[(found["one"] == one) & (found["other"] == other)]
+        clear = (own["n"] >= evidence.NEEDED) & (own["low"] * own["high"] > 0)
+        fates = (("better", clear & (own["mean"] > 0)), ("worse", clear & (own["mean"] < 0)), ("undecided", ~clear))
+        parts = [f"{what} for {_listed(own['score'][rows])}" for what, rows in fates if rows.any()]
+        if parts:
+            said.append(f"Pruned {one} training instead of {other} it, by the same score: {'; '.join(parts)}.")
+    return said
+
+
 def cheapest(best, what):
     """Return a sentence about the rows that `front` returned."""
     if best.empty:
@@ -83,6 +124,13 @@ def cheapest(best, what):
     each = ", ".join(label(kind) + (f" at {at:.0%}" if kind != "none" else "")
                      for kind, at in zip(best["type"], best["sparsity"], strict=True))  # fmt: skip
     return f"- By {what} nothing is both cheaper and better than, from cheap to good: {each}."
+
+
+def uncut(title, frame):
+    """Return a sentence about networks of which no units were taken out, whose time is that of their whole layers."""
+    least = frame["macs"].min()
+    return (f"**{title}**: masks of single weights alone, which leave {gallery.number(least, 0)}% or more of the"
+            " multiplications when units on no path go; what would be timed are full layers.")  # fmt: skip
 
 
 def agreement(tables):
