@@ -24,8 +24,11 @@ class fast(TorchFunctionMode):  # noqa: N801, used like a function
         return function(*args, **(kwargs or {}))
 
 
-def _convolved(x, w, bias=None, stride=1, padding=0, groups=1):
-    out = _Convolution.apply(x, w, (_pair(stride), _pair(padding), (1, 1), False, (0, 0), groups))
+def _convolved(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):  # noqa: A002, torch's own names
+    if input.dim() != 4 or isinstance(padding, str):
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    options = _pair(stride), _pair(padding), _pair(dilation), False, (0, 0), groups
+    out = _Convolution.apply(input, weight, options)
     return out if bias is None else out + bias[:, None, None]
 
 
@@ -73,10 +76,12 @@ def _slopes(delta, x, w, options, wanted):
     return torch.ops.aten.convolution_backward(delta, x, w, None, *options, (*wanted, False))[:2]
 
 
-def _normalised(x, mean, variance, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
-    if not training:
-        return functional.batch_norm(x, mean, variance, weight, bias, training, momentum, eps)
-    return _BatchNorm.apply(x, weight, bias, mean, variance, momentum, eps)
+def _normalised(
+    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5,  # noqa: A002
+):  # fmt: skip
+    if not training or input.dim() != 4 or weight is None or bias is None:
+        return functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)
 
 
 class _BatchNorm(torch.autograd.Function):

@@ -130,6 +130,11 @@ def weights(net):
     return dict(first.values())
 
 
+def hidden(net):
+    """Return the names of the layers whose units may be pruned: all but the last, or what a network itself says."""
+    return net.hidden() if hasattr(net, "hidden") else list(layers(net))[:-1]
+
+
 def runs(net):
     """Return R, the number of networks in the stack."""
     return next(net.parameters()).shape[0]

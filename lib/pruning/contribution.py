@@ -103,6 +103,8 @@ def prunable(net, channels=False):
     ValueError for a network that is not a chain of layers.
     """
     hops = nets.graph(net)
+    if not all(isinstance(hop, nets.Hop) for hop in hops):
+        raise ValueError("contributions are of stacks, nets.MLP or convnets.VGG; of a torch module take taylor instead")
     if any(hop.layer is None or (hop.source, hop.target) != (k, k + 1) for k, hop in enumerate(hops)):
         raise ValueError(f"{type(net).__name__} has shortcuts; contributions are of chains of layers, MLP and VGG")
     return [hop.layer for hop in hops[:-1] if channels or not isinstance(net.get_submodule(hop.layer), Conv2d)]

@@ -112,7 +112,7 @@ def prune_each(
     """
     if not nets.layers(net):
         needs = get(name, of).needs
-        alone, x = modules.One(net, x, needs == "nothing"), modules.examples(x) if needs == "examples" else None
+        alone, x = modules.One(net, x, needs == "nothing", layers), modules.examples(x) if needs == "examples" else None
         how = {"layers": layers, "scope": scope, "rounding": rounding, "rounds": rounds, **options}
         found = prune_each(alone, name, densities, x, y, seeds or [0], of, **how)
         return [{part: mask[0] for part, mask in each.items()} for each in found]
@@ -151,7 +151,8 @@ def _scored(found, net, x, y, seeds, layers=None, **options):
     """Return the scores of `layers`, or of all."""
     made = found.function(net, x, y, seeds, **options)
     if layers is None:
-        return made
+        own = nets.hidden(net) if found.of == "units" and isinstance(net, modules.One) else made
+        return {name: score for name, score in made.items() if name in own}
     wanted = [f"{layer}.weight" if found.of == "weights" else layer for layer in layers]
     if odd := [name for name in wanted if name not in made]:
         raise ParameterError(f"{found.name} has no score of {listed(odd)}; it has those of {listed(made)}")

@@ -6,20 +6,25 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from lib.errors import ParameterError, listed
+from lib.errors import ParameterError, hint, listed
+from lib.networks import nets
 from lib.networks.layers import Layer
 from lib.pruning import hops, topology
 
 BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
-OTHER_NORMS = nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm
+NO_SUMS = (
+    nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+    nn.LocalResponseNorm, nn.Embedding, nn.EmbeddingBag,
+)  # fmt: skip
+TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 
 
 class Weighted(Layer):
     """The tensors of a layer of a module, with a leading axis; nothing is computed here."""
 
-    def __init__(self, weight):
+    def __init__(self, weight, groups):
         nn.Module.__init__(self)
-        self.scale, self.normalised = weight.new_zeros(1, len(weight)), False
+        self.scale, self.normalised, self.groups = weight.new_zeros(1, len(weight)), False, groups
         self.norm = torch.zeros(1, dtype=torch.int8)
 
 
@@ -29,18 +34,14 @@ class One(nn.Module):
     Its layers are the convolutions and linear layers of the module; its examples are flattened, as those of all stacks.
     x: examples as the module reads them, `(N, ...)`, or a list of such batches; None where nothing is to be computed,
     or where the first layer is linear. neutral: biases are zero and batch normalisations change nothing, as what reads
-    no data wants it; `odd` names the normalisations that cannot be taken out so. ParameterError for a module without
-    any layer, and for weights that are no parameters.
+    no data wants it; `odd` names what has no sum over paths nevertheless. wanted: the layers whose units may go, None
+    for all that make no output. ParameterError for a module without any layer, and for weights that are no parameters.
     """
 
-    def __init__(self, module, x=None, neutral=False):
+    def __init__(self, module, x=None, neutral=False, wanted=None):
         super().__init__()
-        module = hops.unwrapped(module)
-        layers = hops.weighted(module)
-        if odd := [name for name, part in layers.items() if not name or "weight" not in part._parameters]:
-            raise ParameterError(f"layers {odd} are the module itself, or have a weight that is no parameter")
-        if not layers:
-            raise ParameterError(f"{type(module).__name__} has neither a convolution nor a linear layer to be pruned")
+        module, self.wanted = hops.unwrapped(module), wanted
+        layers = _prunable(module)
         batch, first = x[0] if isinstance(x, list | tuple) else x, next(iter(layers.values()))
         shape = (first.in_features,) if isinstance(first, nn.Linear) else None
         self.shape, self.example = shape if batch is None else tuple(batch.shape[1:]), batch
@@ -60,15 +61,42 @@ class One(nn.Module):
     def graph(self):
         return topology.topology(self.module, self.example)
 
+    def hidden(self):
+        """Return the names of the layers whose units may go; ParameterError where the module cannot be read."""
+        known, found = list(nets.layers(self)), self._hidden() if self.wanted is None else list(self.wanted)
+        if odd := [name for name in found if name not in known]:
+            raise ParameterError(f"there are no layers {odd}; there are {known}.{hint(odd[0], known)}")
+        if odd := [name for name in found if isinstance(self.module.get_submodule(name), TRANSPOSED)]:
+            told = "transposed convolutions, whose weights (I, O, ...) have no row for a unit"
+            raise ParameterError(f"{listed(odd)} are {told}: say whose units may go without them, layers=[...]")
+        return found
+
+    def _hidden(self):
+        """Return the names of the layers whose units are no outputs, also not as terms or parts of one."""
+        try:
+            reader = topology.read(self.module, self.example)
+        except ValueError as error:
+            raise ParameterError(f"{error}. Or say which layers' units may go, layers=[...]") from error
+        outputs = {reader.output}
+        for hop in reversed(reader.hops):
+            outputs |= {hop.source} if hop.layer is None and hop.target in outputs else set()
+        made = {hop.layer for hop in reader.hops if hop.target in outputs}
+        return [name for name in dict.fromkeys(hop.layer for hop in reader.hops) if name and name not in made]
+
     def train(self, mode=True):
         self.module.train(mode)
         return super().train(mode)
 
     def forward(self, x):
-        """Return the logits `(1, N, classes)` of `x (N, I)` or `(1, N, I)`."""
-        tensors = {name: tensor[0] for name, tensor in (*self.named_parameters(), *self.named_buffers())}
+        """Return the logits `(1, N, classes)` of `x (N, I)` or `(1, N, I)`; ParameterError if there are several."""
+        own = dict((*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)))
+        names = (name for name, _ in (*self.module.named_parameters(), *self.module.named_buffers()))
         x = x.flatten(0, -2).unflatten(1, self.image)
-        return functional_call(self.module, tensors, (x,))[None]
+        logits = functional_call(self.module, {name: own[name][0] for name in names}, (x,))
+        if not isinstance(logits, torch.Tensor):
+            told = f"{type(self.module).__name__} returns a {type(logits).__name__}"
+            raise ParameterError(f"{told}; scores of examples are of logits: pass a module that returns them alone")
+        return logits[None]
 
 
 def examples(x):
@@ -76,17 +104,37 @@ def examples(x):
     return [part.flatten(1) for part in x] if isinstance(x, list | tuple) else x.flatten(1)
 
 
+def _prunable(module):
+    """Return its convolutions and linear layers by name; ParameterError if there are none, or one cannot be pruned."""
+    layers = hops.weighted(module)
+    if not layers:
+        raise ParameterError(f"{type(module).__name__} has neither a convolution nor a linear layer to be pruned")
+    if "" in layers:
+        raise ParameterError("a layer alone is the module itself, which has no name: pass nn.Sequential(layer)")
+    if odd := [name for name, part in layers.items() if "weight" not in part._parameters]:
+        how = 'torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")'
+        older = "of the older kind remove_weight_norm, remove_spectral_norm or prune.remove"
+        raise ParameterError(f"layers {odd} compute their weights, so that no mask stays: first {how}, {older}")
+    return layers
+
+
 def assert_flows(net):
     """Raise ParameterError for a module whose sum over paths has no meaning: see `synflow.flow`."""
     if odd := getattr(net, "odd", []):
-        raise ParameterError(f"{listed(odd)} normalise each example, so that the module is no sum over paths")
+        told = "normalise each example, or look numbers up"
+        raise ParameterError(f"{listed(odd)} {told}, so that the module is no sum over paths")
+
+
+def _shell(module):
+    layer = isinstance(module, hops.WEIGHTED)
+    return Weighted(module.weight, getattr(module, "groups", 1)) if layer else nn.Module()
 
 
 def _shelled(module, known):
     """Return modules like this one that hold its tensors with a leading axis; what it shares stays shared."""
     if module in known:
         return known[module]
-    shell = known[module] = Weighted(module.weight) if isinstance(module, hops.WEIGHTED) else nn.Module()
+    shell = known[module] = _shell(module)
     for name, tensor in module._parameters.items():
         if tensor is not None and tensor not in known:
             known[tensor] = nn.Parameter(tensor.detach()[None])
@@ -100,10 +148,10 @@ def _shelled(module, known):
 
 @torch.no_grad()
 def _neutralised(module):
-    """Take out, in place, what is neither weight nor activation; return the names of normalisations that stay."""
+    """Take out, in place, what is neither weight nor activation; return the names of what can't be taken out."""
     for part in module.modules():
         if isinstance(part, BATCH_NORMS):
             part.reset_parameters()
         elif getattr(part, "bias", None) is not None:
             part.bias.zero_()
-    return [name for name, part in module.named_modules() if isinstance(part, OTHER_NORMS)]
+    return [name for name, part in module.named_modules() if isinstance(part, NO_SUMS)]

@@ -200,5 +200,7 @@ def _slopes(net, leaves, tensors, batch, temperature=1.0, graph=False):
     leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
     with curvature.fast() if graph else nullcontext():
         logits = _called(net, {**leaves, **tensors}, x) / temperature
+        if logits.dim() != 3:
+            raise ValueError(f"logits are {tuple(logits.shape[1:])}; a score of labels is of one row for each example")
         losses = cross_entropy(logits.transpose(1, 2), y.expand(logits.shape[:2]), reduction="none").mean(1)
         return torch.autograd.grad(losses.sum(), list(leaves.values()), create_graph=graph)

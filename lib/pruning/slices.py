@@ -137,6 +137,8 @@ def _cut(work, coupled, gone):
     for cut in coupled.cuts:
         path, _, name = cut.tensor.rpartition(".")
         part, left = work.get_submodule(path), _left(cut, gone)
+        if left.all():
+            continue  # a new parameter would part what is shared
         tensor = getattr(part, name)
         less = tensor.index_select(cut.axis, left.nonzero()[:, 0].to(tensor.device))
         setattr(part, name, nn.Parameter(less, tensor.requires_grad) if name in part._parameters else less)

@@ -9,6 +9,7 @@ import torch
 from lib.errors import ParameterError
 from lib.networks import plain
 from lib.pruning import shrink
+from lib.pruning.hops import unwrapped
 from lib.pruning.masks import trailing
 
 
@@ -52,7 +53,7 @@ def rows(net, units):
     units: `{layer: bool (R, O)}` of a stack, `{layer: bool (O,)}` of a torch module, as `methods.prune` makes them.
     Biases and normalisations go on speaking for a unit, unlike under `masks.expand`: `shrink` folds what they say.
     """
-    found = {}
+    found, net = {}, unwrapped(net)
     for layer, mask in units.items():
         weight = net.get_submodule(layer).weight
         found[f"{layer}.weight"] = trailing(mask, weight).expand_as(weight).clone()

@@ -12,7 +12,7 @@ from lib.pruning.scores import drawn, snip
 def magnitude(net, x, y, seeds):
     """Return the norm of every hidden unit's effective weights, `{layer: (R, O)}`: the criterion of three studies."""
     norms = nets.unit_norms(net)
-    return {layer: norms[layer] for layer in list(norms)[:-1]}
+    return {layer: norms[layer] for layer in nets.hidden(net)}
 
 
 @method("taylor", of="units", needs="examples")
@@ -22,8 +22,8 @@ def taylor(net, x, y, seeds):
     How much of the loss hangs on them, to first order (Molchanov et al., arXiv 1906.10771, where |Σ w · dL/dw| is
     squared; the sum of absolute values is what Torch-Pruning computes). For single weights it is SNIP's score.
     """
-    found = list(snip(net, x, y, seeds, training=False).items())[:-1]
-    return {name.removesuffix(".weight"): score.flatten(2).sum(2) for name, score in found}
+    found = snip(net, x, y, seeds, training=False)
+    return {layer: found[f"{layer}.weight"].flatten(2).sum(2) for layer in nets.hidden(net)}
 
 
 @method("fpgm", of="units")
@@ -32,7 +32,7 @@ def fpgm(net, x, y, seeds):
 
     `{layer: (R, O)}`; what lies nearest to the geometric median of all goes first (He et al., arXiv 1811.00250).
     """
-    found = {name: layer.weight.detach().flatten(2) for name, layer in list(nets.layers(net).items())[:-1]}
+    found = {layer: net.get_submodule(layer).weight.detach().flatten(2) for layer in nets.hidden(net)}
     # By products, which are faster, equal weights are apart.
     how = {"compute_mode": "donot_use_mm_for_euclid_dist"}
     return {name: torch.cdist(weights, weights, **how).sum(2) for name, weights in found.items()}
@@ -64,6 +64,8 @@ def outgoing_l1(net, x, y, seeds, signed=False):
     signed: sum w itself, as published for teacher and student. ValueError for a network with shortcuts.
     """
     found, layers = {}, nets.layers(net)
+    if odd := [name for name, layer in layers.items() if getattr(layer, "groups", 1) > 1]:
+        raise ValueError(f"{odd} read in groups; what reads a unit is told of layers that read all of them")
     for name, names in readers(net).items():
         weights = [layers[reader].weight.detach().flatten(2) for reader in names]
         sums = sum((weight if signed else weight.abs()).sum(1) for weight in weights)

@@ -1,0 +1,182 @@
+"""Torch modules of one's own under every method: scores against plain torch, which units are hidden, and refusals."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import parametrizations
+
+from lib import masks, methods, shrink, smaller
+from lib.errors import ParameterError
+from tests.odd_networks import Lambda
+
+X, Y = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double(), torch.arange(6) % 4
+ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(2)).double()
+
+
+class Net(nn.Module):
+    """Parts by name, in the order in which they are registered, and what is made of them."""
+
+    def __init__(self, forward, **parts):
+        super().__init__()
+        torch.manual_seed(0)
+        self.made = forward
+        for name, part in parts.items():
+            self.add_module(name, part)
+        self.double()
+
+    def forward(self, x):
+        return self.made(self, x)
+
+
+def residual():
+    """A residual network whose classifier is registered first."""
+    conv = {name: nn.Conv2d(channels, 5, 3, padding=1) for name, channels in (("a", 3), ("b", 5), ("c", 5))}
+
+    def forward(net, x):
+        h = net.a(x).relu()
+        return net.fc((h + net.c(net.b(h).relu())).relu().mean((2, 3)))
+
+    return Net(forward, fc=nn.Linear(5, 4), **conv)
+
+
+def heads(made=tuple):
+    forward = lambda net, x: made([net.o(h := net.a(x).relu()), net.p(h)])  # noqa: E731
+    return Net(forward, a=nn.Linear(8, 6), o=nn.Linear(6, 4), p=nn.Linear(6, 2))
+
+
+def tied():
+    net = Net(lambda net, x: net.o(net.b(net.a(x).relu()).relu()), a=nn.Linear(8, 8), b=nn.Linear(8, 8),
+              o=nn.Linear(8, 4))  # fmt: skip
+    net.b.weight = net.a.weight
+    return net
+
+
+CONVOLUTIONS = {
+    "plain": lambda: nn.Conv2d(4, 6, 3, padding=1),
+    "grouped": lambda: nn.Conv2d(4, 6, 3, stride=2, groups=2),
+    "dilated": lambda: nn.Conv2d(4, 6, 3, dilation=2, padding=2),
+    "same": lambda: nn.Conv2d(4, 6, (3, 5), padding="same"),
+    "reflected": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
+    "transposed": lambda: nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2),
+}
+NORMS = {
+    "batch": lambda: nn.BatchNorm2d(4),
+    "not affine": lambda: nn.BatchNorm2d(4, affine=False),
+    "not tracked": lambda: nn.BatchNorm2d(4, track_running_stats=False),
+    "layer": lambda: nn.GroupNorm(1, 4),
+}
+
+
+@pytest.mark.parametrize(
+    ("conv", "norm"), [*((conv, "batch") for conv in CONVOLUTIONS), *(("plain", n) for n in NORMS)]
+)
+def test_grasp_of_a_module_is_its_own_second_derivative(conv, norm):
+    """In train() mode; no batch is moved, no statistic."""
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 4, 3), NORMS[norm](), nn.Tanh(), CONVOLUTIONS[conv](), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+    net = nn.Sequential(*body, nn.Linear(24, 5), nn.BatchNorm1d(5, affine=False), nn.Linear(5, 4)).double()
+    before, weights = copy.deepcopy(net.state_dict()), {n: p for n, p in net.named_parameters() if p.dim() > 1}
+    found = methods.prune(net, "grasp", 0.3, X, Y)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    slopes = torch.autograd.grad(cross_entropy(net(X) / 200, Y), list(weights.values()), create_graph=True)
+    turned = torch.autograd.grad(sum(slope.square().sum() for slope in slopes) / 2, list(weights.values()))
+    scores = {name: w * hg for (name, w), hg in zip(weights.items(), turned, strict=True)}
+    least = (
+        torch.cat([s.flatten() for s in scores.values()])
+        .sort()
+        .values[-masks.count(sum(map(torch.numel, scores.values())), 0.3)]
+    )
+    assert {name: mask.tolist() for name, mask in found.items()} == {
+        name: (s >= least).tolist() for name, s in scores.items()
+    }
+
+
+OF_UNITS = [name for name in methods.names("units") if name not in ("contribution", "worst", "outgoing_l1")]
+
+
+@pytest.mark.parametrize("name", OF_UNITS)
+def test_units_of_outputs_are_no_units_to_prune(name):
+    """Whatever is registered last: what makes an output, or a term or a part of one, keeps all it has."""
+    assert set(methods.prune(residual(), name, 0.4, X, Y, [0], of="units")) == {"a", "b", "c"}
+    assert list(methods.prune(tied(), name, 0.5, ROWS, Y, [0], of="units")) == ["a"]
+    summed = Net(lambda net, x: net.a(x) + net.c(net.b(x).relu()), a=nn.Linear(8, 4), b=nn.Linear(8, 6),
+                 c=nn.Linear(6, 4))  # fmt: skip
+    assert list(methods.prune(summed, name, 0.5, ROWS, Y, [0], of="units")) == ["b"]
+    if methods.get(name, "units").needs == "nothing":
+        assert list(methods.prune(heads(), name, 0.5, seeds=[0], of="units")) == ["a"]
+
+
+def test_units_whose_layers_are_named_are_those():
+    net = residual()
+    found = methods.prune(net, "magnitude", 0.4, of="units", layers=["b"])
+    assert list(found) == ["b"] and int(found["b"].sum()) == 2
+    small = shrink.shrink(net, smaller.rows(net, found), inputs=X)
+    masked = copy.deepcopy(net)
+    masked.b.weight.data *= found["b"][:, None, None, None]
+    torch.testing.assert_close(small(X), masked(X))
+    assert {tuple(p.shape) for p in small.parameters()} >= {(2, 5, 3, 3), (5, 2, 3, 3)}
+    wrapped = nn.DataParallel(net)
+    assert list(smaller.rows(wrapped, methods.prune(wrapped, "magnitude", 0.4, of="units", layers=["b"]))) == [
+        "b.weight"
+    ]
+
+
+def test_weights_that_are_shared_are_scored_once_and_stay_shared():
+    net = tied()
+    cross_entropy(net(ROWS), Y).backward()
+    scores = methods.score(methods.modules.One(net, ROWS), "snip", methods.modules.examples(ROWS), Y)
+    assert list(scores) == ["a.weight", "o.weight"]
+    for name, score in scores.items():
+        weight = net.get_parameter(name)
+        torch.testing.assert_close(score[0], (weight * weight.grad).abs())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of units that stay, for being read twice
+        small = shrink.shrink(net, methods.prune(net, "snip", 0.2, ROWS, Y), inputs=ROWS)
+    assert small.b.weight is small.a.weight and len(list(small.parameters())) == len(list(net.parameters()))
+
+
+def linear(wrap):
+    return nn.Sequential(wrap(nn.Linear(8, 5)), nn.ReLU(), nn.Linear(5, 4)).double()
+
+
+REFUSED = {
+    "two outputs": (lambda: heads(), "snip", "weights", "returns a tuple.*logits alone|returns a tuple; scores"),
+    "named outputs": (lambda: heads(lambda outputs: {"o": outputs[0]}), "synflow", "weights", "returns a dict"),
+    "a row for each token": (lambda: Net(lambda net, x: net.a(x[:, None]), a=nn.Linear(8, 4)), "snip", "weights",
+                             r"logits are \(6, 1, 4\).*one row for each example"),
+    "a computed weight": (lambda: linear(parametrizations.weight_norm), "magnitude", "weights",
+                          r"\['0'\] compute their weights.*remove_parametrizations"),
+    "a layer alone": (lambda: nn.Linear(8, 4).double(), "magnitude", "units", r"nn.Sequential\(layer\)"),
+    "numbers looked up": (lambda: Net(lambda net, x: net.a(net.e(x.long()).mean(1)), e=nn.Embedding(9, 5),
+                                      a=nn.Linear(5, 4)), "synflow", "weights", "e normalise.*or look numbers up"),
+    "a transposed convolution": (lambda: Net(lambda net, x: net.o(net.a(x[..., None, None]).flatten(1)),
+                                             a=nn.ConvTranspose2d(8, 6, 2), o=nn.Linear(24, 4)), "magnitude", "units",
+                                 r"a are transposed convolutions.*layers=\[...\]"),
+    "what cannot be read": (lambda: nn.Sequential(nn.Linear(8, 5), Lambda(lambda net, x: x.cumsum(1)), nn.Linear(5, 4))
+                            .double(), "magnitude", "units", r"calls cumsum.*layers=\[...\]"),
+    "contributions": (lambda: linear(lambda layer: layer), "contribution", "units", "are of stacks.*take taylor"),
+    "groups that are read": (lambda: Net(lambda net, x: net.o(net.b(net.a(x)[..., None])[..., 0]), a=nn.Linear(8, 6),
+                                         b=nn.Conv1d(6, 6, 1, groups=3), o=nn.Linear(6, 4)), "outgoing_l1", "units",
+                             r"\['b'\] read in groups"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_module_cannot_be_asked_is_told_with_the_way_out(case):
+    made, name, of, told = REFUSED[case]
+    x = ROWS.abs().clamp(0, 8) if case == "numbers looked up" else ROWS
+    with pytest.raises(ValueError, match=told):
+        methods.prune(made(), name, 0.5, x, Y, of=of)
+
+
+def test_layers_that_are_named_need_no_module_that_can_be_read():
+    net = nn.Sequential(nn.Linear(8, 5), Lambda(lambda net, x: x.cumsum(1)), nn.Linear(5, 4)).double()
+    found = methods.prune(net, "magnitude", 0.4, of="units", layers=["0"])
+    norms = net[0].weight.norm(dim=1)
+    assert torch.equal(found["0"], norms >= norms.sort().values[-2])
+    with pytest.raises(ParameterError, match=r"no layers \['7'\].*'0', '2'"):
+        methods.prune(net, "magnitude", 0.4, of="units", layers=["7"])
