@@ -10,7 +10,6 @@ Run: python benchmarks/where_time_goes.py [NOTEBOOK]
 
 import cProfile
 import os
-import pstats
 import re
 import sys
 import tempfile
@@ -118,17 +117,18 @@ def by_functions(found):
     """Return {what: share} of the functions with most time of their own, and of those of lib with their callees."""
     watched = cProfile.Profile(builtins=False)  # what is not Python counts for the function that calls it
     wall, _ = timed(watched.runcall, execute, found)
-    rows = [(where(*key), row[2] / wall, row[3] / wall) for key, row in pstats.Stats(watched).stats.items()]
-    own = sorted(rows, key=lambda row: -row[1])[:SHOWN]
-    whole = sorted((row for row in rows if row[0].startswith("lib/")), key=lambda row: -row[2])[:SHOWN]
-    return {f"{name}, own": share for name, share, _ in own} | {f"{name}, in all": share for name, _, share in whole}
+    seen = watched.getstats()
+    own = sorted(seen, key=lambda entry: -entry.inlinetime)[:SHOWN]
+    inside = [entry for entry in seen if where(entry.code).startswith("lib/")]
+    whole = sorted(inside, key=lambda entry: -entry.totaltime)[:SHOWN]
+    shares = {f"{where(entry.code)}, own": entry.inlinetime / wall for entry in own}
+    return shares | {f"{where(entry.code)}, in all": entry.totaltime / wall for entry in whole}
 
 
-def where(file, line, function):
-    """Return a function's place, such as "lib/training/descend.py:134 attempt"."""
-    path = Path(file)
-    short = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(*path.parts[-2:])
-    return f"{short}:{line} {function}"
+def where(code):
+    """Return a function's place, such as "lib/training/descend.py attempt"; its line would not outlive an edit."""
+    path = Path(code.co_filename)
+    return f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(*path.parts[-2:])} {code.co_qualname}"
 
 
 def main(name):
