@@ -83,7 +83,7 @@ def sweep(report, rounds, net, module):
         for _ in SWEEP:
             mask_times.plain_synflow(module)
 
-    ours = partial(anneal.anneal_each, synflow.synflow, net, SWEEP, mask_times.ROUNDS)
+    ours = partial(anneal.anneal, synflow.synflow, net, SWEEP, mask_times.ROUNDS)
     peer, what = "ResNet20, SynFlow of four densities, plain PyTorch", "ResNet20, SynFlow of four densities"
     in_turn(report, rounds, {peer: one_after_the_other, what: ours}, {what: (peer,)}, warm=False)
 

@@ -225,7 +225,7 @@ def images():
 def by_lib(kind, net):
     """Return the masks of a `lib` network as the notebooks make them."""
     if kind == "SynFlow":
-        return anneal.anneal(synflow.synflow, net, DENSITY, ROUNDS, seeds=[0])
+        return anneal.anneal(synflow.synflow, net, [DENSITY], ROUNDS)[0]
     x, y = images()
     return kept_masks.top(
         {"SNIP": scores.snip, "GraSP": scores.grasp}[kind](net, x.flatten(1), y, [0]), DENSITY, "global"

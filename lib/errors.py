@@ -30,6 +30,20 @@ class RecordError(Told, RuntimeError):
     """A record that cannot be believed, found or written; the message names the file and the way out."""
 
 
+def choice(what: str, value, allowed):
+    """Return `value`; ParameterError, which says what it may be and what may be meant, if it is none of `allowed`."""
+    if value not in allowed:
+        raise ParameterError(f"{what} is {value!r}; allowed are {listed(allowed)}.{hint(value, allowed)}")
+    return value
+
+
+def one_each(runs: int, **lists) -> None:
+    """Return nothing; ValueError for a list, by its name, that has not one entry for each of so many runs."""
+    for name, values in lists.items():
+        if (given := 0 if values is None else len(values)) != runs:
+            raise ValueError(f"{given} {name} for a stack of {runs} runs; one per run is needed")
+
+
 def unwritable(path: Path, error: OSError) -> RecordError:
     """Return the error that says `path`, a file or a folder, cannot be written, and what to do about it."""
     if error.errno in NO_ROOM:

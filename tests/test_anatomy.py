@@ -64,7 +64,7 @@ def test_half_the_units_are_a_third_of_the_weights():
     """784-1000-1000-500-200-10 at half the units of every hidden layer: what is left, multiplied out by hand."""
     net = nets.MLP([784, 1000, 1000, 500, 200, 10], ["no-WN"], bias=False)
     units = {f"layers.{k}": torch.arange(width)[None] % 2 == 0 for k, width in enumerate((1000, 1000, 500, 200))}
-    found = anatomy.anatomy(net, masks.expand(units, dict(net.named_parameters())))
+    found = anatomy.anatomy(net, masks.expand(units, net))
     left = 784 * 500 + 500 * 500 + 500 * 250 + 250 * 100 + 100 * 10
     assert found["parameters"].tolist() == [left] == found["macs"].tolist() == [793_000]
     assert found["sparsity"][0] == found["effective_sparsity"][0] == pytest.approx(1 - 793_000 / 2_386_000)
@@ -81,7 +81,7 @@ def test_a_convolution_multiplies_at_every_position():
         "convs.0": torch.tensor([[False, True]]),
         "convs.1": torch.tensor([[True, True, True, False]]),
     }
-    kept = masks.expand(units, {name: w for name, w in net.named_parameters() if name.endswith("weight")})
+    kept = {name: mask for name, mask in masks.expand(units, net).items() if name.endswith("weight")}
     found = anatomy.anatomy(net, kept)
     assert found["macs"].tolist() == [9 * 1 * 64 + 1 * 3 * 9 * 16 + 3 * 4 * 5]
     assert found["live_units"].tolist() == [[1, 3, 5]]
@@ -97,7 +97,7 @@ def test_perturbation_is_the_formula(bias):
         units = {f"layers.{k}": torch.rand(4, width) < 0.7 for k, width in enumerate((4, 3))}
         for layer in net.layers[:2]:
             layer.bias.data.normal_()
-        kept = masks.expand(units, dict(net.named_parameters()))
+        kept = masks.expand(units, net)
     else:
         kept = drawn(net, 0.6, 3)
         del kept["layers.2.weight"]

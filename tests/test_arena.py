@@ -79,7 +79,7 @@ def test_units_leave_as_many_weights_and_are_trained_small():
     here, found = lab(), fought("outgoing_l1")
     net = here.dense()
     score = nets.layers(net)["layers.1"].weight.abs().sum(1)
-    kept = masks.expand({"layers.0": score >= score.sort(1).values[:, [-12]]}, dict(net.named_parameters()))
+    kept = masks.expand({"layers.0": score >= score.sort(1).values[:, [-12]]}, net)
     raw = evaluate(masks.apply_(copy.deepcopy(net), kept), *FINAL).accuracy.numpy()
     np.testing.assert_allclose(found["accuracy"][:, 0, 0, 0], raw)
     np.testing.assert_allclose(found["accuracy"][:, 0, 2, 0], literal(net, kept, 2, 2)[0], atol=0.01)

@@ -335,9 +335,9 @@ def test_no_network_is_trained_twice(monkeypatch):
 @pytest.mark.parametrize(
     "mode, kind, message",
     [
-        ("later", "weight", "mode is 'later'; allowed are .*'posthoc'"),
+        ("later", "weight", "mode is 'later'; allowed are .*posthoc"),
         ("later", "small", "mode is 'later'"),
-        ("hard", "unit", "kind is 'unit'; allowed are .*'neuron'"),
+        ("hard", "unit", "kind is 'unit'; allowed are .*neuron"),
         ("hard", "small", r"0.99 leaves \[0, 0\] of \[30, 20\] units"),
     ],
 )
@@ -359,7 +359,7 @@ def test_every_score_that_needs_nothing_is_a_type(kind, of):
         highest = flat.argsort(dim=1, descending=True)[:, : flat.shape[1] // 2]
         kept[layer] = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, highest, True).view(scores[layer].shape)
     if of == "units":
-        kept = masks.expand(kept, dict(here.network().named_parameters()))
+        kept = masks.expand(kept, here.network())
     assert all(torch.equal(found.masks[layer], mask) for layer, mask in kept.items())
 
 

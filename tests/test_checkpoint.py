@@ -251,7 +251,7 @@ def pruned_in_rounds(folder, dies=None, rule="adam"):
         begun.append(number)
         kept = trainer.masks or {name: w > -9 for name, w in nets.weights(trainer.net).items()}
         shares = [0.75 ** (number + 1)] * len(SEEDS)
-        trainer.prune(masks.top_within(scores.magnitude(trainer.net, None, None, None), kept, shares))
+        trainer.prune(masks.top(scores.magnitude(trainer.net, None, None, None), shares, within=kept))
         trainer.notes.setdefault("loss", []).append(trainer.curve("test_loss")[:, -1])
     return trainer, begun
 

@@ -146,7 +146,7 @@ def test_units_of_a_narrower_stack_score_the_same():
     net, x = mlp(), draw(8, 10)
     kept = masks.top({"layers.0": draw(2, 7), "layers.1": draw(2, 6, seed=3)}, 0.6)
     narrow = shrink.narrow(net, kept)
-    masks.apply_(net, masks.expand(kept, dict(net.named_parameters())))
+    masks.apply_(net, masks.expand(kept, net))
     whole, small = of_units(net, x, 1.0, 1.0), of_units(narrow, x, 1.0, 1.0)
     for name, score in small.items():
         rows = kept.get(name, torch.ones_like(whole[name], dtype=torch.bool))

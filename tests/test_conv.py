@@ -219,13 +219,13 @@ def test_pruning_filters_is_removing_them(image):
         mask[:, 0] = True
     x = pixels(3, image, dtype=torch.float64)
     expected = torch.stack([plain(net, r, kept).double()(x) for r in range(3)])
-    masks.apply_(net, masks.expand(kept, dict(net.named_parameters())))
+    masks.apply_(net, masks.expand(kept, net))
     torch.testing.assert_close(net(x), expected)
 
 
 def test_a_pruned_filter_loses_bias_filter_and_slices():
     net = nets.fold(stack(["no-WN"]))
-    found = masks.expand({"convs.0": torch.tensor([[True, False]])}, dict(net.named_parameters()))
+    found = masks.expand({"convs.0": torch.tensor([[True, False]])}, net)
     assert found["convs.0.bias"].tolist() == [[True, False]]
     assert found["convs.0.weight"][0, 0].all() and not found["convs.0.weight"][0, 1].any()
     assert found["convs.1.weight"][0, :, 0].all() and not found["convs.1.weight"][0, :, 1].any()

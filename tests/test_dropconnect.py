@@ -6,8 +6,7 @@ import torch
 from scipy import stats
 
 from lib import chance, nets
-from lib.networks.dropconnect import DropConnect
-from lib.networks.layers import Linear
+from lib.networks.layers import DropConnect, Linear
 
 INPUTS, UNITS, EXAMPLES = 400, 3, 8000
 

@@ -78,7 +78,7 @@ def test_what_is_made_once_is_what_the_whole_pruned_network_says(sizes):
     for k, sparsity in enumerate([0.0, 0.5]):
         pruned = nets.fold(net)
         units = masks.top(scores, 1 - sparsity, rounding="prune_floor")
-        masks.apply_(pruned, masks.expand(units, dict(pruned.named_parameters())))
+        masks.apply_(pruned, masks.expand(units, pruned))
         assert torch.equal(found[:, k], evaluate.evaluate(pruned, x, y).accuracy)
 
 

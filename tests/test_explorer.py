@@ -221,9 +221,7 @@ def test_a_network_that_reads_other_inputs_is_refused(trained):
     label = trained("challenge", net, 0.97)
     with pytest.raises(RecordError, match="test accuracy of 0.9700, here it has 0"):
         subjects.subject(label)
-    with pytest.raises(
-        ParameterError, match="there is no network 'digit'; allowed are digits, .* Did you mean 'digits'"
-    ):
+    with pytest.raises(ParameterError, match="network is 'digit'; allowed are digits, .* Did you mean 'digits'"):
         controls.Explorer("digit")
 
 

@@ -20,7 +20,6 @@ import pytest
 import torch
 
 from lib import (
-    anneal,
     convnets,
     descend,
     drawing,
@@ -34,7 +33,6 @@ from lib import (
     scores,
     sets,
     store,
-    synflow,
 )
 from lib.networks.layers import Dropout
 from lib.pruning.likelihood import moments, unit_moments
@@ -192,9 +190,8 @@ def restarted_and_shuffled():
     starts |= {scheme: phew.prune(lab, "random", [0.2], None, scheme)[0] for scheme in ("phew", "evci", "liu")}
     found = {name: kept(start.masks) for name, start in starts.items()}
     found |= {f"{name} weights": weights(starts[name].net) for name in ("phew", "evci", "liu")}
-    x, y = lab.examples()
-    linear = anneal.anneal(synflow.synflow, lab.network(), 0.2, 3, "linear", "layer")
-    return found | {"examples": torch.stack(list(y)), "linear": kept(linear)}
+    _, y = lab.examples()
+    return found | {"examples": torch.stack(list(y))}
 
 
 @golden("edges and units", kind=kinds.KNOWN)

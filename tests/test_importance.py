@@ -223,7 +223,7 @@ def test_the_first_epochs_are_trained_once(monkeypatch, outcomes):
 def test_the_smaller_network_has_the_same_logits(outcomes, kind):
     here, found = outcomes
     outcome, x = found[kind], here.test[0]
-    kept = masks.expand(outcome.kept, dict(outcome.net.named_parameters()))
+    kept = masks.expand(outcome.kept, outcome.net)
     logits = outcome.net(x)[0]
     torch.testing.assert_close(shrink.shrink(outcome.net, kept)(x), logits)
     narrow = shrink.narrow(outcome.net, outcome.kept)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from lib import anneal, masks, nets, phew, scores, sets, synflow
+from lib import masks, methods, nets, phew, scores, sets
 from lib.studies.phew import outcome, study
 from lib.training.evaluate import evaluate
 from lib.training.trainer import Trainer
@@ -90,8 +90,8 @@ def test_types_are_the_functions_that_they_name(made):
         "phew_res": phew.masks(hops, weights, 0.1, SEEDS),
         "inverse": phew.masks(hops, weights, 0.1, SEEDS, invert=True),
         "uniform": phew.masks(hops, weights, 0.1, SEEDS, power=0),
-        "synflow": anneal.anneal(synflow.synflow, net, 0.1, 4),
-        "synflow_l2": anneal.anneal(synflow.synflow_l2, net, 0.1, 4),
+        "synflow": methods.prune(net, "synflow", 0.1, rounds=4),
+        "synflow_l2": methods.prune(net, "synflow_l2", 0.1, rounds=4),
         "snip": masks.top(scores.snip(net, x, y, SEEDS), 0.1, "global"),
         "magnitude_init": masks.top({k: w.abs() for k, w in weights.items()}, 0.1, "global"),
     }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import masks, nets
+from lib import convnets, masks, nets
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def tiny():
 def test_a_pruned_unit_loses_row_bias_and_column():
     net = tiny()
     units = {"layers.0": torch.tensor([[True, False, True]])}
-    masks.apply_(net, masks.expand(units, dict(net.named_parameters())))
+    masks.apply_(net, masks.expand(units, net))
     assert net.layers[0].weight[0].tolist() == [[1, 2], [0, 0], [5, 6]]
     assert net.layers[0].bias[0].tolist() == [7, 0, 7]
     assert net.layers[1].weight[0].tolist() == [[8, 0, 10], [11, 0, 13]]
@@ -88,26 +88,26 @@ def test_pruning_units_is_removing_them():
     w0, w1, w2 = (layer.weight[0].detach() for layer in net.layers)
     h = torch.relu(x @ w0[a].T + net.layers[0].bias[0].detach()[a])
     expected = torch.relu(h @ w1[b][:, a].T + net.layers[1].bias[0].detach()[b]) @ w2[:, b].T
-    masks.apply_(net, masks.expand(keep, dict(net.named_parameters())))
+    masks.apply_(net, masks.expand(keep, net))
     torch.testing.assert_close(net(x)[0], expected)
 
 
 def test_density_counts_weights_and_not_biases():
     net = tiny()
     units = {"layers.0": torch.tensor([[True, False, True]])}
-    assert masks.density(masks.expand(units, dict(net.named_parameters()))).tolist() == [8 / 12]
+    assert masks.density(masks.expand(units, net)).tolist() == [8 / 12]
 
 
 def test_masks_meet_plain_weights_only():
     net = nets.init_(nets.MLP([2, 3, 2], ["EWN"]), [0])
     units = {"layers.0": torch.tensor([[True, False, True]])}
     with pytest.raises(ValueError, match="fold"):
-        masks.apply_(net, masks.expand(units, dict(net.named_parameters())))
+        masks.apply_(net, masks.expand(units, net))
 
 
 def test_an_unknown_layer_is_an_error():
     with pytest.raises(ValueError, match="layers.7.*layers.0"):
-        masks.expand({"layers.7": torch.ones(1, 3, dtype=torch.bool)}, dict(tiny().named_parameters()))
+        masks.expand({"layers.7": torch.ones(1, 3, dtype=torch.bool)}, tiny())
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_the_highest_of_many_are_found_from_a_sample(kind, density):
     rows = long_rows(kind)
     kept = masks.top({"a": rows}, density)["a"]
     inside = masks.top({"a": rows.flip(2)}, 0.95)
-    within = masks.top_within({"a": rows}, inside, density * 0.9)["a"]
+    within = masks.top({"a": rows}, density * 0.9, within=inside)["a"]
     for score, mask, here, some in zip(rows, kept, inside["a"], within, strict=True):
         assert torch.equal(mask[0], literally(score[0], masks.count(len(mask[0]), density)))
         left = literally(score[here], masks.count(len(mask[0]), density * 0.9))
@@ -214,7 +214,7 @@ def test_no_order_no_masks(bad, scope):
 
 
 def test_errors_of_top():
-    with pytest.raises(ValueError, match="'row'.*'layer'"):
+    with pytest.raises(ValueError, match="'row'.*layer"):
         masks.top({"a": torch.ones(1, 3, 4)}, 0.5, "row")
     with pytest.raises(ValueError, match="3 densities for a stack of 2"):
         masks.top({"a": torch.ones(2, 3, 4)}, [0.1, 0.2, 0.3])
@@ -223,9 +223,9 @@ def test_errors_of_top():
 
 
 def test_expand_refuses_batch_normalisation():
-    parameters = {"conv.weight": torch.zeros(1, 2, 3, 3, 3), "norm.weight": torch.zeros(1, 2)}
+    net = convnets.VGG((1, 4, 4), 5, ["no-WN"], 2, ((1,), (2,)), batch_norm=True)
     with pytest.raises(ValueError, match="batch normalisation"):
-        masks.expand({"conv": torch.ones(1, 2, dtype=torch.bool)}, parameters)
+        masks.expand({"convs.0": torch.ones(1, 2, dtype=torch.bool)}, net)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -235,7 +235,7 @@ def test_scores_of_half_precision_have_an_order_too(dtype):
     assert torch.equal(masks.top(score, 0.3)["w"], masks.top(exact, 0.3)["w"])
     assert torch.equal(masks.top(score, 0.3)["w"], masks.top(exact, 0.3)["w"])
     inside = masks.top(exact, 0.5)
-    assert torch.equal(masks.top_within(score, inside, 0.3)["w"], masks.top_within(exact, inside, 0.3)["w"])
+    assert torch.equal(masks.top(score, 0.3, within=inside)["w"], masks.top(exact, 0.3, within=inside)["w"])
 
 
 @pytest.mark.parametrize("density", [torch.tensor(0.25), np.float32(0.25), np.array(0.25), torch.tensor([0.25, 0.25])])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import anneal, contribution, convnets, likelihood, methods, nets, path_kernel, reweight, sets, synflow
+from lib import contribution, convnets, likelihood, methods, nets, reweight, sets, synflow
 from lib.pruning.masks import top
 from lib.studies.challenge import modes
 from lib.studies.dpp import committee, committee_study, kinds
@@ -69,7 +69,7 @@ def own_examples(kind):
 
 
 def annealed(kind):
-    return lambda net, seeds: anneal.anneal(methods.get(kind).function, net, 0.05, 5, seeds=seeds)
+    return lambda net, seeds: methods.prune(net, kind, 0.05, rounds=5, seeds=seeds)
 
 
 def of_units(**options):
@@ -181,7 +181,7 @@ MADE = {
     "norms": (relu, by_norm),
     "norms of filters": (convolutions, by_norm),
     "accuracy": (sigmoid, measured),
-    "path kernel": (convolutions, lambda net, seeds: {"trace": path_kernel.trace(net, {})}),
+    "path kernel": (convolutions, lambda net, seeds: {"trace": synflow.path_kernel(net, {})}),
 }  # fmt: skip
 
 

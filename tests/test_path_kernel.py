@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from lib import anneal, convnets, masks, nets, path_kernel, scores, synflow
+from lib import anneal, convnets, masks, nets, scores, synflow
 
 
 def mlp(runs=2):
@@ -35,7 +35,7 @@ def literal(net, kept, run):
 def test_the_trace_is_the_sum_over_paths(density):
     net = mlp()
     kept = half(net, density)
-    found = path_kernel.trace(net, kept)
+    found = synflow.path_kernel(net, kept)
     assert found.dtype == torch.float64
     assert found.tolist() == pytest.approx([literal(net, kept, run) for run in range(2)], rel=1e-12)
 
@@ -52,21 +52,21 @@ def test_the_trace_is_that_of_the_kernel_matrix():
 
     jacobians = torch.autograd.functional.jacobian(values, tuple(start))
     total = sum(float((j * mask[0]).square().sum()) for j, mask in zip(jacobians, kept.values(), strict=True))
-    assert path_kernel.trace(net, kept).tolist() == pytest.approx([total], rel=1e-12)
+    assert synflow.path_kernel(net, kept).tolist() == pytest.approx([total], rel=1e-12)
 
 
 def test_an_empty_mask_is_the_dense_network():
     net = mlp()
     everything = {name: torch.ones_like(w, dtype=torch.bool) for name, w in nets.weights(net).items()}
-    assert torch.equal(path_kernel.trace(net, {}), path_kernel.trace(net, everything))
+    assert torch.equal(synflow.path_kernel(net, {}), synflow.path_kernel(net, everything))
 
 
 def test_the_network_may_be_pruned_already_and_stays_as_it_is():
     net = mlp()
     kept, before = half(net), {key: value.clone() for key, value in net.state_dict().items()}
-    found = path_kernel.trace(net, kept)
+    found = synflow.path_kernel(net, kept)
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
-    assert torch.equal(path_kernel.trace(masks.apply_(net, kept), kept), found)
+    assert torch.equal(synflow.path_kernel(masks.apply_(net, kept), kept), found)
 
 
 def test_synflow_l2_has_the_largest_trace_and_random_the_smallest():
@@ -74,7 +74,7 @@ def test_synflow_l2_has_the_largest_trace_and_random_the_smallest():
     net = nets.init_(convnets.build("resnet20", (3, 8, 8), 10, 2, 8), [0, 1], "phew")
     kinds = {"synflow_l2": synflow.synflow_l2, "synflow": synflow.synflow, "random": scores.random}
     found = {
-        name: path_kernel.trace(net, anneal.anneal(score, net, 0.1, 1 if name == "random" else 20, seeds=[0, 1]))
+        name: synflow.path_kernel(net, anneal.anneal(score, net, [0.1], 1 if name == "random" else 20, seeds=[0, 1])[0])
         for name, score in kinds.items()
     }
     assert bool((found["synflow_l2"] > found["synflow"]).all() and (found["synflow"] > 10 * found["random"]).all())
@@ -83,8 +83,8 @@ def test_synflow_l2_has_the_largest_trace_and_random_the_smallest():
 def test_what_does_not_fit_is_an_error():
     net = mlp()
     with pytest.raises(ValueError, match="no.weight.*layers.0.weight"):
-        path_kernel.trace(net, {"no.weight": torch.ones(2, 4, 3, dtype=torch.bool)})
+        synflow.path_kernel(net, {"no.weight": torch.ones(2, 4, 3, dtype=torch.bool)})
     with torch.no_grad():
         net.layers[0].weight.fill_(1e200)
     with pytest.raises(ValueError, match="too large for float64"):
-        path_kernel.trace(net, {})
+        synflow.path_kernel(net, {})

@@ -19,7 +19,7 @@ def test_the_snippets_run(tmp_path, monkeypatch):
     exec(snippet, found)
     small, net, x = found["small"], found["net"], found["digits"].split("test")[0]
     assert [layer.out_features for layer in small.modules() if isinstance(layer, torch.nn.Linear)] == [20, 10, 10]
-    masked = masks.apply_(net, masks.expand(found["units"], dict(net.named_parameters())))
+    masked = masks.apply_(net, masks.expand(found["units"], net))
     assert torch.allclose(small(x), masked(x)[0], atol=1e-5)
     assert torch.equal(found["plain"].load("small")(x), small(x))
 
@@ -28,15 +28,15 @@ def test_outputs_are_no_units_to_prune():
     net = nets.init_(nets.MLP([4, 6, 3], "no-WN"), [1])
     every = masks.top(nets.unit_norms(net), density=0.5)
     with pytest.raises(ValueError, match="layers.1 makes the outputs .* leave it out"):
-        masks.expand(every, dict(net.named_parameters()))
-    hidden = masks.expand({"layers.0": every["layers.0"]}, dict(net.named_parameters()))
+        masks.expand(every, net)
+    hidden = masks.expand({"layers.0": every["layers.0"]}, net)
     assert shrink.shrink(net, hidden)(torch.ones(1, 4)).shape == (1, 3)
 
 
 def test_a_normalised_network_says_what_to_shrink_instead():
     net = nets.init_(nets.MLP([4, 6, 3], "EWN"), [1])
     units = masks.top({"layers.0": nets.unit_norms(net)["layers.0"]}, density=0.5)
-    kept = masks.expand(units, dict(net.named_parameters()))
+    kept = masks.expand(units, net)
     with pytest.raises(ValueError, match=r"take nets.fold\(net\), a plain copy"):
         shrink.shrink(net, kept)
     folded = nets.fold(net)

@@ -156,7 +156,7 @@ def test_all_units_kept_is_the_same_network():
     net, x, units = network(), inputs(), {"layers.1": torch.ones(2, 6, dtype=torch.bool)}
     hidden = ACT(net.layers[0](x))
     found = likelihood.unit_moments(hidden, net.layers[1].weight, net.layers[1].bias, ACT)
-    for keywords in ({}, {"found": found}, {"found": found, "as_published": True}, {"as_published": True}):
+    for keywords in ({}, {"moments": found}, {"moments": found, "as_published": True}, {"as_published": True}):
         torch.testing.assert_close(reweight.units_(copy.deepcopy(net), units, ACT, **keywords)(x), net(x))
 
 

@@ -277,7 +277,7 @@ def test_what_does_not_fit_is_an_error():
                 kind(net, *nothing, [0, 1])
         with pytest.raises(ValueError, match="3 sets of examples for a stack of 2"):
             kind(net, X[None, :, :6].expand(3, -1, -1), Y % 3, [0, 1])
-    with pytest.raises(ValueError, match="'biases'.*'all'"):
+    with pytest.raises(ValueError, match="'biases'.*all"):
         scores.grasp(net, X[:, :6], Y % 3, [0, 1], over="biases")
     with pytest.raises(ValueError, match="1 seeds for a stack of 2"):
         scores.random(net, None, None, [0])

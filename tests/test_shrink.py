@@ -2,6 +2,7 @@
 
 import copy
 import io
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,7 +107,7 @@ def test_single_precision_stays_close():
 def test_unit_masks_leave_exactly_their_units():
     net, x = mlp(), inputs(6, SIZES[0])
     units = masks.top({k: v for k, v in nets.unit_norms(net).items() if k != "layers.3"}, 0.4)
-    kept = masks.expand(units, dict(net.named_parameters()))
+    kept = masks.expand(units, net)
     small = shrink.shrink(net, kept, run=1)
     assert [tuple(m.weight.shape) for m in small if isinstance(m, nn.Linear)] == [(8, 12), (6, 8), (4, 6), (4, 4)]
     assert_same(small, net, kept, x, 1)
@@ -127,7 +128,7 @@ def test_the_network_of_the_dpp_study_is_shrunk():
     """784-500-10 with sigmoids and biases: whole units gone, which go on saying σ(bias), or single weights."""
     net, x = mlp(sizes=(784, 500, 10), activation="sigmoid", output_bias=True), inputs(4, 784)
     units = {"layers.0": torch.rand(2, 500, generator=torch.Generator().manual_seed(1)) < 0.2}
-    for kept in (masks.expand(units, dict(net.named_parameters())), random_masks(net, 0.001)):
+    for kept in (masks.expand(units, net), random_masks(net, 0.001)):
         for run in range(2):
             assert_same(shrink.shrink(net, kept, run), net, kept, x, run)
 
@@ -326,7 +327,7 @@ def test_what_cannot_be_shrunk_is_an_error():
         shrink.shrink(nets.init_(nets.MLP([3, 4, 2], ["EWN"]), [0]))
     with pytest.raises(ValueError, match="run is 2.*0 to 1"):
         shrink.shrink(mlp(), run=2)
-    with pytest.raises(ValueError, match="stacks of Linear are not known.*MLP"):
+    with pytest.raises(ValueError, match="stacks of lib.networks.layers.Linear are not known.*MLP"):
         shrink.shrink(nets.Linear(1, 3, 2))
 
 
@@ -376,7 +377,8 @@ def test_a_narrow_stack_is_the_masked_one(case):
 
 def expanded(net, units):
     """Return `masks.expand` of a network, normalisations left out: they are no layers of the chain."""
-    return masks.expand(units, {k: p for k, p in net.named_parameters() if k.rpartition(".")[0] in nets.layers(net)})
+    own = [(name, p) for name, p in net.named_parameters() if name.rpartition(".")[0] in nets.layers(net)]
+    return masks.expand(units, SimpleNamespace(named_parameters=lambda: own))
 
 
 def sgd(net, x, y, steps, after=lambda net: None):

@@ -5,14 +5,14 @@ import functools
 import pytest
 import torch
 
-from lib import anneal, convnets, nets, paths, shuffle, synflow
+from lib import convnets, methods, nets, paths, shuffle
 from lib.pruning.masks import active_units
 
 
 @functools.cache
 def pruned(name="vgg11_bn", side=32, density=0.05, runs=2):
     net = nets.init_(convnets.build(name, (3, side, side), 4, runs, 3), list(range(runs)), "phew")
-    return nets.graph(net), anneal.anneal(synflow.synflow, net, density, 10)
+    return nets.graph(net), methods.prune(net, "synflow", density, rounds=10)
 
 
 @pytest.mark.parametrize("name, side", [("vgg11_bn", 32), ("vgg11_bn", 64), ("resnet20", 8)])

@@ -55,6 +55,19 @@ def test_onnx_runtime_computes_what_torch_does(name, tmp_path):
     assert found["macs"]["shrunk"] == plain.macs(module, 3072)
 
 
+class ResNet(torch.nn.Sequential):
+    """A module that is called as one of the stacks, and is none."""
+
+
+@pytest.mark.parametrize("kind", [ResNet, torch.nn.Sequential])
+def test_a_module_that_is_no_stack_is_told_what_is(kind, tmp_path):
+    told = (
+        rf"stacks of .*\.{kind.__name__} are not known.*lib\.networks\.nets\.MLP, .*VGG, .*ResNet\. Of any torch module"
+    )
+    with pytest.raises(ValueError, match=told):
+        smaller.table(kind(torch.nn.Linear(3, 2)), {}, torch.rand(2, 3), tmp_path, onnx=False)
+
+
 def test_rows_of_units_go_on_speaking():
     net = nets.init_(convnets.VGG((3, 32, 32), 10, ["no-WN"] * 2, width=4), [1, 2])
     units = {"convs.1": torch.tensor([[True, False, True, False], [False, False, True, True]])}

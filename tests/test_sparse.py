@@ -64,7 +64,7 @@ def test_matrices_may_be_filled_up():
 def test_costs_are_those_that_are_counted():
     net = mlp(bias=False, dtype=torch.float32, runs=1)
     units = {"layers.1": torch.arange(13)[None] < 5}
-    kept = masks.expand(units, dict(net.named_parameters()))
+    kept = masks.expand(units, net)
     found = sparse.forms(net, kept, block=4)
     total, left = 20 * 18 + 18 * 13 + 13 * 9 + 9 * 4, 20 * 18 + 18 * 5 + 5 * 9 + 9 * 4
     blocks = 5 * 5 + 2 * 5 + 3 * 2 + 1 * 3  # of 4×4, in matrices of 18×20, 5×18, 9×5 and 4×9

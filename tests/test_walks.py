@@ -56,7 +56,7 @@ def test_the_walk_of_a_type_from_train_time_prune_to_a_mask(opened, stops):
     given = {"dataset": "digits", "epochs": 1, "initial": 0, "increment": 1, "hidden": [8, 5], "batch_size": 50}
     run = opened("train_time_prune", type="worst", train_examples=50, **given)
     study = importance.study(sets.load("digits", train_examples=50, statistics="half"), run.parameters)
-    way = stops(masks, "top_within")
+    way = stops(masks, "top")
     found = study.run(SEED, [kind for _, kind in run.todo])
     frame = ["training/lab", "training/stacking"]  # of all studies: a grid of types, in as many parts as do best
     assert way == ["studies/importance/study", *frame, "pruning/methods", "pruning/masks"]

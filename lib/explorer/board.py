@@ -86,14 +86,14 @@ class Board:
             axes.set(xticks=[])
             axes.text(0.5, 0.5, "draws masks,\nhas no scores", ha="center", va="center", transform=axes.transAxes)
             return None
-        found = of.histogram(one.scores)
-        axes.stairs(found.counts, found.edges, fill=True, color=colour)
-        gone = axes.stairs(found.counts, found.edges, fill=True, color=GONE)
-        shared = 1 if one.of == "weights" else len(found.values)
-        lines = [axes.plot([0, 0], [0, found.counts.max()], color="black", linewidth=0.7)[0] for _ in range(shared)]
-        axes.set(ylim=(0, None), xlabel="log₁₀ of the score" if found.log else "score")
+        bars = of.histogram(one.scores)
+        axes.stairs(bars.counts, bars.edges, fill=True, color=colour)
+        gone = axes.stairs(bars.counts, bars.edges, fill=True, color=GONE)
+        shared = 1 if one.of == "weights" else len(bars.values)
+        lines = [axes.plot([0, 0], [0, bars.counts.max()], color="black", linewidth=0.7)[0] for _ in range(shared)]
+        axes.set(ylim=(0, None), xlabel="log₁₀ of the score" if bars.log else "score")
         self.moving += [gone, *(lines if one.rounds == 1 else [])]
-        return found, gone, lines
+        return bars, gone, lines
 
     def _confusion(self, axes, one):
         count, at = self.classes, np.arange(self.classes)
@@ -131,8 +131,8 @@ class Board:
     def _move_scores(self, bars, cut, kind):
         if bars is None:
             return
-        found, gone, lines = bars
-        counts, lowest = of.below(found, cut.masks, kind)
+        histogram, gone, lines = bars
+        counts, lowest = of.below(histogram, cut.masks, kind)
         gone.set_data(counts)
         for line, at in zip(lines, [*lowest, *[np.nan] * len(lines)], strict=False):
             line.set_xdata([at, at])

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from IPython.display import HTML, DisplayHandle, Image, display
 
-from lib.errors import ParameterError, hint, listed
+from lib.errors import ParameterError, choice, listed
 from lib.explorer import board, subjects
 from lib.explorer import sweep as of
 from lib.networks import nets, plain
@@ -45,8 +45,7 @@ class Explorer:
         self, network=subjects.DIGITS, of="units", first="contribution", second="random", sparsity=0.5, seed=1,
         examples=2000,
     ):  # fmt: skip
-        if of not in KINDS:
-            raise ParameterError(f"of is {of!r}; allowed are {listed(KINDS)}.{hint(of, KINDS)}")
+        choice("of", of, KINDS)
         for name in (first, second):
             if methods.get(name, of).needs not in NEEDS:
                 raise ParameterError(
@@ -197,13 +196,13 @@ class Explorer:
         """Return the looks of the units: their weights as they are left, a ring around those clicked at."""
         rows = -(-len(self.ranked) // ACROSS)
         image = f"url(data:image/png;base64,{self._sheet(self.cuts[0].masks)})"
-        found = [f".{self._class}{{background-image:{image};background-size:{ACROSS * 100}% {rows * 100}%;"
+        rules = [f".{self._class}{{background-image:{image};background-size:{ACROSS * 100}% {rows * 100}%;"
                  "image-rendering:pixelated;padding:0}"]  # fmt: skip
         for place, unit in enumerate(self.ranked.tolist()):
             x, y = 100 * (place % ACROSS) / (ACROSS - 1), 100 * (place // ACROSS) / max(rows - 1, 1)
             ring = "outline:2px solid #EE6677!important;" if unit in self.by_hand else ""
-            found.append(f".{self._class}.{self._class}-{place}{{background-position:{x:.3f}% {y:.3f}%;{ring}}}")
-        return "".join(found)
+            rules.append(f".{self._class}.{self._class}-{place}{{background-position:{x:.3f}% {y:.3f}%;{ring}}}")
+        return "".join(rules)
 
     def _picture(self):
         told = f"{self.sweeps[0].method}, {self.cuts[0].asked:.0%} of the {self.sweeps[0].of} pruned"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lib.data import sets
-from lib.errors import ParameterError, RecordError, hint, listed
+from lib.errors import RecordError, choice
 from lib.kernels import twins
 from lib.networks import nets
 from lib.records import runs
@@ -73,9 +73,7 @@ def subject(label, seed=1, examples=0):
     if label == DIGITS:
         return _trained_now(seed, examples)
     known = networks()
-    if label not in known:
-        allowed = [DIGITS, *known]
-        raise ParameterError(f"there is no network {label!r}; allowed are {listed(allowed)}.{hint(label, allowed)}")
+    choice("network", label, [DIGITS, *known])
     return _from_file(known[label], label, seed, examples)
 
 

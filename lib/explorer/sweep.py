@@ -4,27 +4,26 @@ No drawing and no controls: a `Sweep` is the work of seconds, and what is shown 
 then lies there.
 """
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from lib.networks import nets
-from lib.pruning import anatomy, masks, methods, shrink
+from lib.networks import nets, plain
+from lib.pruning import anatomy, masks, methods, paths, shrink
 
 STOPS = (*(k / 20 for k in range(20)), 0.97, 0.99)  # shares to be pruned
 ROUNDS = 20  # at most, of methods that go round after round; the studies take a hundred
 BINS = 40  # of a histogram of scores
-BATCH, PASSES = 256, 10  # images of a timed pass, and the least number of passes: what else runs here slows some
+BATCH, PASSES = 256, 3  # images of a timed pass, and how many of these: what else runs here slows some
 
 
 @dataclass(frozen=True)
 class Cut:
     """A network at one sparsity. asked: the share to be pruned; masks: of weights and biases, see `masks.apply_`.
 
-    logits (N, classes); left: what `anatomy` says of the one run; small: what `shrink` makes of it; milliseconds: of
-    the processor, on one thread, for the fastest pass of `BATCH` images through that.
+    logits (N, classes); left: what `anatomy` says of the one run; small: what `shrink` makes of it; milliseconds: on
+    one thread, the lower quartile of passes of `BATCH` images through that.
     """
 
     asked: float
@@ -63,16 +62,16 @@ def sweep(subject, name, of, stops=STOPS, bar=iter):
 
     stops: sparsities, rising, the first 0, where all is kept; bar: wraps what is gone through, to show how far it is.
     """
-    found, net = methods.get(name, of), subject.net
-    x, y = subject.train if found.needs == "examples" else (None, None)
-    rounds = 1 if found.draws else min(found.rounds, ROUNDS)
+    method, net = methods.get(name, of), subject.net
+    x, y = subject.train if method.needs == "examples" else (None, None)
+    rounds = 1 if method.draws else min(method.rounds, ROUNDS)
     given = {"x": x, "y": y, "seeds": [subject.seed], "of": of, "rounds": rounds}
     densities = [1 - stop for stop in stops[1:]]
     if rounds > 1:
         made = (methods.prune(net, name, density, **given) for density in densities)
     else:
         made = methods.prune_each(net, name, densities, **given)
-    scores = None if found.draws else methods.score(net, name, x, y, [subject.seed], of)
+    scores = None if method.draws else methods.score(net, name, x, y, [subject.seed], of)
     cuts = [cut(subject, 0.0, whole(net))]
     cuts += [cut(subject, stop, expanded(net, kept, of)) for stop, kept in bar(zip(stops[1:], made, strict=True))]
     return Sweep(name, of, scores, rounds, tuple(cuts))
@@ -80,12 +79,12 @@ def sweep(subject, name, of, stops=STOPS, bar=iter):
 
 def whole(net):
     """Return the masks that keep every weight, `{name: bool (1, O, *F)}`."""
-    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in nets.weights(net).items()}
+    return paths.complete({}, nets.weights(net))
 
 
 def expanded(net, kept, of):
     """Return masks of weights and biases from those of a method of weights, or of units."""
-    return kept if of == "weights" else masks.expand(kept, dict(net.named_parameters()))
+    return kept if of == "weights" else masks.expand(kept, net)
 
 
 @torch.no_grad()
@@ -93,21 +92,9 @@ def cut(subject, asked, kept):
     """Return the `Cut` of a `Subject` under masks."""
     net, batches = subject.net, subject.test[0].split(BATCH)
     left = {name: values[0] for name, values in anatomy.anatomy(net, kept).items()}
-    small, threads = shrink.shrink(net, kept), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        found = [_timed(small, batch) for batch in batches]
-        whole = [_timed(small, batches[0]) for _ in range(PASSES - len(batches))] + found
-    finally:
-        torch.set_num_threads(threads)
-    least = min(seconds for logits, seconds in whole if len(logits) == len(batches[0]))
-    return Cut(asked, kept, torch.cat([logits for logits, _ in found]), left, small, 1000 * least)
-
-
-def _timed(module, x):
-    """Return what a module makes of x, and the seconds of the processor that it took."""
-    start = time.process_time()
-    return module(x), time.process_time() - start
+    small = shrink.shrink(net, kept)
+    logits = torch.cat([small(batch) for batch in batches])
+    return Cut(asked, kept, logits, left, small, plain.latency(small, batches[0], PASSES).low)
 
 
 def changed(subject, shown, units):
@@ -196,14 +183,14 @@ def _counted(bins):
     return sum(np.bincount(each, minlength=BINS) for each in bins)
 
 
-def below(found, kept, of):
+def below(bars, kept, of):
     """Return (counts of the pruned scores in the bins of a `Histogram`, the lowest score that stays of each count).
 
     kept: masks of weights and biases. A count is shared by all weights, or by the units of a layer.
     """
-    stays = _of_scores(found.values, kept, of)
-    counts = _counted(found.bins[name][~mask] for name, mask in stays.items())
-    lowest = [found.values[name][mask].min() for name, mask in stays.items() if mask.any()]
+    stays = _of_scores(bars.values, kept, of)
+    counts = _counted(bars.bins[name][~mask] for name, mask in stays.items())
+    lowest = [bars.values[name][mask].min() for name, mask in stays.items() if mask.any()]
     return counts, lowest if of == "units" else [min(lowest)] if lowest else []
 
 

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import nn
 
-from lib.errors import ParameterError, hint, listed
+from lib.errors import ParameterError, choice
 from lib.kernels import twins
 from lib.networks import nets
 from lib.networks.layers import BatchNorm, Conv2d, Dropout, Linear
@@ -45,8 +45,7 @@ def build(name, image, classes, runs, width=None):
     filters of the first stage, by default the published. Raises ParameterError for an unknown name and for images
     that do not fit.
     """
-    if name not in NAMES:
-        raise ParameterError(f"network is {name!r}; allowed are {listed(NAMES)}.{hint(name, NAMES)}")
+    choice("network", name, NAMES)
     sides = tuple(HEADS) if name.startswith("vgg") else ()
     if image[1] != image[2] or image[1] not in (sides or image):
         allowed = " or ".join(f"{side}×{side}" for side in sides) or "squares"

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lib import draws
+from lib.errors import choice
 
 fan_in = nn.init.kaiming_normal_  # variance 2 / inputs of a unit (He et al., arXiv 1502.01852)
 fan_out = partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
@@ -127,8 +128,7 @@ def sparse_starts(masks, seed, scheme):
 
     The draws have a purpose of their own ("reinit"): they are independent of the start that the masks were made on.
     """
-    if scheme not in SPARSE:
-        raise ValueError(f"scheme is {scheme!r}; allowed are {list(SPARSE)}")
+    choice("scheme", scheme, SPARSE)
     stream = torch.Generator().manual_seed(int(draws.generator(seed, "reinit").integers(2**63)))
     drawn = []
     for kept in masks:

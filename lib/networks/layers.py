@@ -81,6 +81,13 @@ class BatchNorm(nn.Module):
         tensors = x, self.weight, self.bias, self.running_mean, self.running_var
         return twins.batch_norm(*tensors, self.training, beside=beside, rectified=rectified)
 
+    def folded(self, weight, bias):
+        """Return weight (R, C, *F) and bias (R, C) that do alone what `weight` and `bias`, or None, did before this."""
+        scale = self.weight / (self.running_var + twins.EPS).sqrt()
+        shift = self.bias - self.running_mean * scale
+        weight = weight * scale.reshape(*scale.shape, *[1] * (weight.dim() - 2))
+        return weight, shift if bias is None else shift.addcmul_(bias, scale)
+
     def start_(self, seeds, position):
         for tensor, value in ((self.weight, 1), (self.bias, 0), (self.running_mean, 0), (self.running_var, 1)):
             tensor.fill_(value)
@@ -117,3 +124,22 @@ class Dropout(nn.Module):
         keys = [draws.generator(seed, "dropout", position).integers(2**63) for seed in seeds]
         self.key.copy_(torch.tensor(keys))
         self.step.zero_()
+
+
+class DropConnect(Dropout):
+    """R DropConnects (Wan et al. 2013) of a layer: in `train()` mode a weight is 0 with `chance`, or grows in turn.
+
+    Every example has weights of its own. What a unit sums up is drawn as such a sum of many inputs is: normal, with the
+    mean W x + b and the variance chance / (1 - chance) W² x² (Wang & Manning 2013), so that no masks are made.
+    """
+
+    def forward(self, layer, x):
+        if not self.training:
+            return layer(x)
+        if layer.normalised or layer.steps:
+            raise ValueError("DropConnect drops plain weights that an optimizer trains: take no-WN and a Trainer")
+        mean, square = layer(x), layer.weight.square()
+        spread = twins.linear(x.square(), square, layer.scale, None, layer.norm, normalised=False).clamp_min(1e-12)
+        noise = chance.normals(self.key, self.step, mean[0].numel()).view_as(mean).to(mean.dtype)
+        self.step += 1
+        return mean + (spread * (self.chance / (1 - self.chance))).sqrt() * noise

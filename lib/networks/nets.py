@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from lib.errors import listed, one_each
 from lib.kernels import twins
 from lib.networks import inits
-from lib.networks.dropconnect import DropConnect
-from lib.networks.layers import BatchNorm, Dropout, Layer, Linear
+from lib.networks.layers import BatchNorm, DropConnect, Dropout, Layer, Linear
 
 
 def relu(z):
@@ -252,6 +252,25 @@ def fold(net):
 
 
 @contextmanager
+def mode(net, training):
+    """Within the block the network is in `train()` or in `eval()` mode; the latter drops nothing, and moves no mean."""
+    before = net.training
+    net.train(training)
+    try:
+        yield
+    finally:
+        net.train(before)
+
+
+def assert_plain(net):
+    """Return nothing; ValueError where weights are normalised: masks and scores are of plain ones."""
+    if odd := [name for name, layer in layers(net).items() if layer.normalised]:
+        raise ValueError(
+            f"{listed(odd)}: normalised; masks and scores are of plain weights: take nets.fold(net), a plain copy"
+        )
+
+
+@contextmanager
 def sgd_in_backward(net, lr):
     """Within the block, going backward takes the SGD step of rate `lr (R,)` in every layer, in place.
 
@@ -260,13 +279,13 @@ def sgd_in_backward(net, lr):
     """
     if any(isinstance(module, BatchNorm) for module in net.modules()):
         raise ValueError("a network with batch normalisation takes no step in its backward pass: use an optimizer")
-    found = list(layers(net).values())
+    own = list(layers(net).values())
     try:
-        for layer in found:
+        for layer in own:
             layer.lr = lr
         yield
     finally:
-        for layer in found:
+        for layer in own:
             layer.lr = None
 
 
@@ -285,19 +304,13 @@ def init_(net, seeds, scheme="torch_kaiming"):
     own, family = list(layers(net).values()), getattr(net, "family", None)
     if complaint := inits.complaint(scheme, family):
         raise ValueError(complaint)
-    one_each(net, seeds)
+    one_each(runs(net), seeds=seeds)
     drawn = {seed: inits.starts(own, seed, scheme, family) for seed in dict.fromkeys(seeds)}
     for run, seed in enumerate(seeds):
         for layer, (weight, bias) in zip(own, drawn[seed], strict=True):
             set_function_(layer, run, weight.to(layer.weight), bias)
     _start_others(net, seeds)
     return net
-
-
-def one_each(net, seeds):
-    """Return nothing; ValueError unless there is a seed for every run."""
-    if len(seeds) != runs(net):
-        raise ValueError(f"{len(seeds)} seeds for a stack of {runs(net)} runs; one per run is needed")
 
 
 def _start_others(net, seeds):
@@ -313,9 +326,8 @@ def reinit_(net, masks, seeds, scheme="evci"):
     a layer's average unit ("liu", arXiv 1810.05270); "evci_fan_out" and "liu_fan_out", see `inits.SPARSE`. Pruned
     weights are zero, biases too; batch normalisations are the identity. Raises ValueError for normalised weights.
     """
-    one_each(net, seeds)
-    if any(layer.normalised for layer in layers(net).values()):
-        raise ValueError("the weights are normalised; masks act on plain weights: take nets.fold(net), a plain copy")
+    one_each(runs(net), seeds=seeds)
+    assert_plain(net)
     for run, seed in enumerate(seeds):
         kept = [masks[name][run].cpu() for name in weights(net)]
         for layer, start in zip(layers(net).values(), inits.sparse_starts(kept, seed, scheme), strict=True):

@@ -64,8 +64,8 @@ def perturbation(net, masks, x):
         whole = layer(x)
         error.append(_size(whole - left(x)) / _size(whole))
         x = act(whole)
-    found = {"mass": torch.stack(mass, 1), "error": torch.stack(error, 1), "output_error": output_error}
-    return {name: tensor.cpu().numpy() for name, tensor in found.items()}
+    taken = {"mass": torch.stack(mass, 1), "error": torch.stack(error, 1), "output_error": output_error}
+    return {name: tensor.cpu().numpy() for name, tensor in taken.items()}
 
 
 def _size(tensor):

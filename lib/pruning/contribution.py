@@ -15,9 +15,11 @@ from contextlib import contextmanager
 import torch
 from torch.nn.functional import unfold
 
+from lib.errors import choice
 from lib.networks import nets
 from lib.networks.layers import Conv2d
 from lib.pruning.methods import method
+from lib.pruning.reweight import next_layer
 
 ON = ("activation", "preactivation")
 CHUNK = 1000  # examples of one run at once: the products stay in the cache of a CPU
@@ -120,8 +122,7 @@ def of_units(net, x, average=1.0, maximum=0.0, on="activation", channels=False):
     layer behind a convolution reads all positions of a channel. Channels have no preactivation score (ValueError).
     Each run is scored alone, so that no rank depends on a neighbour's rounding.
     """
-    if on not in ON:
-        raise ValueError(f"on is {on!r}; allowed are {ON}")
+    choice("on", on, ON)
     if channels and on != "activation":
         raise ValueError(f"on is {on!r} with channels=True; channels have a score by {ON[0]!r} alone")
     each = zip(nets.apart(net), nets.of_runs(net, x, 3), strict=True)
@@ -131,23 +132,14 @@ def of_units(net, x, average=1.0, maximum=0.0, on="activation", channels=False):
 @torch.no_grad()
 def _of_run(net, x, average, maximum, on, channels):
     sums = {name: _sums(net, name, bool(maximum)) for name in prunable(net, channels)}
-    training, size = net.training, max(1, min(CHUNK, ACTIVATIONS // nets.widest(net)))
-    net.eval()
-    with _adding(net, sums, on):
-        for part in x.split(size, -2):
+    with nets.mode(net, training=False), _adding(net, sums, on):
+        for part in x.split(max(1, min(CHUNK, ACTIVATIONS // nets.widest(net))), -2):
             net(part)
-    net.train(training)
-    return {name: found.score(average, maximum) for name, found in sums.items()}
-
-
-def _following(net, name):
-    """Return the weight layer that reads the layer called `name`."""
-    names = list(nets.layers(net))
-    return net.get_submodule(names[names.index(name) + 1])
+    return {name: own.score(average, maximum) for name, own in sums.items()}
 
 
 def _sums(net, name, maximum):
-    weight = _following(net, name).weight.flatten(2)
+    weight = net.get_submodule(next_layer(net, name)).weight.flatten(2)
     return Sums(weight, weight.shape[2] // net.get_submodule(name).weight.shape[1], maximum)
 
 
@@ -156,13 +148,13 @@ def _adding(net, sums, on):
     """Within the block every forward pass adds its examples to `sums`."""
     after = {hop.layer: hop.norm or hop.layer for hop in nets.graph(net)}
     handles = []
-    for name, found in sums.items():
+    for name, own in sums.items():
         if on == "activation":
-            hook = _reads(found)
-            handles.append(_following(net, name).register_forward_pre_hook(hook))
+            hook = _reads(own)
+            handles.append(net.get_submodule(next_layer(net, name)).register_forward_pre_hook(hook))
         else:
             # A ReLU may work in place: what is added is made of the values before it runs.
-            hook = _sends(found)
+            hook = _sends(own)
             handles.append(net.get_submodule(after[name]).register_forward_hook(hook))
     try:
         yield
@@ -171,12 +163,12 @@ def _adding(net, sums, on):
             handle.remove()
 
 
-def _reads(found):
-    return lambda layer, inputs: found.add(_rows(layer, inputs[0])) and None
+def _reads(sums):
+    return lambda layer, inputs: sums.add(_rows(layer, inputs[0])) and None
 
 
-def _sends(found):
-    return lambda layer, inputs, output: found.add(output) and None
+def _sends(sums):
+    return lambda layer, inputs, output: sums.add(output) and None
 
 
 def _rows(layer, x):

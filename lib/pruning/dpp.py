@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from lib import draws, workers
+from lib.errors import choice
 from lib.kernels import fused
 from lib.workers import product, squares
 
@@ -62,18 +63,18 @@ def _eigen(matrices, part):
     ValueError for a matrix that is not real, symmetric, finite and positive semidefinite, up to the rounding of the
     numbers given: float32 ones may be off by more.
     """
-    found, name = matrices[part].detach(), f"a likelihood matrix from number {part.start} on"
-    items, exact = found.shape[-1], torch.finfo(torch.float64).eps
-    precision = torch.finfo(found.dtype).eps if found.is_floating_point() else exact
-    found = found.double()
-    if not found.sum().isfinite():
+    matrix, name = matrices[part].detach(), f"a likelihood matrix from number {part.start} on"
+    items, exact = matrix.shape[-1], torch.finfo(torch.float64).eps
+    precision = torch.finfo(matrix.dtype).eps if matrix.is_floating_point() else exact
+    matrix = matrix.double()
+    if not matrix.sum().isfinite():
         raise ValueError(f"{name} is not finite")
     if isinstance(matrices, torch.Tensor):  # what builds its own matrices builds them symmetric
-        apart, largest = (float(tensor.abs().amax()) for tensor in (found - found.mT, found))
+        apart, largest = (float(tensor.abs().amax()) for tensor in (matrix - matrix.mT, matrix))
         if apart > precision**0.5 * largest:
             raise ValueError(f"{name} is not symmetric: two entries that should be equal differ by {apart:.3g}")
-        found = (found + found.mT) / 2
-    values, vectors = _eigh(found)
+        matrix = (matrix + matrix.mT) / 2
+    values, vectors = _eigh(matrix)
     # That of the decomposition; or of the numbers given, N² roundings, each as likely up as down.
     noise = max(items * exact, items**0.5 * precision) * values[:, -1:].abs()
     if (values < -noise).any():
@@ -120,15 +121,15 @@ def sample(matrices, keep, seeds, sampler="exact", purpose="dpp"):
     def work(parts):
         room, done = _Room(matrices.device), []
         for part in parts:
-            found = _eigen(matrices, part)
-            _check_rank(found, part.start, max(keeps))
-            done.append((found.values, draw(found, part.start, keeps, seeds, purpose, room)))
+            eigen = _eigen(matrices, part)
+            _check_rank(eigen, part.start, max(keeps))
+            done.append((eigen.values, draw(eigen, part.start, keeps, seeds, purpose, room)))
         return done
 
     parts = workers.slices(matrices.shape[0], max(1, int(CHUNK_BYTES[matrices.device.type] / (8 * items**2))))
     shares = [parts[piece] for piece in workers.slices(len(parts), -(-len(parts) // torch.get_num_threads()))]
-    found, sets = zip(*sum(workers.each(work, shares, matrices.device), []), strict=True)
-    _warn_of_identity(torch.cat(found))
+    values, sets = zip(*sum(workers.each(work, shares, matrices.device), []), strict=True)
+    _warn_of_identity(torch.cat(values))
     sets = torch.cat(sets, dim=2)
     if not (sets.sum(-1) == torch.tensor(keeps, device=sets.device)[:, None, None]).all():
         raise RuntimeError(f"a draw of {keep} items has another size; rounding must have got the better of a matrix")
@@ -138,8 +139,7 @@ def sample(matrices, keep, seeds, sampler="exact", purpose="dpp"):
 def _asked(items, keep, seeds, sampler):
     """Return `keep` as a list of integers, after a look at what is asked for."""
     keeps = [operator.index(k) for k in ([keep] if np.ndim(keep) == 0 else keep)]
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler is {sampler!r}; allowed are {SAMPLERS}")
+    choice("sampler", sampler, SAMPLERS)
     if np.ndim(seeds) != 1 or not len(seeds):
         raise ValueError(f"seeds is {seeds!r}; needed is a list, one integer for each set that is to be drawn")
     if not keeps or not all(1 <= k <= items for k in keeps):
@@ -147,8 +147,8 @@ def _asked(items, keep, seeds, sampler):
     return keeps
 
 
-def _check_rank(found, first, keep):
-    ranks = (found.values > 0).sum(1)
+def _check_rank(eigen, first, keep):
+    ranks = (eigen.values > 0).sum(1)
     if int(ranks.min()) < keep:
         matrix = int(ranks.argmin())
         raise ValueError(
@@ -176,19 +176,19 @@ class _Room:
         return self.parts[name][:total].view(shape)
 
 
-def _draw(found, first, keeps, seeds, purpose, room):
+def _draw(eigen, first, keeps, seeds, purpose, room):
     """Return the sets `bool (K, S, M, N)` of M matrices, of which the first is number `first`."""
-    count, items = found.values.shape
-    values = found.values.cpu().numpy()[:, ::-1]
+    count, items = eigen.values.shape
+    values = eigen.values.cpu().numpy()[:, ::-1]
     table = ratios(values, max(keeps), min(keeps))
-    vectors = found.vectors if count > 1 else found.vectors.expand(len(seeds), -1, -1)
-    sets = torch.ones(len(keeps), len(seeds) * count, items, dtype=torch.bool, device=found.values.device)
+    vectors = eigen.vectors if count > 1 else eigen.vectors.expand(len(seeds), -1, -1)
+    sets = torch.ones(len(keeps), len(seeds) * count, items, dtype=torch.bool, device=eigen.values.device)
     for kept, keep in zip(sets, keeps, strict=True):
         if keep == items:
             continue
         streams = _streams(count, first, keep, seeds, purpose)
         chosen = _choose(values, table, keep, np.stack([stream.random(items) for stream in streams]))
-        chosen = torch.from_numpy(chosen[:, ::-1].copy()).to(found.values.device)
+        chosen = torch.from_numpy(chosen[:, ::-1].copy()).to(eigen.values.device)
         smaller = keep <= items - keep
         wanted = chosen if smaller else ~chosen
         parts = workers.slices(len(kept), len(vectors))
@@ -333,30 +333,30 @@ def _solver(taken, root, most):
     return inverse.gather(1, order[:, :, None].expand(-1, -1, root.shape[1]))
 
 
-def _draw_by_dppy(found, first, keeps, seeds, purpose, room):
+def _draw_by_dppy(eigen, first, keeps, seeds, purpose, room):
     """Return what `_draw` returns, by DPPy (Gautier et al., arXiv 1809.07258), from the same eigenpairs."""
     from dppy.finite_dpps import FiniteDPP
 
-    count, items = found.values.shape
+    count, items = eigen.values.shape
     sets = torch.zeros(len(keeps), len(seeds) * count, items, dtype=torch.bool)
     for kept, keep in zip(sets, keeps, strict=True):
-        _check_dppy(found, first, keep)
+        _check_dppy(eigen, first, keep)
         for row, stream in enumerate(_streams(count, first, keep, seeds, purpose)):
-            pairs = found.values[row % count].cpu().numpy(), found.vectors[row % count].cpu().numpy()
+            pairs = eigen.values[row % count].cpu().numpy(), eigen.vectors[row % count].cpu().numpy()
             state = np.random.RandomState(stream.bit_generator)
             try:
                 chosen = FiniteDPP("likelihood", L_eig_dec=pairs).sample_exact_k_dpp(keep, random_state=state)
             except ValueError as error:
                 raise ValueError(f"DPPy cannot keep {keep} items ({error}); take sampler='exact'") from error
             kept[row, chosen] = True
-    return sets.unflatten(1, (len(seeds), count)).to(found.values.device)
+    return sets.unflatten(1, (len(seeds), count)).to(eigen.values.device)
 
 
-def _check_dppy(found, first, keep):
+def _check_dppy(eigen, first, keep):
     """Raise ValueError where DPPy would divide by a polynomial that has become 0 or infinite in float64."""
-    logs = log_polynomials(found.values, keep)
+    logs = log_polynomials(eigen.values, keep)
     # Its first step divides e_(keep-1) of all eigenvalues but the largest.
-    lowest = logs[:, -1] - np.log(found.values[:, -1].cpu().numpy().clip(1))
+    lowest = logs[:, -1] - np.log(eigen.values[:, -1].cpu().numpy().clip(1))
     numbers = np.finfo(np.float64)
     wrong = (lowest < math.log(numbers.tiny)) | (logs.max(1) > math.log(numbers.max))
     if wrong.any():

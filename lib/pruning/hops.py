@@ -74,11 +74,11 @@ def weight_of(layer):
 
 def shared(network):
     """Return `{name: name}` of all layers: which is the first, itself or another, that has the same weight."""
-    first, found = {}, {}
+    first, names = {}, {}
     for name, layer in weighted(network).items():
         weight = layer._parameters.get("weight")
-        found[name] = name if weight is None else first.setdefault(id(weight), name)
-    return found
+        names[name] = name if weight is None else first.setdefault(id(weight), name)
+    return names
 
 
 def pairs_of(reads, width, features):
@@ -150,8 +150,8 @@ def small_of(numbers):
 
 def used_of(*numbers):
     """Return the units that occur in `numbers`, in order."""
-    found = torch.cat([small_of(n).flatten() for n in numbers]).unique().long()
-    return found[found >= 0]
+    units = torch.cat([small_of(n).flatten() for n in numbers]).unique().long()
+    return units[units >= 0]
 
 
 def distinct_of(rows, every):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from lib.errors import choice
 from lib.kernels import twins
 
 RIDGE = 0.01  # what the study adds to the diagonal
@@ -64,13 +65,13 @@ def unit_moments(x, weight, bias, activation):
 
 
 @torch.no_grad()
-def projected(found, weight):
+def projected(inputs, weight):
     """Return the `Moments` of x wᵀ from those of x: for `weight (..., O, I)`, no example is looked at again."""
     if weight.dim() == 3 and len(weight) > 1:
-        each = found.of_runs() if found.gram.dim() == 3 else [found] * len(weight)
+        each = inputs.of_runs() if inputs.gram.dim() == 3 else [inputs] * len(weight)
         return _joined(projected(own, weight[[run]]) for run, own in enumerate(each))
     w = weight.double()
-    return Moments(w @ found.gram @ w.mT, (w @ found.mean[..., None])[..., 0], found.examples)
+    return Moments(w @ inputs.gram @ w.mT, (w @ inputs.mean[..., None])[..., 0], inputs.examples)
 
 
 def _joined(parts):
@@ -86,9 +87,7 @@ def likelihood(gram, examples, beta="10/N", ridge=RIDGE, form="rbf"):
     matrices of the teacher–student study. beta: a number; a text such as "10/N", N the examples; or "median", one
     over the median squared distance of each matrix, so that its exponents are of order one.
     """
-    if form not in FORMS:
-        raise ValueError(f"form is {form!r}; allowed are {FORMS}")
-    if form == "linear":
+    if choice("form", form, FORMS) == "linear":
         return gram / examples
     squares = gram.diagonal(dim1=-2, dim2=-1)
     # Rounding can leave a distance slightly below zero; two equal items are at distance 0.

@@ -3,13 +3,18 @@
 import numpy as np
 import torch
 
-from lib.errors import listed
+from lib.errors import choice, listed
 from lib.pruning.hops import unwrapped
 
-ROUNDINGS = ("nearest", "prune_floor", "keep_floor", "percentile")
 SCOPES = ("layer", "global", "unit")
 # Products such as 0.05 * 1020 carry a rounding error of a few 1e-15; it must not decide a count.
 SLACK = 1e-9
+ROUNDINGS = {  # how many of n items are kept at a density: see `count`
+    "nearest": lambda n, density: int(n * density + 0.5 + SLACK),
+    "prune_floor": lambda n, density: n - int(n * (1 - density) + SLACK),
+    "keep_floor": lambda n, density: int(n * density + SLACK),
+    "percentile": lambda n, density: max(0, n - 1 - int((n - 1) * (1 - density) + SLACK)),
+}
 SAMPLE = 2**12  # entries from which the place of a score among many is guessed
 
 
@@ -22,42 +27,25 @@ def count(n, density, rounding="nearest"):
     """
     if not 0 < density <= 1:
         raise ValueError(f"density is {density}; allowed is 0 < density <= 1 (density = kept / total)")
-    if rounding == "nearest":
-        return int(n * density + 0.5 + SLACK)
-    if rounding == "prune_floor":
-        return n - int(n * (1 - density) + SLACK)
-    if rounding == "keep_floor":
-        return int(n * density + SLACK)
-    if rounding == "percentile":
-        return max(0, n - 1 - int((n - 1) * (1 - density) + SLACK))
-    raise ValueError(f"rounding is {rounding!r}; allowed are {ROUNDINGS}")
+    return ROUNDINGS[choice("rounding", rounding, ROUNDINGS)](n, density)
 
 
-def top(scores, density, scope="layer", rounding="nearest"):
+def top(scores, density, scope="layer", rounding="nearest", within=None):
     """Return masks `{name: bool (R, O, *F)}` that keep the highest scores of every run, exactly `count` of them.
 
     scores: `{name: (R, O, *F)}`. scope: what shares one count, "layer" each tensor, "global" all of them together,
-    "unit" each row. density: one number, or one per run. Among equal scores the earlier entry goes first, so a result
-    never depends on the sorting algorithm.
+    "unit" each row. density: one number, or one per run, of all weights. within: masks whose weights alone may stay, so
+    that what is pruned there never comes back; ValueError where more are to be kept than they keep. Among equal scores
+    the earlier entry goes first, so a result never depends on the sorting algorithm.
     """
-    kept = [_top(score, density, rounding) for score in _sharing(scores, scope)]
-    return _parted(kept, scores, scope)
-
-
-def top_within(scores, within, density, scope="layer", rounding="nearest"):
-    """Return masks as `top` does, of weights that the masks `within` keep: what is pruned there never comes back.
-
-    density: of all weights, as in `top`, so that masks of falling densities can be made one within the other. Raises
-    ValueError where more are to be kept than `within` keeps.
-    """
-    pairs = zip(_sharing(scores, scope), _sharing({name: within[name] for name in scores}, scope), strict=True)
-    return _parted([_top_within(score, inside, density, rounding) for score, inside in pairs], scores, scope)
+    rows = _sharing(scores, scope)
+    inside = [None] * len(rows) if within is None else _sharing({name: within[name] for name in scores}, scope)
+    return _parted([_top(*both, density, rounding) for both in zip(rows, inside, strict=True)], scores, scope)
 
 
 def _sharing(tensors, scope):
     """Return tensors whose last axis is what shares one count: `(R, n)`, or `(R, O, n)` of units."""
-    if scope not in SCOPES:
-        raise ValueError(f"scope is {scope!r}; allowed are {SCOPES}")
+    choice("scope", scope, SCOPES)
     rows = [tensor.flatten(2 if scope == "unit" else 1) for tensor in tensors.values()]
     return [torch.cat(rows, 1)] if scope == "global" else rows
 
@@ -69,16 +57,6 @@ def _parted(kept, scores, scope):
     return {name: part.reshape(score.shape) for (name, score), part in zip(scores.items(), kept, strict=True)}
 
 
-def _top_within(score, inside, density, rounding):
-    """Return the mask of the highest entries inside along the last axis, of one density or one per run."""
-    n, kept = score.shape[-1], torch.empty_like(inside, memory_format=torch.contiguous_format)
-    for run, wanted in enumerate(each(density, len(score))):
-        rows = (tensor[run].reshape(-1, n) for tensor in (kept, score, inside))
-        for row, entries, there in zip(*rows, strict=True):
-            row.copy_(highest(entries, count(n, wanted, rounding), there))
-    return kept
-
-
 def each(density, runs):
     """Return the densities of all runs, from one number or one per run."""
     each = [float(density)] * runs if np.ndim(density) == 0 else [float(d) for d in density]
@@ -87,9 +65,14 @@ def each(density, runs):
     return each
 
 
-def _top(score, density, rounding):
-    """Return the mask of the highest entries along the last axis, of one density or one per run."""
+def _top(score, inside, density, rounding):
+    """Return the mask of the highest entries along the last axis, of those inside if given; a density as of `top`."""
     keeps = [count(score.shape[-1], d, rounding) for d in each(density, len(score))]
+    if inside is not None:
+        for keep, most in zip(keeps, inside.sum(-1).view(len(inside), -1).amin(1).tolist(), strict=True):
+            if keep > most:
+                raise ValueError(f"{keep} weights are to be kept, of which only {most} are left; take a lower density")
+        score = score.masked_fill(~inside, torch.finfo(score.dtype).min)
     if len(set(keeps)) == 1:
         return highest(score, keeps[0])
     kept = torch.empty_like(score, dtype=torch.bool)
@@ -99,24 +82,16 @@ def _top(score, density, rounding):
     return kept
 
 
-def highest(score, keep, inside=None):
-    """Return a mask of the `keep` highest entries along the last axis; of equal ones the later stay.
-
-    inside: None, or which entries of a single row `(n,)` there are; ValueError where they are fewer than `keep`.
-    """
+def highest(score, keep):
+    """Return a mask of the `keep` highest entries along the last axis; of equal ones the later stay."""
     if score.is_floating_point() and score.element_size() < 4:
         score = score.float()  # the same order, in numbers that NumPy has
-    left = score if inside is None else only(score, inside)
-    if keep > left.shape[-1]:
-        few = f"{keep} weights are to be kept, of which only {left.shape[-1]} are left"
-        raise ValueError(f"{few}; take a lower density")
-    if left.numel() and not all(bool(extreme.isfinite()) for extreme in left.aminmax()):
+    if score.numel() and not all(bool(extreme.isfinite()) for extreme in score.aminmax()):
         raise ValueError("a score is NaN or infinite: no order exists; look at the network that it came from")
-    if keep in (0, left.shape[-1]):
-        everything = torch.ones_like(score, dtype=torch.bool) if inside is None else inside
-        return everything & (keep > 0)
-    lowest = _largest(left, keep)
-    kept = score >= lowest if inside is None else (score >= lowest) & inside
+    if keep in (0, score.shape[-1]):
+        return torch.full_like(score, keep > 0, dtype=torch.bool)
+    lowest = _largest(score, keep)
+    kept = score >= lowest
     if int(kept.count_nonzero()) == keep * lowest.numel():  # each row has at least `keep`
         return kept
     level = kept & (score == lowest)
@@ -124,14 +99,6 @@ def highest(score, keep, inside=None):
         return kept.index_fill_(0, level.nonzero()[: int(kept.count_nonzero()) - keep, 0], False)
     surplus = kept.sum(-1, keepdim=True) - keep
     return kept & ~(level & (level.cumsum(-1) <= surplus))
-
-
-def only(entries, inside):
-    """Return the entries `(n,)` that lie inside, a mask."""
-    if entries.device.type != "cpu":
-        return entries[inside]
-    # NumPy's compress takes an eighth of the time of torch's indexing, a quarter of a million entries measured.
-    return torch.from_numpy(np.compress(inside.numpy(), entries.detach().numpy()))
 
 
 def _largest(score, place):
@@ -142,8 +109,8 @@ def _largest(score, place):
     if n < 4 * SAMPLE:
         # NumPy's partition takes a quarter of the time of torch's kthvalue, a million entries measured.
         return torch.from_numpy(np.partition(entries, n - place, axis=-1)[..., n - place, None])
-    found = [_ranked(row, n - place) for row in entries.reshape(-1, n)]
-    return torch.from_numpy(np.stack(found).reshape(*score.shape[:-1], 1))
+    largest = [_ranked(row, n - place) for row in entries.reshape(-1, n)]
+    return torch.from_numpy(np.stack(largest).reshape(*score.shape[:-1], 1))
 
 
 def _ranked(row, rank):
@@ -161,14 +128,15 @@ def _ranked(row, rank):
     return np.partition(between, rank - below)[rank - below]
 
 
-def expand(units, parameters):
+def expand(units, net):
     """Return masks `{name: bool like the parameter}` from unit masks: a pruned unit loses row, bias and column.
 
-    Without the bias a "removed" unit would go on sending relu(bias). `units` maps a layer's name to
-    `bool (R, O)`; `parameters` is `dict(net.named_parameters())` of a chain of layers in the order of the
-    forward pass, weights (R, O, I) or filters (R, O, I, h, w). Layers that `units` does not name keep all their units.
-    ValueError for batch normalisation, whose shift would go on speaking for the unit: `shrink.narrow` takes it along.
+    Without the bias a "removed" unit would go on sending relu(bias). `units` maps a layer's name to `bool (R, O)`;
+    `net` is a chain of layers, weights (R, O, I) or filters (R, O, I, h, w). Layers that `units` does not name keep all
+    their units. ValueError for batch normalisation, whose shift would go on speaking for the unit: `shrink.narrow`
+    takes it along.
     """
+    parameters = dict(net.named_parameters())
     weights = {name: p for name, p in parameters.items() if name.endswith(".weight")}
     if any(weight.dim() < 3 for weight in weights.values()):
         raise ValueError("expand takes layers alone, and this network has batch normalisation; use shrink.narrow")

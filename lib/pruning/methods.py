@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from lib.errors import ParameterError, hint, listed
+from lib.errors import ParameterError, choice, hint, listed
 from lib.networks import nets
 from lib.pruning import anneal, masks, modules
 
@@ -49,9 +49,7 @@ def method(name, of="weights", needs="nothing", draws=False, rounds=1):
     of, needs, draws: see above; rounds: in how many `anneal` reaches a density, if nothing else is said. ParameterError
     for other values, and for a name that another function has.
     """
-    for what, value, allowed in (("of", of, SCOPES), ("needs", needs, NEEDS)):
-        if value not in allowed:
-            raise ParameterError(f"{what} is {value!r}; allowed are {listed(allowed)}.{hint(value, allowed)}")
+    choice("of", of, SCOPES), choice("needs", needs, NEEDS)
 
     def register(function):
         other = _known[of].setdefault(name, Method(name, of, needs, draws, rounds, function)).function
@@ -80,7 +78,7 @@ def __getattr__(name):
 def names(of="weights", needs=("nothing", "examples"), draws=True):
     """Return the names of the methods of weights, or of units, that need no more; draws: of those too that draw."""
     _load()
-    return [name for name, found in _known[of].items() if found.needs in needs and draws >= found.draws]
+    return [name for name, known in _known[of].items() if known.needs in needs and draws >= known.draws]
 
 
 def get(name, of="weights"):
@@ -114,48 +112,48 @@ def prune_each(
         needs = get(name, of).needs
         alone, x = modules.One(net, x, needs == "nothing", layers), modules.examples(x) if needs == "examples" else None
         how = {"layers": layers, "scope": scope, "rounding": rounding, "rounds": rounds, **options}
-        found = prune_each(alone, name, densities, x, y, seeds or [0], of, **how)
-        return [{part: mask[0] for part, mask in each.items()} for each in found]
-    found, x, y = _ready(get(name, of), x, y, options)
-    if found.draws:
-        return found.function(net, densities, x, y, seeds, **options)
-    scope, rounds = scope or SCOPES[of], found.rounds if rounds is None else rounds
-    score = functools.partial(_scored, found, layers=layers, **options)
+        chosen = prune_each(alone, name, densities, x, y, seeds or [0], of, **how)
+        return [{part: mask[0] for part, mask in each.items()} for each in chosen]
+    chosen, x, y = _ready(get(name, of), x, y, options)
+    if chosen.draws:
+        return chosen.function(net, densities, x, y, seeds, **options)
+    scope, rounds = scope or SCOPES[of], chosen.rounds if rounds is None else rounds
+    score = functools.partial(_scored, chosen, layers=layers, **options)
     if rounds != 1:
-        score = functools.partial(found.function, **options) if layers is None else score
-        return anneal.anneal_each(score, net, densities, rounds, "exponential", scope, rounding, x, y, seeds)
+        score = functools.partial(chosen.function, **options) if layers is None else score
+        return anneal.anneal(score, net, densities, rounds, scope, rounding, x, y, seeds)
     made = score(net, x, y, seeds)
     return [_kept(made, density, scope, rounding, within) for density in densities]
 
 
 def score(net, name, x=None, y=None, seeds=None, of="weights", layers=None, **options):
     """Return what the method called `name` ranks by, `{name: (R, O, *F)}` or, of units, `{layer: (R, O)}`."""
-    found, x, y = _ready(get(name, of), x, y, options)
-    return _scored(found, net, x, y, seeds, layers, **options)
+    chosen, x, y = _ready(get(name, of), x, y, options)
+    return _scored(chosen, net, x, y, seeds, layers, **options)
 
 
-def _ready(found, x, y, options):
+def _ready(chosen, x, y, options):
     """Return a method and what it reads of x and y, after a look at what it is given."""
-    if found.needs == "nothing":
+    if chosen.needs == "nothing":
         x = y = None
     elif x is None:
-        raise ParameterError(f"{found.name} needs {found.needs}: pass them as x, see lib/pruning/methods.py")
-    own = inspect.signature(found.function).parameters
+        raise ParameterError(f"{chosen.name} needs {chosen.needs}: pass them as x, see lib/pruning/methods.py")
+    own = inspect.signature(chosen.function).parameters
     if odd := [key for key in options if key not in own and "options" not in own]:
-        has = listed([*own][5 if found.draws else 4 :])
-        raise ParameterError(f"{found.name} has no keywords {odd}; it has {has}.{hint(odd[0], own)}")
-    return found, x, y
+        has = listed([*own][5 if chosen.draws else 4 :])
+        raise ParameterError(f"{chosen.name} has no keywords {odd}; it has {has}.{hint(odd[0], own)}")
+    return chosen, x, y
 
 
-def _scored(found, net, x, y, seeds, layers=None, **options):
+def _scored(chosen, net, x, y, seeds, layers=None, **options):
     """Return the scores of `layers`, or of all."""
-    made = found.function(net, x, y, seeds, **options)
+    made = chosen.function(net, x, y, seeds, **options)
     if layers is None:
-        own = nets.hidden(net) if found.of == "units" and isinstance(net, modules.One) else made
+        own = nets.hidden(net) if chosen.of == "units" and isinstance(net, modules.One) else made
         return {name: score for name, score in made.items() if name in own}
-    wanted = [f"{layer}.weight" if found.of == "weights" else layer for layer in layers]
+    wanted = [f"{layer}.weight" if chosen.of == "weights" else layer for layer in layers]
     if odd := [name for name in wanted if name not in made]:
-        raise ParameterError(f"{found.name} has no score of {listed(odd)}; it has those of {listed(made)}")
+        raise ParameterError(f"{chosen.name} has no score of {listed(odd)}; it has those of {listed(made)}")
     return {name: made[name] for name in wanted}
 
 
@@ -164,6 +162,4 @@ def _kept(made, density, scope, rounding, within):
     if isinstance(density, dict):
         parts = (_kept({k: part}, density[k], scope, rounding, within) for k, part in made.items())
         return {name: mask for part in parts for name, mask in part.items()}
-    if within is None:
-        return masks.top(made, density, scope, rounding)
-    return masks.top_within(made, within, density, scope, rounding)
+    return masks.top(made, density, scope, rounding, within)

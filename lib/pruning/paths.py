@@ -52,8 +52,8 @@ def live(hops, masks):
     """
     sizes = widths(hops, masks)
     pairs = {hop.layer: _pairs(masks[_key(hop)], sizes[hop.source]) for hop in hops if hop.layer}
-    runs, device = _like(masks)
-    every = {node: torch.zeros(runs, size, dtype=torch.bool, device=device) for node, size in sizes.items()}
+    like = next(iter(masks.values()))
+    every = {node: like.new_zeros(len(like), size) for node, size in sizes.items()}
     forward, backward = dict(every), dict(every)
     forward[0], backward[max(sizes)] = ~every[0], ~every[max(sizes)]
     for hop in hops:
@@ -70,12 +70,6 @@ def live(hops, masks):
 
 def _key(hop):
     return f"{hop.layer}.weight"
-
-
-def _like(masks):
-    """Return the number of runs and the device of masks."""
-    mask = next(iter(masks.values()))
-    return mask.shape[0], mask.device
 
 
 def _between(hop, mask, forward, backward):
@@ -116,18 +110,3 @@ def _pairs(mask, channels):
     """Return which units a layer joins, `bool (R, O, C)`: where a filter, or a channel's inputs, keep anything."""
     cells = mask.flatten(3).any(3) if mask.dim() > 3 else mask
     return cells if cells.shape[2] == channels else cells.unflatten(2, (channels, -1)).any(3)
-
-
-def layer_kept(hops, masks):
-    """Return how many weights of every layer lie on a live path, `{layer: (R,) int64}`; 0 is a collapsed layer."""
-    on_path = live(hops, masks).masks
-    return {hop.layer: on_path[_key(hop)].flatten(1).sum(1) for hop in hops if hop.layer}
-
-
-def collapsed(hops, masks):
-    """Return for every run the names of the layers without a weight on a live path, a list of R lists.
-
-    Where nothing goes around them, in a chain, one collapsed layer is all of them, and the output is constant.
-    """
-    kept = layer_kept(hops, masks)
-    return [[layer for layer, count in kept.items() if not count[run]] for run in range(_like(masks)[0])]

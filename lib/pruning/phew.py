@@ -283,10 +283,10 @@ def _plan(hops, back, avoided, early, open_to):
         branches.sort()
         weighted = torch.tensor([[name is not None] for _, name, _ in branches])
         walked = weighted & ~torch.tensor([[name in avoided] for _, name, _ in branches])
-        found = torch.stack([open_to[number] for number, *_ in branches])
-        ways = torch.zeros_like(found)
+        open_ways = torch.stack([open_to[number] for number, *_ in branches])
+        ways = torch.zeros_like(open_ways)
         for wanted in (walked, weighted, torch.ones_like(weighted)):
-            ways |= found & wanted.to(found.device) & ~ways.any(0)
+            ways |= open_ways & wanted.to(open_ways.device) & ~ways.any(0)
         used = ways.any(1)
         branches = [branch for branch, use in zip(branches, used.tolist(), strict=True) if use]
         plan[here] = branches, len(branches) == 1, None if ways[used].all() else ways[used]

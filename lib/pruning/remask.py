@@ -35,10 +35,7 @@ class Remasked(nn.Module):
 
     def __init__(self, net, density, layers, scope="layer"):
         super().__init__()
-        if any(layer.normalised for layer in nets.layers(net).values()):
-            raise ValueError(
-                "the weights are normalised; masks act on plain weights: take nets.fold(net), a plain copy"
-            )
+        nets.assert_plain(net)
         self.net, self.names, self.scope, self.held = net, list(layers), scope, None
         self.register_buffer("density", torch.tensor(density, dtype=torch.float64))
 
@@ -59,8 +56,8 @@ class Remasked(nn.Module):
         return self.held
 
     def _weights(self):
-        found = nets.weights(self.net)
-        return {f"{name}.weight": found[f"{name}.weight"] for name in self.names}
+        weights = nets.weights(self.net)
+        return {f"{name}.weight": weights[f"{name}.weight"] for name in self.names}
 
 
 class RemaskedWeights(Remasked):
@@ -89,14 +86,13 @@ class RemaskedUnits(Remasked):
 
     def masks(self):
         """Return the masks of this moment, `{parameter: bool (R, O, I)}`."""
-        return masks.expand(self.units(), dict(self.net.named_parameters()))
+        return masks.expand(self.units(), self.net)
 
     def _tensors(self):
         units, tensors, before = self.units(), {}, None
         if any(len(set(kept.sum(1).tolist())) > 1 for kept in units.values()):
-            parameters = dict(self.net.named_parameters())
-            kept = masks.expand(units, parameters)
-            return {name: _StraightThrough.apply(parameters[name], mask) for name, mask in kept.items()}
+            kept = masks.expand(units, self.net)
+            return {name: _StraightThrough.apply(self.net.get_parameter(name), mask) for name, mask in kept.items()}
         for name, layer in nets.layers(self.net).items():
             rows = units.get(name)
             tensors[f"{name}.weight"] = _picked(layer.weight, rows, before)

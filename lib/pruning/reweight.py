@@ -16,10 +16,10 @@ CHUNK_BYTES = {"cpu": 20e6, "cuda": 1e9}  # of Gram blocks solved at a time
 
 
 @torch.no_grad()
-def refit(weight, kept, found, intercept=True):
+def refit(weight, kept, moments, intercept=True):
     """Return (weights, shift): `weight (R, P, I)` refitted to the kept inputs and 0 elsewhere, and (R, P) for the bias.
 
-    kept: bool (R, P, I), the inputs that each unit keeps, or (R, I), what all units of a run keep. found: the
+    kept: bool (R, P, I), the inputs that each unit keeps, or (R, I), what all units of a run keep. moments: the
     `likelihood.Moments` of the inputs, with gram (I, I), or (R, I, I) where runs differ in theirs. intercept: fit a
     constant too, which the bias takes over; without it, as published, the shift is 0. Each run is refitted alone, so
     that no neighbour can round its weights.
@@ -29,14 +29,14 @@ def refit(weight, kept, found, intercept=True):
             f"kept is {tuple(kept.shape)}; allowed for {tuple(weight.shape)} are that, or without the units"
         )
     if len(weight) > 1:
-        each = [found] * len(weight) if found.gram.dim() == 2 else found.of_runs()
+        each = [moments] * len(weight) if moments.gram.dim() == 2 else moments.of_runs()
         parts = (refit(weight[[run]], kept[[run]], mine, intercept) for run, mine in enumerate(each))
         return tuple(map(torch.cat, zip(*parts, strict=True)))
     own = kept.dim() == 3
     groups = weight.double().flatten(0, 1)[:, None] if own else weight.double()
-    gram, mean = found.gram, found.mean
+    gram, mean = moments.gram, moments.mean
     if intercept:
-        gram = gram - found.examples * mean[..., :, None] * mean[..., None, :]
+        gram = gram - moments.examples * mean[..., :, None] * mean[..., None, :]
     # Which Gram matrix belongs to which group of units: one for all, or one per run.
     which = torch.arange(weight.shape[0], device=weight.device) * int(gram.dim() == 3)
     which = which.repeat_interleave(weight.shape[1]) if own else which
@@ -78,24 +78,24 @@ def _least(blocks, right):
 
 
 @torch.no_grad()
-def edges_(net, mask, found, intercept=True):
+def edges_(net, mask, moments, intercept=True):
     """Prune the edges of one layer in place and refit those kept; return `net`.
 
-    mask: `{"<layer>.weight": bool (R, O, I)}`, as from `kinds.masks_of`. found: the `Moments` of the layer's inputs.
+    mask: `{"<layer>.weight": bool (R, O, I)}`, as from `kinds.masks_of`. moments: the `Moments` of the layer's inputs.
     intercept: the layer's bias takes a constant; without it, as published, the bias stays.
     """
     ((name, kept),) = mask.items()
     layer = plain_layer(net, name.removesuffix(".weight"))
-    layer.weight[:], shift = refit(layer.weight, kept, found, intercept)
+    layer.weight[:], shift = refit(layer.weight, kept, moments, intercept)
     _add_(layer, shift, intercept, name)
     return net
 
 
 @torch.no_grad()
-def units_(net, units, activation, found=None, intercept=True, as_published=False):
+def units_(net, units, activation, moments=None, intercept=True, as_published=False):
     """Prune units of one hidden layer in place, with what they say to the next layer; return `net`.
 
-    units: `{layer: bool (R, O)}`. found: None, or the `Moments` (R, O, O) of the layer's outputs, to refit the
+    units: `{layer: bool (R, O)}`. moments: None, or the `Moments` (R, O, O) of the layer's outputs, to refit the
     next layer to the units kept. Without them a pruned unit leaves activation(bias), which is what it says when its
     weights are 0, in the next bias. As published (arXiv 1511.05077's code by Acharyya, Zhang et al.)
     it is not removed but goes on saying so, through its bias, and a refit has no intercept; the published moments are
@@ -103,9 +103,9 @@ def units_(net, units, activation, found=None, intercept=True, as_published=Fals
     """
     ((name, kept),) = units.items()
     layer, after = plain_layer(net, name), plain_layer(net, next_layer(net, name))
-    if found is not None:
+    if moments is not None:
         intercept = intercept and not as_published
-        after.weight[:], shift = refit(after.weight, kept, found, intercept)
+        after.weight[:], shift = refit(after.weight, kept, moments, intercept)
     elif as_published:
         layer.weight *= kept[:, :, None]
         return net
@@ -114,7 +114,7 @@ def units_(net, units, activation, found=None, intercept=True, as_published=Fals
         shift = (after.weight * (activation(bias.clone()) * ~kept)[:, None]).sum(-1)
         intercept = bool((shift != 0).any())
     _add_(after, shift, intercept, next_layer(net, name))
-    return masks.apply_(net, masks.expand(units, dict(net.named_parameters())))
+    return masks.apply_(net, masks.expand(units, net))
 
 
 def plain_layer(net, name):
@@ -123,8 +123,7 @@ def plain_layer(net, name):
     if found is None or found.weight.dim() != 3:
         linear = [k for k, layer in nets.layers(net).items() if layer.weight.dim() == 3]
         raise ValueError(f"layer is {name!r}; allowed are the linear layers {linear}")
-    if found.normalised:
-        raise ValueError(f"{name} is normalised; masks act on plain weights: take nets.fold(net), a plain copy")
+    nets.assert_plain(net)
     return found
 
 

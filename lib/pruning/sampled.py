@@ -7,8 +7,6 @@ from lib.networks import nets
 from lib.pruning import dpp, likelihood, masks, phew, reweight
 from lib.pruning.methods import method
 
-LIKENESS = ("beta", "ridge", "form")
-
 
 @method("phew", draws=True)
 def walked(net, densities, x, y, seeds, nested=False, **options):
@@ -29,45 +27,39 @@ def derived(seed, purpose, *position):
 
 
 @method("dpp", of="weights", needs="moments", draws=True)
-def edges(net, densities, x, y, seeds, sampler="exact", **options):
+def edges(net, densities, x, y, seeds, sampler="exact", beta="10/N", ridge=likelihood.RIDGE, form="rbf"):
     """Return masks of the edges into each unit, of the layers of `x`, `{layer: Moments of its inputs}`: k-DPPs.
 
     Each unit keeps the same share of its inputs; all densities, and runs of equal weights, share the eigenpairs.
-    options: beta, ridge and form of `likelihood.likelihood`; sampler: see `dpp.sample`.
+    beta, ridge, form: of `likelihood.likelihood`; sampler: see `dpp.sample`.
     """
-    found = [{} for _ in densities]
-    for layer, known in _checked(x, options).items():
+    kept = [{} for _ in densities]
+    for layer, known in x.items():
         weight = reweight.plain_layer(net, layer).weight.detach()
         shared = known.gram.dim() == 2
         inputs = [known] * len(seeds) if shared else known.of_runs()
         groups = _alike(weight, *([] if shared else [known.gram]))
-        matrices = {run: likelihood.Edges(inputs[run], weight[run], **options) for run, *_ in groups}
+        matrices = {run: likelihood.Edges(inputs[run], weight[run], beta, ridge, form) for run, *_ in groups}
         keeps = [masks.count(weight.shape[2], density) for density in densities]
         drawn = _draw(matrices, groups, seeds, keeps, sampler, f"dpp_edge {layer}")
-        for each, chosen in zip(found, drawn, strict=True):
+        for each, chosen in zip(kept, drawn, strict=True):
             each[f"{layer}.weight"] = chosen
-    return found
+    return kept
 
 
 @method("dpp", of="units", needs="moments", draws=True)
-def units(net, densities, x, y, seeds, sampler="exact", **options):
+def units(net, densities, x, y, seeds, sampler="exact", beta="10/N", ridge=likelihood.RIDGE, form="rbf"):
     """Return masks of the units of the layers of `x`, `{layer: Moments (R, O, O) of its units}`; as `edges`."""
-    found = [{} for _ in densities]
-    for layer, known in _checked(x, options).items():
+    kept = [{} for _ in densities]
+    for layer, known in x.items():
         groups = _alike(known.gram)
-        matrices = {run: likelihood.likelihood(known.gram[[run]], known.examples, **options) for run, *_ in groups}
+        of = known.examples, beta, ridge, form
+        matrices = {run: likelihood.likelihood(known.gram[[run]], *of) for run, *_ in groups}
         keeps = [masks.count(known.gram.shape[-1], density) for density in densities]
         drawn = _draw(matrices, groups, seeds, keeps, sampler, f"dpp_node {layer}")
-        for each, chosen in zip(found, drawn, strict=True):
+        for each, chosen in zip(kept, drawn, strict=True):
             each[layer] = chosen[:, 0]
-    return found
-
-
-def _checked(x, options):
-    """Return the moments by layer; ValueError for keywords that the likelihood does not have."""
-    if odd := sorted(set(options) - set(LIKENESS)):
-        raise ValueError(f"unknown keywords {odd}; of the likelihood allowed are {LIKENESS}")
-    return x
+    return kept
 
 
 def _alike(*origins):

@@ -5,7 +5,7 @@ statistics and mode included. Scores made of gradients are made of one run after
 neighbour's rounding. Of three ResNet20 on one CPU thread SNIP takes 1.4 s and GraSP 5 s, as in one pass.
 """
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import wraps
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from lib import draws
+from lib.errors import choice, one_each
 from lib.kernels import curvature
 from lib.networks import nets
 from lib.pruning.methods import method
@@ -31,12 +32,12 @@ def lamp(net, x, y, seeds):
 
     LAMP (Lee et al., arXiv 2010.07611): of all layers together, those stay whose loss would change a layer most.
     """
-    found = {}
+    scores = {}
     for name, weight in plain(net).items():
         squares, order = weight.double().flatten(1).square().sort(dim=1, stable=True)
         rest = squares.flip(1).cumsum(1).flip(1).clamp_min(torch.finfo(torch.float64).tiny)
-        found[name] = torch.empty_like(squares).scatter_(1, order, squares / rest).view_as(weight)
-    return found
+        scores[name] = torch.empty_like(squares).scatter_(1, order, squares / rest).view_as(weight)
+    return scores
 
 
 @method("random")
@@ -51,14 +52,11 @@ def drawn(like, seeds, keys, draw):
 
     keys: `{name: (purpose, *position)}` of each draw, see `draws.generator`; draw: `(generator, shape)` to numbers.
     """
-    count = len(next(iter(like.values())))
-    if seeds is None or len(seeds) != count:
-        given = 0 if seeds is None else len(seeds)
-        raise ValueError(f"{given} seeds for a stack of {count} runs; one per run is needed")
+    one_each(len(next(iter(like.values()))), seeds=seeds)
     shapes = {name: tuple(like[name].shape[1:]) for name in keys}
-    found = {name: np.stack([draw(draws.generator(seed, *keys[name]), shape) for seed in seeds])
-             for name, shape in shapes.items()}  # fmt: skip
-    return {name: torch.from_numpy(numbers).to(like[name].device) for name, numbers in found.items()}
+    made = {name: np.stack([draw(draws.generator(seed, *keys[name]), shape) for seed in seeds])
+            for name, shape in shapes.items()}  # fmt: skip
+    return {name: torch.from_numpy(numbers).to(like[name].device) for name, numbers in made.items()}
 
 
 def run_by_run(score):
@@ -79,14 +77,14 @@ def snip(net, x, y, seeds, training=True):
 
     L is the mean cross-entropy of a batch, summed over batches. training: in `train()` mode, else in `eval()` mode.
     """
-    found, weights = slopes(net, x, y, training), nets.weights(net)
-    return {name: (slope * weights[name].detach()).abs() for name, slope in found.items()}
+    gradient, weights = slopes(net, x, y, training), nets.weights(net)
+    return {name: (slope * weights[name].detach()).abs() for name, slope in gradient.items()}
 
 
 def slopes(net, x, y, training=True):
     """Return dL/dw of every weight, `{name: (R, O, *F)}`, as of `snip`; the network is left as it was."""
     weights, total = plain(net), None
-    with _mode(net, training):
+    with nets.mode(net, training):
         tensors = _buffers(net)
         for batch in _batches(x, y):
             total = _added(total, _slopes(net, weights, tensors, batch))
@@ -121,11 +119,10 @@ def grasp(net, x, y, seeds, temperature=200.0, over="weights", training=True):
     `temperature`, and g its gradient. over: what g consists of, "weights", or "all" parameters, biases and batch
     normalisations included, as in the PHEW study (arXiv 2010.11354).
     """
-    if over not in ("weights", "all"):
-        raise ValueError(f"over is {over!r}; allowed are 'weights' and 'all'")
+    choice("over", over, ("weights", "all"))
     weights, batches, g, turned = plain(net), _batches(x, y), None, None
     leaves = weights | (_others(net, weights) if over == "all" else {})
-    with _mode(net, training):
+    with nets.mode(net, training):
         tensors = _buffers(net)
         for batch in batches if len(batches) > 1 else ():  # of one batch, the second pass knows g itself
             g = _added(g, _slopes(net, leaves, tensors, batch, temperature))
@@ -145,8 +142,7 @@ def _called(net, tensors, x):
 
 def plain(net):
     """Return the weights as leaves of their own, `{name: (R, O, *F)}`; ValueError where they are normalised."""
-    if any(layer.normalised for layer in nets.layers(net).values()):
-        raise ValueError("the weights are normalised; scores are of plain weights: take nets.fold(net), a plain copy")
+    nets.assert_plain(net)
     return {name: weight.detach() for name, weight in nets.weights(net).items()}
 
 
@@ -159,19 +155,6 @@ def _others(net, weights):
 def _buffers(net):
     """Return a copy of every buffer: batch statistics move, and dropouts count, there and not in the network."""
     return {name: buffer.clone() for name, buffer in net.named_buffers()}
-
-
-@contextmanager
-def _mode(net, training):
-    """Within the block the network is in `train()` or in `eval()` mode."""
-    before = net.training
-    if before != training:
-        net.train(training)
-    try:
-        yield
-    finally:
-        if before != training:
-            net.train(before)
 
 
 def _batches(x, y):

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from lib.kernels import twins
-from lib.networks import nets, plain
+from lib.errors import listed
+from lib.networks import convnets, nets, plain
 from lib.pruning import paths
 from lib.pruning.masks import trailing
 from lib.pruning.slices import TORCH_PRUNING, added, filled, sliced
@@ -74,6 +74,7 @@ def unshrunk(net, masks=None, run=0):
 def _parts(net, masks, run):
     """Return the `Part`s of one run, in the order of the forward pass."""
     inside, count = _inside(net), nets.runs(net)
+    nets.assert_plain(net)
     if not 0 <= run < count:
         raise ValueError(f"run is {run}; the stack has runs 0 to {count - 1}")
     kept = paths.complete(masks, nets.weights(net))
@@ -84,14 +85,13 @@ def _part(net, hop, masks, run, inside):
     if hop.layer is None:
         return Part(hop, None, None, inside, {})
     layer = net.get_submodule(hop.layer)
-    if layer.normalised:
-        raise ValueError(f"{hop.layer} is normalised; masks act on plain weights: take nets.fold(net), a plain copy")
     weight = layer.weight[run].masked_fill(~masks[f"{hop.layer}.weight"][run], 0).double()
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias[run].double()
     if f"{hop.layer}.bias" in masks:
         bias = bias.masked_fill(~_bias_mask(masks, hop.layer, layer)[run], 0)
     if hop.norm is not None:
-        weight, bias = _without_norm(net.get_submodule(hop.norm), run, weight, bias)
+        norm = nets.take(net.get_submodule(hop.norm), [run]).double()
+        weight, bias = (tensor[0] for tensor in norm.folded(weight[None], bias[None]))
     options = dict(layer.options)
     if options.get("padding", 0) is None:
         options["padding"] = tuple(side // 2 for side in weight.shape[2:])
@@ -107,40 +107,30 @@ def _bias_mask(masks, name, layer):
     return mask
 
 
-def _without_norm(norm, run, weight, bias):
-    """Return weight and bias that do what they did with the batch normalisation `norm`, in eval() mode, behind them."""
-    tensors = norm.weight, norm.bias, norm.running_mean, norm.running_var
-    scale, shift, mean, variance = (tensor[run].double() for tensor in tensors)
-    none, one = torch.zeros_like(mean)[None], torch.ones_like(mean)
-    # What it makes of ones, without its mean and shift, is its factor.
-    factor = twins.batch_norm(one[None, None, :, None, None], scale[None], none, none, variance[None], training=False)
-    factor = factor.flatten()
-    return weight * trailing(factor, weight), (bias - mean) * factor + shift
-
-
 def _inside(net):
     """Return the modules between a node and the layer that reads it, `{layer: [modules]}`, where there are any."""
-    kind = type(net).__name__
-    if kind not in INSIDE:
+    if type(net) not in INSIDE:
+        known = listed(f"{kind.__module__}.{kind.__name__}" for kind in INSIDE)
         raise ValueError(
-            f"stacks of {kind} are not known to lib/pruning/shrink.py; known are {list(INSIDE)}, and any torch module. "
-            f"{TORCH_PRUNING}"
+            f"stacks of {type(net).__module__}.{type(net).__name__} are not known to lib/pruning/shrink.py; known are"
+            f" {known}. Of any torch module shrink.shrink(module, masks, inputs=x) makes a smaller copy, and its full"
+            f" size is its own. {TORCH_PRUNING}"
         )
-    return INSIDE[kind](net)
+    return INSIDE[type(net)](net)
 
 
 def _inside_vgg(net):
     names = list(nets.layers(net))
-    found = {names[end + 1]: [nn.MaxPool2d(2)] for end in net.ends}
-    found[names[net.ends[-1] + 1]] = [nn.AvgPool2d(2) if net.average else nn.MaxPool2d(2), nn.Flatten()]
-    return found
+    inside = {names[end + 1]: [nn.MaxPool2d(2)] for end in net.ends}
+    inside[names[net.ends[-1] + 1]] = [nn.AvgPool2d(2) if net.average else nn.MaxPool2d(2), nn.Flatten()]
+    return inside
 
 
 def _inside_resnet(net):
     return {"output": [nn.AdaptiveAvgPool2d(1), nn.Flatten()]}
 
 
-INSIDE = {"MLP": lambda net: {}, "VGG": _inside_vgg, "ResNet": _inside_resnet}
+INSIDE = {nets.MLP: lambda net: {}, convnets.VGG: _inside_vgg, convnets.ResNet: _inside_resnet}
 
 
 ACTIVATIONS = {  # the modules that do what those of `nets` do
@@ -288,6 +278,7 @@ def narrow(net, units):
     units, for layers that lead to one node, or are joined by a shortcut, and keep different units, and for a layer with
     weight normalisation (`nets.fold` first).
     """
+    nets.assert_plain(net)
     small = copy.deepcopy(net)
     with torch.no_grad():
         for module, name, _, index in _indexed(small, _kept(net, units)):
@@ -339,13 +330,9 @@ def _kept(net, units):
 
 def _indexed(net, kept):
     """Return [(module, name, key, index)] of the tensors that have units: `tensor[index]` is what is kept of them."""
-    found = []
+    entries = []
     for hop in (hop for hop in nets.graph(net) if hop.layer):
         units, layer = _numbers(kept[hop.target]), net.get_submodule(hop.layer)
-        if layer.normalised:
-            raise ValueError(
-                f"{hop.layer} is normalised: without inputs its norms change. Take nets.fold(net), a plain copy"
-            )
         run = torch.arange(len(units), device=units.device)[:, None]
         for path in filter(None, (hop.layer, hop.norm)):
             module = net.get_submodule(path)
@@ -354,8 +341,8 @@ def _indexed(net, kept):
             if module is layer:
                 inputs = _numbers(paths.per_input(kept[hop.source], layer.weight))
                 index["weight"] = run[:, :, None], units[:, :, None], inputs[:, None]
-            found += [(module, name, f"{path}.{name}", where) for name, where in index.items()]
-    return found
+            entries += [(module, name, f"{path}.{name}", where) for name, where in index.items()]
+    return entries
 
 
 def _numbers(kept):

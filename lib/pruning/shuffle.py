@@ -3,6 +3,7 @@
 import torch
 
 from lib import draws
+from lib.errors import one_each
 from lib.pruning import paths
 from lib.pruning.masks import SLACK
 
@@ -19,8 +20,7 @@ def shuffled(hops, masks, seeds, width=1.0, as_published=False):
     if not 0 <= width <= 1:
         raise ValueError(f"width is {width}; allowed is 0 <= width <= 1, the share of idle units that may be used")
     runs = len(next(iter(masks.values())))
-    if len(seeds) != runs:
-        raise ValueError(f"{len(seeds)} seeds for a stack of {runs} runs; one per run is needed")
+    one_each(runs, seeds=seeds)
     used, out = None if as_published else _used(hops, masks, width), {}
     for position, hop in enumerate(hop for hop in hops if hop.layer):
         mask = masks[f"{hop.layer}.weight"]

@@ -72,12 +72,12 @@ def _watched(work, coupled, x):
 
 def _pairs(work, coupled):
     """Return which inputs of a layer have a weight to which of its units, `{layer: bool (O, I / groups)}`."""
-    found = {}
+    pairs = {}
     for layer in coupled.layers:
         if layer.inputs is not None:
             weight = h.turned(work.get_parameter(f"{layer.name}.weight"), layer.hop.wiring)
-            found[layer.name] = (weight != 0).flatten(1).unflatten(1, (weight.shape[1], -1)).any(2).cpu()
-    return found
+            pairs[layer.name] = (weight != 0).flatten(1).unflatten(1, (weight.shape[1], -1)).any(2).cpu()
+    return pairs
 
 
 def _settled(work, coupled, dead, reached, read):
@@ -174,12 +174,12 @@ def _add(work, name, constant):
 def _assert_same(outputs, work, x):
     """Raise ValueError if a module does not return what it did before it was cut."""
     try:
-        found = work(*x)
+        again = work(*x)
     except Exception as error:  # whatever code may do that counts on sizes
         raise ValueError(
             f"{type(work).__name__} does not run without units on no path: {error}. {TORCH_PRUNING}"
         ) from error
-    for before, after in zip(h.tensors(outputs), h.tensors(found), strict=True):
+    for before, after in zip(h.tensors(outputs), h.tensors(again), strict=True):
         if before.shape != after.shape or (before - after).abs().max() > CLOSE * before.abs().max().clamp(1e-30):
             raise ValueError(f"{type(work).__name__} computes otherwise without units on no path. {TORCH_PRUNING}")
 

@@ -1,7 +1,5 @@
 """Smaller for real: a network before and after shrinking, as files, and as torch and ONNX Runtime run them."""
 
-import statistics
-import timeit
 from pathlib import Path
 
 import torch
@@ -18,33 +16,32 @@ def table(net, masks, x, folder, run=0, seconds=0.2, onnx=True):
     """Return what shrinking one run of `net` under `masks` saves: a data frame with the rows "full" and "shrunk".
 
     bytes, onnx_bytes: of the files in `folder/full` and `folder/shrunk`, both read back before they are run; macs: the
-    multiplications of one example; torch_ms, onnx_ms: the median of `seconds` of passes of `x (N, I)` through each, on
-    the CPU, with torch's number of threads; torch_apart, onnx_apart: the largest difference of a logit from those of
-    the full network in torch. Without `onnx` the columns of ONNX are left out; with it a ParameterError where onnx,
-    onnxscript or onnxruntime is not installed.
+    multiplications of one example; torch_ms, onnx_ms: the median of about `seconds` of passes of `x (N, I)` through
+    each, on the CPU, with torch's number of threads; torch_apart, onnx_apart: the largest difference of a logit from
+    those of the full network in torch. Without `onnx` the columns of ONNX are left out; with it a ParameterError where
+    onnx, onnxscript or onnxruntime is not installed. ValueError for what is no stack of MLP, VGG or ResNet.
     """
     import pandas as pd
 
-    x, found, expected = x.cpu(), {}, None
+    x, saved, expected = x.cpu(), {}, None
     for name, made in (("full", shrink.unshrunk), ("shrunk", shrink.shrink)):
         file = plain.save(made(net, masks, run), Path(folder) / name)
         module = plain.load(file.parent).eval()
         forms, expected = {"torch": module}, module(x) if expected is None else expected
-        found[name] = {"bytes": file.stat().st_size, "macs": plain.macs(module, x.shape[1])}
+        saved[name] = {"bytes": file.stat().st_size, "macs": plain.macs(module, x.shape[1])}
         if onnx:
             exported = plain.onnx(plain.load(file.parent), file.parent, x.shape[1])
-            forms["onnx"], found[name]["onnx_bytes"] = runtime(exported), exported.stat().st_size
+            forms["onnx"], saved[name]["onnx_bytes"] = runtime(exported), exported.stat().st_size
         for form, function in forms.items():
-            found[name][f"{form}_ms"] = 1000 * _median(function, x, seconds)
-            found[name][f"{form}_apart"] = float((function(x) - expected).abs().max())
-    return pd.DataFrame.from_dict(found, orient="index")
+            saved[name][f"{form}_ms"] = _milliseconds(function, x, seconds)
+            saved[name][f"{form}_apart"] = float((function(x) - expected).abs().max())
+    return pd.DataFrame.from_dict(saved, orient="index")
 
 
-def _median(function, x, seconds):
-    """Return the median of the seconds of passes that together take so long, of at least three."""
-    calls = timeit.Timer(lambda: function(x))
-    once = min(calls.repeat(2, 1))
-    return statistics.median(calls.repeat(max(3, int(seconds / once)), 1))
+def _milliseconds(function, x, seconds):
+    """Return the median of the passes that so many seconds have room for, of at least three."""
+    once = plain.latency(function, x, 2, None).median
+    return plain.latency(function, x, max(3, int(1000 * seconds / once)), None).median
 
 
 def rows(net, units):
@@ -53,11 +50,11 @@ def rows(net, units):
     units: `{layer: bool (R, O)}` of a stack, `{layer: bool (O,)}` of a torch module, as `methods.prune` makes them.
     Biases and normalisations go on speaking for a unit, unlike under `masks.expand`: `shrink` folds what they say.
     """
-    found, net = {}, unwrapped(net)
+    masks, net = {}, unwrapped(net)
     for layer, mask in units.items():
         weight = net.get_submodule(layer).weight
-        found[f"{layer}.weight"] = trailing(mask, weight).expand_as(weight).clone()
-    return found
+        masks[f"{layer}.weight"] = trailing(mask, weight).expand_as(weight).clone()
+    return masks
 
 
 def runtime(path):

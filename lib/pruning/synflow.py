@@ -1,4 +1,4 @@
-"""Flows: sums over all paths of a network, and the scores of weights that are made of them; no data are used.
+"""Flows: sums over all paths of a network, the scores of weights made of them, and its path kernel; without data.
 
 A score is made here, a mask in `masks` and `anneal`: see `methods`.
 """
@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from lib.kernels import twins
 from lib.networks import convnets, nets
 from lib.networks.layers import Absorbed, BatchNorm
+from lib.pruning import paths
+from lib.pruning.masks import apply_
 from lib.pruning.methods import method
 from lib.pruning.modules import assert_flows
 from lib.pruning.scores import plain, run_by_run
@@ -26,8 +27,8 @@ def synflow(net, x, y, seeds):
     R, see `flow`, is the sum over all paths of the product of their |w|, so a score is the sum over those through a
     weight. No data are used.
     """
-    found = flow(net)
-    return {name: slope.mul_(found.weights[name]) for name, slope in found.slopes.items()}
+    flows = flow(net)
+    return {name: slope.mul_(flows.weights[name]) for name, slope in flows.slopes.items()}
 
 
 synflow.form = lambda net: _thinned(powered(net, absorb=True))
@@ -41,8 +42,8 @@ def synflow_l2(net, x, y, seeds, power=2):
     As `synflow`, of a network whose parameters are squared. power 2 makes the score a sum over paths, as the paper has
     it; 1 is what its code computes.
     """
-    found = flow(net, 2)
-    return {name: slope.mul_(found.weights[name].pow(power / 2)) for name, slope in found.slopes.items()}
+    flows = flow(net, 2)
+    return {name: slope.mul_(flows.weights[name].pow(power / 2)) for name, slope in flows.slopes.items()}
 
 
 # What the published code computes is no product of a weight and its slope, which alone a scaling leaves as it is.
@@ -82,6 +83,24 @@ def flow(net, power=1, dtype=None):
     return Flow(total.detach(), dict(zip(weights, slopes, strict=True)), detached)
 
 
+def path_kernel(net, masks):
+    """Return the trace of the path kernel of every run under `masks`, `(R,)` float64: how fast training can move it.
+
+    It is the sum over all kept weights w and all paths through w of the product of the other squared weights on the
+    path, Σ_w dR/d(w²), with R the sum over all paths of their squared products (Gebhart, Saxena & Schrater, arXiv
+    2101.10552; Patil & Dovrolis, arXiv 2010.11354). Biases and batch normalisations take part as in `flow`. masks: as
+    of `masks.top`; weights that they do not name are kept, so that {} is the dense network. Raises ValueError where
+    float64 cannot hold the trace.
+    """
+    kept = paths.complete(masks, nets.weights(net))
+    each = nets.apart(apply_(copy.deepcopy(net), kept))
+    slopes = nets.join(flow(alone, 2, torch.float64).slopes for alone in each)
+    total = sum(slope.masked_fill_(~kept[name], 0).flatten(1).sum(1) for name, slope in slopes.items())
+    if not bool(total.isfinite().all()):
+        raise ValueError(f"the traces are {total.tolist()}: the weights are too large for float64; start them smaller")
+    return total
+
+
 @torch.no_grad()
 def powered(net, power=1, dtype=None, absorb=False):
     """Return a copy in `eval()` mode whose parameters are |p|^power, or `net` as another dtype if it is such a copy.
@@ -107,10 +126,8 @@ def _absorb_(net, hop):
     norm, layer = hop.norm and net.get_submodule(hop.norm), hop.layer and net.get_submodule(hop.layer)
     if not isinstance(norm, BatchNorm):
         return
-    scale = norm.weight / (norm.running_var + twins.EPS).sqrt()
-    shift = norm.bias - norm.running_mean * scale
-    layer.weight.mul_(scale.reshape(*scale.shape, *[1] * (layer.weight.dim() - 2)))
-    shift = shift if layer.bias is None else shift.addcmul_(layer.bias, scale)
+    weight, shift = norm.folded(layer.weight, layer.bias)
+    layer.weight.copy_(weight)
     layer.bias = nn.Parameter(shift, requires_grad=False) if bool(shift.any()) else None
     net.set_submodule(hop.norm, Absorbed())
 

@@ -22,8 +22,8 @@ def taylor(net, x, y, seeds):
     How much of the loss hangs on them, to first order (Molchanov et al., arXiv 1906.10771, where |Σ w · dL/dw| is
     squared; the sum of absolute values is what Torch-Pruning computes). For single weights it is SNIP's score.
     """
-    found = snip(net, x, y, seeds, training=False)
-    return {layer: found[f"{layer}.weight"].flatten(2).sum(2) for layer in nets.hidden(net)}
+    scores = snip(net, x, y, seeds, training=False)
+    return {layer: scores[f"{layer}.weight"].flatten(2).sum(2) for layer in nets.hidden(net)}
 
 
 @method("fpgm", of="units")
@@ -32,10 +32,10 @@ def fpgm(net, x, y, seeds):
 
     `{layer: (R, O)}`; what lies nearest to the geometric median of all goes first (He et al., arXiv 1811.00250).
     """
-    found = {layer: net.get_submodule(layer).weight.detach().flatten(2) for layer in nets.hidden(net)}
+    each = {layer: net.get_submodule(layer).weight.detach().flatten(2) for layer in nets.hidden(net)}
     # By products, which are faster, equal weights are apart.
     how = {"compute_mode": "donot_use_mm_for_euclid_dist"}
-    return {name: torch.cdist(weights, weights, **how).sum(2) for name, weights in found.items()}
+    return {name: torch.cdist(weights, weights, **how).sum(2) for name, weights in each.items()}
 
 
 @method("growth", of="units", needs="history")
@@ -63,14 +63,14 @@ def outgoing_l1(net, x, y, seeds, signed=False):
 
     signed: sum w itself, as published for teacher and student. ValueError for a network with shortcuts.
     """
-    found, layers = {}, nets.layers(net)
+    scores, layers = {}, nets.layers(net)
     if odd := [name for name, layer in layers.items() if getattr(layer, "groups", 1) > 1]:
         raise ValueError(f"{odd} read in groups; what reads a unit is told of layers that read all of them")
     for name, names in readers(net).items():
         weights = [layers[reader].weight.detach().flatten(2) for reader in names]
         sums = sum((weight if signed else weight.abs()).sum(1) for weight in weights)
-        found[name] = sums.unflatten(1, (layers[name].weight.shape[1], -1)).sum(2)
-    return found
+        scores[name] = sums.unflatten(1, (layers[name].weight.shape[1], -1)).sum(2)
+    return scores
 
 
 def readers(net):

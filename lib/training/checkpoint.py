@@ -90,9 +90,9 @@ class States:
 @contextmanager
 def states(folder):
     """Return a context of `States` whose files go at its end, unless it fails: then what came of them is safe."""
-    found = States(folder)
-    yield found
-    for path in found.paths:
+    kept = States(folder)
+    yield kept
+    for path in kept.paths:
         path.unlink(missing_ok=True)
 
 
@@ -143,9 +143,9 @@ def _narrowed(net, tensors):
 
 def _memory(net, arrays):
     """Return what the optimizer remembered, stacks like `net` as `Trainer.memory` returns them."""
-    found = {}
+    moments = {}
     for key in dict.fromkeys(name.split("/")[0] for name in arrays):
-        found[key] = copy.deepcopy(net).requires_grad_(False)
+        moments[key] = copy.deepcopy(net).requires_grad_(False)
         for name, value in weights.under(f"{key}/", arrays).items():
-            found[key].get_parameter(name).copy_(torch.from_numpy(value))
-    return found
+            moments[key].get_parameter(name).copy_(torch.from_numpy(value))
+    return moments

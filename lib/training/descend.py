@@ -7,6 +7,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lib import draws
+from lib.errors import one_each
 from lib.networks import nets
 from lib.training import descent, passes, screening, stacking
 from lib.training.descent import Descent, Journal, looked_at
@@ -94,9 +95,7 @@ def levels_complaint(levels):
 def _check(net, seeds, levels, folders, trained):
     if levels_complaint(levels):
         raise ValueError(f"levels = {levels}: {levels_complaint(levels)}")
-    for name, listed in (("seeds", seeds), ("folders", folders)):
-        if listed is not None and len(listed) != nets.runs(net):
-            raise ValueError(f"{len(listed)} {name} for a stack of {nets.runs(net)} runs; one per run is needed")
+    one_each(nets.runs(net), seeds=seeds, **({} if folders is None else {"folders": folders}))
     if folders and len(set(map(str, folders))) != len(folders):
         raise ValueError(f"folders = {[str(f) for f in folders]}: two runs would share one; each needs its own")
     if trained:
@@ -145,11 +144,11 @@ def attempt(state, sets, batch, goals=None, screened=True):
     before = {k: v.detach().clone() for k, v in state.net.named_parameters()}
     norms = nets.unit_norms(state.net)
     orders = torch.from_numpy(draws.orders(state.seeds, state.attempt.tolist(), len(sets[0][1])))
-    found = _try(state, sets[0], orders, batch, goals, before, screened)
+    measured = _try(state, sets[0], orders, batch, goals, before, screened)
     # Not <=: a loss that stays what it is would be accepted for ever.
-    accepted = (found.log_loss < state.log_loss) & (found.log_loss > -torch.inf) & found.complete
+    accepted = (measured.log_loss < state.log_loss) & (measured.log_loss > -torch.inf) & measured.complete
     _undo(state.net, before, ~accepted)
-    _advance(state, accepted, found, norms)
+    _advance(state, accepted, measured, norms)
     state.seconds = state.seconds + (time.perf_counter() - began) / len(state.seeds)
     seen = [run for run in accepted.nonzero()[:, 0].tolist() if looked_at(int(state.epoch[run]))]
     write_history(state, seen, sets[1])
@@ -165,9 +164,9 @@ def _try(state, train_set, orders, batch, goals, before, screened):
     trained = trained if screened else torch.ones_like(trained)
     counted = None if bool(trained.all()) else trained
     state.steps.epoch(*train_set, orders, state.step, state.log_loss, batch, counted)
-    found = screening.measure(state.steps, *train_set, state.losses, state.log_loss, trained, state.moved, goals)
-    if not found.returned:
-        return found
+    measured = screening.measure(state.steps, *train_set, state.losses, state.log_loss, trained, state.moved, goals)
+    if not measured.returned:
+        return measured
     _undo(state.net, before, torch.ones_like(state.log_loss, dtype=torch.bool))
     return _try(state, train_set, orders, batch, goals, before, screened=False)
 
@@ -178,14 +177,14 @@ def _undo(net, before, rejected):
         p.copy_(torch.where(rejected.reshape(-1, *[1] * (p.dim() - 1)), before[name], p))
 
 
-def _advance(state, accepted, found, norms):
-    state.log_loss = torch.where(accepted, found.log_loss, state.log_loss)
+def _advance(state, accepted, measured, norms):
+    state.log_loss = torch.where(accepted, measured.log_loss, state.log_loss)
     state.step = torch.where(accepted, state.step * GROWTH, state.step / GROWTH)
     state.epoch, state.attempt = state.epoch + accepted.cpu(), state.attempt + 1
     state.norms_before = {k: torch.where(accepted[:, None], norms[k], old) for k, old in state.norms_before.items()}
-    state.losses = torch.where(accepted[:, None], found.losses, state.losses)
-    state.train_accuracy = torch.where(accepted, found.right, state.train_accuracy)
-    state.moved = torch.where(accepted, found.moved, state.moved)
+    state.losses = torch.where(accepted[:, None], measured.losses, state.losses)
+    state.train_accuracy = torch.where(accepted, measured.right, state.train_accuracy)
+    state.moved = torch.where(accepted, measured.moved, state.moved)
 
 
 def write_history(state, chosen, test_set):

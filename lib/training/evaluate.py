@@ -1,7 +1,6 @@
 """How good a stack of networks is: log-loss and accuracy of every run, in passes of a bounded size."""
 
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +38,7 @@ def evaluate(net, x, y, top5=False):
 
     The pass is made in `eval()` mode. top5: count that too.
     """
-    with evaluating(net):
+    with nets.mode(net, training=False):
         return _evaluate(net, x, y, top5)
 
 
@@ -49,17 +48,6 @@ def evaluate_alone(net, x, y, top5=False):
     For what is said of trained networks; while they train, `evaluate` shares a pass. x: `(N, I)`.
     """
     return nets.join(evaluate(alone, x, y, top5) for alone in nets.apart(net))
-
-
-@contextmanager
-def evaluating(net):
-    """Within the block the network is in `eval()` mode: its batch statistics stay, nothing is dropped out."""
-    training = net.training
-    net.eval()
-    try:
-        yield
-    finally:
-        net.train(training)
 
 
 def _evaluate(net, x, y, top5):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from lib.errors import choice
 from lib.kernels import twins
 from lib.networks import nets
 
@@ -215,15 +216,15 @@ def _gradient(state, theta, seen):
 
     By v: g (G - v <v, G> / |v|²); by s: g <v, G> for EWN, <v, G> / |v| for SWN; without normalisation G and 0.
     """
-    found = []
+    gradient = []
     for (v, s, code), slopes, trained in zip(_layers(theta, state.codes), seen.slopes, state.trained, strict=True):
         if not trained or code is None:
-            found += [slopes if trained else None, None]
+            gradient += [slopes if trained else None, None]
             continue
         (ewn, on), square, along, g = code, v.square().sum(0), (v * slopes).sum(0), _gain(v, s, code)
         by_s = torch.where(ewn, g * along, along / square.sqrt()) * on
-        found += [g * (slopes - v * (along / square * on)), by_s]
-    return found
+        gradient += [g * (slopes - v * (along / square * on)), by_s]
+    return gradient
 
 
 # ---------------------------------------------------------------- one attempt
@@ -255,8 +256,7 @@ def _runs_last(tensor):
 
 def _check(net, loss):
     layers = list(net.layers)
-    if loss not in LOSSES:
-        raise ValueError(f"loss is {loss!r}; allowed are {list(LOSSES)}")
+    choice("loss", loss, LOSSES)
     if len(layers) != 2 or layers[1].weight.shape[1] != 1 or any(m.bias is not None for m in layers):
         shapes = [tuple(m.weight.shape[1:]) for m in layers]
         raise ValueError(f"layers {shapes}: the line search takes one hidden layer and one output, without bias")

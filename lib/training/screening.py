@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from lib.kernels import twins
+from lib.networks import nets
 from lib.training import evaluate
 
 # Nats beyond the rounding unit eps of the precision, whose log is -16 in float32 and -36 in float64: nearer than
@@ -62,7 +63,7 @@ def measure(steps, x, y, losses, level, trained, moved, goals):
     depth = rounding(next(steps.net.parameters()).dtype)
     needed = max(near, int((hardness > -depth - ROOM).sum()))
     look, limit = _Look(steps, x, y, losses), level - depth
-    with evaluate.evaluating(steps.net):
+    with nets.mode(steps.net, training=False):
         complete = look.at(order[:needed], level)
         if not complete:  # what is far less than the loss rose by has not decided that it did
             limit = torch.maximum(limit, level + (look.total - level).nan_to_num(nan=torch.inf).log() - RISE)
@@ -89,10 +90,10 @@ class _Look:
         """Look at the examples `order`; return False as soon as no run's mean loss is below `level (R,)`, if given."""
         for part in order.split(self.size):
             logits, y = self.steps.logits(self.x, part), self.y[part]
-            found = twins.log_losses(logits, y).double()
-            self.losses[:, part] = found
+            losses = twins.log_losses(logits, y).double()
+            self.losses[:, part] = losses
             self.right, self.seen = self.right + (logits.argmax(2) == y).sum(1).double(), self.seen + len(part)
-            self.total = torch.logaddexp(self.total, found.logsumexp(1) - math.log(len(self.y)))
+            self.total = torch.logaddexp(self.total, losses.logsumexp(1) - math.log(len(self.y)))
             # `not <` instead of `>=`: a run whose loss is no longer a number is lost too.
             if level is not None and bool((~(self.total < level)).all()):
                 return False

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from lib import draws
+from lib.errors import one_each
 from lib.kernels import capture
 from lib.networks import nets
 from lib.pruning import masks, shrink
@@ -99,16 +100,16 @@ class Trainer:
 
     def memory(self):
         """Return what the optimizer remembers of the parameters, `{"exp_avg": a stack like net}`; {} at the start."""
-        found = {}
+        moments = {}
         for name, p in self.net.named_parameters():
             for key, value in self.optimizer.state[p].items():
                 if getattr(value, "shape", None) == p.shape:
-                    if key not in found:
-                        found[key] = copy.deepcopy(self.net).requires_grad_(False)
-                        for parameter in found[key].parameters():
+                    if key not in moments:
+                        moments[key] = copy.deepcopy(self.net).requires_grad_(False)
+                        for parameter in moments[key].parameters():
                             parameter.zero_()
-                    found[key].get_parameter(name).copy_(value)
-        return found
+                    moments[key].get_parameter(name).copy_(value)
+        return moments
 
     def resume(self, net, memory=None, steps=0):
         """Go on with the stack `net`, trained in place, and an optimizer of this `memory`, made in `steps` steps."""
@@ -253,7 +254,7 @@ def _rows(x, at):
 
 
 def _check(net, train, seeds, lr, batch):
-    nets.one_each(net, seeds)
+    one_each(nets.runs(net), seeds=seeds)
     if not lr > 0 or batch < 1:
         raise ValueError(f"lr = {lr}, batch = {batch}; both must be above zero")
     if train[0].shape[-2] != len(train[1]):

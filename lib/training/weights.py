@@ -28,8 +28,8 @@ def load(path, holds=None, way_out="", optional=()):
     """
     arrays, meta = disk.load_tensors(Path(path))
     if holds is not None:
-        found = meta.get("holds", {})
-        disk.assert_holds(path, found, holds | {name: found.get(name) for name in optional}, way_out)
+        there = meta.get("holds", {})
+        disk.assert_holds(path, there, holds | {name: there.get(name) for name in optional}, way_out)
     tensors = {name: torch.from_numpy(value) for name, value in under("net/", arrays).items()}
     return tensors, {name: value for name, value in arrays.items() if not name.startswith("net/")}, meta
 

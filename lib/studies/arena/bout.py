@@ -155,7 +155,7 @@ def _small(lab, found, sparsities):
         (cells[0, k],) = trained(lab, [lab.network(left)], _begun(), lab.p["epochs"] + lab.p["recovery"], raw=False)
         first = {name: (torch.arange(size) < width).expand(len(lab.seeds), -1).to(lab.data.device)
                  for name, size, width in zip(nets.layers(full), lab.p["hidden"], left, strict=False)}  # fmt: skip
-        kept.append(masks.expand(first, dict(full.named_parameters())))
+        kept.append(masks.expand(first, full))
     return kept, cells, 0.0
 
 
@@ -169,7 +169,7 @@ def _units(lab, found, sparsities):
         (cells[0, k],) = trained(lab, [shrink.narrow(net, left)], _begun(lab.p["epochs"]), lab.p["recovery"])
         if read:
             cells[0, k]["reweighted"] = _tested(lab, shrink.narrow(_refitted(net, left, read), left))
-    return [masks.expand(left, dict(net.named_parameters())) for left in units], cells, seconds
+    return [masks.expand(left, net) for left in units], cells, seconds
 
 
 def _weights(lab, found, sparsities):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lib.errors import listed
+from lib.errors import choice, listed
 from lib.networks import nets
 from lib.pruning import masks, methods, remask, shrink
 from lib.training import lab as frame
@@ -93,7 +93,7 @@ def masks_of(net, kind, densities, seeds=None, scope="layer"):
     name, _, word = f"magnitude_{kind}".rpartition("_") if kind in KINDS else kind.rpartition("_")
     how = {"layers": list(nets.layers(net))[:-1], "scope": scope, "of": OF[word]}
     made = methods.prune(net, name, densities, seeds=seeds, **how)
-    return (masks.expand(made, dict(net.named_parameters())), made) if word == "neuron" else (made, None)
+    return (masks.expand(made, net), made) if word == "neuron" else (made, None)
 
 
 def chosen(lab, net, kind, sparsity):
@@ -219,7 +219,7 @@ def small(lab, epochs, sparsities):
             .expand(len(lab.seeds), -1).to(layer.weight.device)
             for name, layer in list(nets.layers(full).items())[:-1]
         }  # fmt: skip
-        kept = masks.expand(first, dict(full.named_parameters()))
+        kept = masks.expand(first, full)
         net = shrink.widen(narrow, full, first)
         outcomes.append(Pruned(net, kept, history["train_accuracy"], history["test_accuracy"]))
     return outcomes
@@ -272,10 +272,7 @@ FAIR = {"finetune": lambda epochs, more: epochs + more, "rewind": lambda epochs,
 
 def prune(lab, mode, kind, sparsities):
     """Return one `Pruned` per sparsity, by any of `MODES`, or of the control if `kind` is "small"."""
-    kinds = [*KINDS, "small"] if mode == "during" else types()
-    for what, value, allowed in (("mode", mode, MODES), ("kind", kind, kinds)):
-        if value not in allowed:
-            raise ValueError(f"{what} is {value!r}; allowed are {list(allowed)}")
+    choice("mode", mode, MODES), choice("kind", kind, [*KINDS, "small"] if mode == "during" else types())
     if kind != "small":
         with lab.keeping() as lab:
             return MODES[mode](lab, kind, sparsities)

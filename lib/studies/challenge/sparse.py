@@ -16,11 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
-from lib.networks import plain
+from lib.errors import choice
+from lib.networks import nets, plain
 from lib.pruning import masks, shrink
+from lib.studies.challenge import modes
 
 BLOCK = 8  # the fastest of 4, 8, 16, 32 and 64 for products of 1024×768 and 768×256, at 50 to 95 % sparsity on one core
 SEMI_ALIGNMENT = 64  # rows and columns that torch's 2:4 products take, in float16, are multiples of 32 and 64
@@ -47,10 +50,7 @@ def forms(net, kept=None, run=0, names=None, block=BLOCK):
     names: of `FORMS`, by default those that run anywhere; block: the side of a block. ValueError for an unknown name,
     for a form that cannot hold this network or these masks, and for "semi_structured" without CUDA.
     """
-    names = ANYWHERE if names is None else names
-    unknown = [name for name in names if name not in FORMS]
-    if unknown:
-        raise ValueError(f"there is no form {unknown}; allowed are {list(FORMS)}")
+    names = [choice("form", name, FORMS) for name in (ANYWHERE if names is None else names)]
     return {name: FORMS[name](net, kept or {}, run, block) for name in names}
 
 
@@ -209,3 +209,40 @@ def two_of_four(weights):
 def _fours(weight):
     """Return `(..., fours, 4)` of `(..., I)`, filled up with zeros."""
     return nn.functional.pad(weight, (0, -weight.shape[-1] % 4)).unflatten(-1, (-1, 4))
+
+
+# ---- what one form costs, over sparsities, kinds of masks and batch sizes
+
+# What masks keep, or drop, as a whole. Two of four is a pattern of one sparsity, which tensor cores know.
+WHOLE = ("weight", "neuron", "block", "two_of_four")
+
+
+def masks_of(net, whole, sparsity):
+    """Return masks of all layers but the last, `{weight: bool (R, O, I)}`, that drop weights, units or blocks whole."""
+    weights = dict(list(nets.weights(net).items())[:-1])
+    if whole == "block":
+        return block_masks(weights, 1 - sparsity)
+    if whole == "two_of_four":
+        return two_of_four(weights)
+    return modes.masks_of(net, whole, [1 - sparsity] * nets.runs(net))[0]
+
+
+def survey(net, form, sparsities, inputs, repeats=30, threads=1):
+    """Return `{name: array}` of the first run of `net` in one of `FORMS`, nan where the form has no such thing.
+
+    latency (whole, sparsity, batch, 3): median and quartiles in ms of one call; macs, bytes (whole, sparsity). inputs:
+    one `(batch, pixels)` for each batch size. The pattern of two of four stands at the sparsity one half.
+    """
+    shape = len(WHOLE), len(sparsities)
+    found = {name: np.full(shape, np.nan) for name in ("macs", "bytes")}
+    found["latency"] = np.full((*shape, len(inputs), 3), np.nan)
+    for w, whole in enumerate(WHOLE):
+        for k, sparsity in enumerate(sparsities):
+            if (whole == "two_of_four") != (form == "semi_structured") or (whole == "two_of_four" and sparsity != 0.5):
+                continue
+            made = forms(net, masks_of(net, whole, sparsity), names=[form])[form]
+            found["macs"][w, k], found["bytes"][w, k] = made.macs, made.bytes
+            for b, x in enumerate(inputs):
+                took = plain.latency(made, x, repeats, threads)
+                found["latency"][w, k, b] = took.median, took.low, took.high
+    return found

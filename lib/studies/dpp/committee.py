@@ -16,6 +16,7 @@ from scipy.special import erf
 from tqdm.auto import tqdm
 
 from lib import draws
+from lib.errors import one_each
 from lib.kernels import twins
 from lib.networks import nets
 
@@ -126,12 +127,7 @@ def _answers(net, x):
 
 
 def _check(net, teacher, seeds, noise, count, lr):
-    runs = nets.runs(net)
-    if not runs == nets.runs(teacher) == len(seeds) == len(noise):
-        raise ValueError(
-            f"{runs} students, {nets.runs(teacher)} teachers, {len(seeds)} seeds, {len(noise)} noise levels; one of"
-            " each per run is needed"
-        )
+    one_each(nets.runs(net), teachers=range(nets.runs(teacher)), seeds=seeds, noise=noise)
     if count_complaint(count) or not lr > 0:
         raise ValueError(f"count is {count}, lr {lr}; allowed are multiples of {DRAWN} and rates above 0")
 
@@ -190,11 +186,11 @@ def error(net, teacher, noise=0.0):
     1995), here for all pairs of units in both committees, whose joint v are (v, -v*). Half the label's variance is
     added. noise: σ, one for all, or one per run.
     """
-    found, runs = overlaps(net, teacher), nets.runs(net)
+    order, runs = overlaps(net, teacher), nets.runs(net)
     v, v_star = (n.layers[1].weight[:, 0].double() for n in (net, teacher))
     both = torch.cat([v, -v_star.expand(runs, -1)], 1)
-    upper = torch.cat([found.student, found.cross], 2)
-    covariance = torch.cat([upper, torch.cat([found.cross.mT, found.teacher.expand(runs, -1, -1)], 2)], 1)
+    upper = torch.cat([order.student, order.cross], 2)
+    covariance = torch.cat([upper, torch.cat([order.cross.mT, order.teacher.expand(runs, -1, -1)], 2)], 1)
     lengths = 1 + covariance.diagonal(dim1=1, dim2=2)
     angles = (covariance / (lengths[:, :, None] * lengths[:, None, :]).sqrt()).asin()
     sigma = torch.as_tensor(noise, dtype=torch.float64)

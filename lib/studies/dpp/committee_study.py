@@ -56,13 +56,13 @@ def items(student, x):
     return Items(inputs, projected(inputs, weight), unit_moments(x, weight, None, committee.ACTIVATION))
 
 
-def errors(kind, student, teacher, keep, seed, noise, found, tests, sets=10, as_published=False):
+def errors(kind, student, teacher, keep, seed, noise, items, tests, sets=10, as_published=False):
     """Return what a type does to one student, `{name: array}`: one entry per number in the list `keep`.
 
     error (2, K, S): half the mean squared error in closed form, raw and reweighted, of each of the `sets` drawn (one,
     where nothing is drawn); simulated and deviation (2, K, S): the same on `tests`, samples as of `committee.many`, and
     its standard error; student (K, units, units) and cross (K, units, teacher units): mean |Q| and |R| over the sets,
-    raw. found: the student's `Items`. as_published: edges at random with probability keep / I, and units by the sum
+    raw. items: the student's `Items`. as_published: edges at random with probability keep / I, and units by the sum
     of their outgoing weights with their signs.
     """
     if not 1 <= sets <= MOST_SETS:
@@ -74,7 +74,7 @@ def errors(kind, student, teacher, keep, seed, noise, found, tests, sets=10, as_
         options |= {"random_edge": {"rule": "bernoulli"}, "outgoing_l1_node": {"signed": True}}.get(kind, {})
     seeds = [MOST_SETS * seed + number for number in range(sets)]
     rows = []
-    for _, *stacks in study.pruned(kind, copies, keep, seeds, found.of([0] * sets), options, intercept=False):
+    for _, *stacks in study.pruned(kind, copies, keep, seeds, items.of([0] * sets), options, intercept=False):
         exact = [committee.error(stack, teacher, noise) for stack in stacks]
         drawn = [committee.simulated(stack, teacher, *tests, noise) for stack in stacks]
         order = committee.overlaps(stacks[0], teacher)

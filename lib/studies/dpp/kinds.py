@@ -8,7 +8,7 @@ Every type keeps the same integer number, so that only the choice differs; `budg
 from typing import NamedTuple
 
 from lib import draws
-from lib.errors import ParameterError, hint, listed
+from lib.errors import choice, listed, one_each
 from lib.networks import nets
 from lib.pruning import masks, methods, reweight
 
@@ -97,18 +97,16 @@ def types():
 
 def _parts(kind):
     """Return (method, "weights" or "units") of a type; ParameterError where it is none."""
-    if kind not in types():
-        raise ParameterError(f"kind is {kind!r}; allowed are {listed(types())}.{hint(kind, types())}")
-    name, _, word = kind.rpartition("_")
+    name, _, word = choice("kind", kind, types()).rpartition("_")
     return name, OF[word]
 
 
-def masks_of(kind, net, layer, keeps, seeds, found=None, rule="exact", **options):
+def masks_of(kind, net, layer, keeps, seeds, moments=None, rule="exact", **options):
     """Return what stays of a layer, `{keep: {"<layer>.weight": bool (R, O, I)}}`, of units `{keep: {layer: (R, O)}}`.
 
     kind: a type; of edges each unit of the layer keeps `keep` of its inputs, else the layer keeps `keep` of its units.
-    keeps: integers; seeds: one per run; found: the `Moments` of what a DPP draws from. rule: of random types, "exact",
-    or "bernoulli", which keeps each with probability keep / total, and "half" with 1/2 whatever `keep`, as published
+    keeps: integers; seeds: one per run; moments: of what a DPP draws from. rule: of random types, "exact", or
+    "bernoulli", which keeps each with probability keep / total, and "half" with 1/2 whatever `keep`, as published
     programs do. options: keywords of the method. Pruning, with or without a refit, is `reweight`.
     """
     name, of = _parts(kind)
@@ -119,7 +117,7 @@ def masks_of(kind, net, layer, keeps, seeds, found=None, rule="exact", **options
     if rule != "exact":
         score = methods.score(net, name, seeds=seeds, of=of, **options)[part]
         return {keep: {part: score < (0.5 if rule == "half" else keep / total)} for keep in keeps}
-    x = None if found is None else {layer: found}
+    x = None if moments is None else {layer: moments}
     if not methods.get(name, of).draws:
         options |= {"layers": [layer], "scope": "unit" if of == "weights" else "layer"}
     made = methods.prune_each(net, name, [keep / total for keep in keeps], x, None, seeds, of, **options)
@@ -130,7 +128,7 @@ def _weight(kind, net, layer, keeps, seeds, rule):
     """Return the weights (R, O, I) of the layer, after a look at what was asked for."""
     if rule not in RULES or (rule != "exact" and not kind.startswith("random")):
         raise ValueError(f"rule is {rule!r} for {kind}; allowed are {RULES}, all but the first for random types alone")
-    nets.one_each(net, seeds)
+    one_each(nets.runs(net), seeds=seeds)
     weight = reweight.plain_layer(net, layer).weight.detach()
     total = weight.shape[2 if of_edges(kind) else 1]
     if odd := [keep for keep in keeps if not 1 <= keep <= total]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from lib.data.sets import SHAPES
+from lib.errors import choice
 from lib.networks import nets
 from lib.pruning import likelihood, masks, reweight
 from lib.pruning.likelihood import Moments
@@ -69,8 +70,8 @@ def from_file(path, net, recipe):
     checkpoints, w1.weight, w1.bias and so on: a matrix and a bias per layer, in forward order.
     """
     if Path(path).suffix == ".safetensors":
-        found, _ = once.load(path, net, recipe, any_seed=True)
-        return nets.take(found, [0] * nets.runs(net))
+        trained, _ = once.load(path, net, recipe, any_seed=True)
+        return nets.take(trained, [0] * nets.runs(net))
     state = list(torch.load(path, map_location="cpu", weights_only=True).items())
     wanted = [tensor for layer in nets.layers(net).values() for tensor in (layer.weight, layer.bias)]
     if [tuple(value.shape) for _, value in state] != [tuple(tensor.shape[1:]) for tensor in wanted]:
@@ -134,8 +135,8 @@ class Items(NamedTuple):
         return self._replace(units=_of(self.units, chosen), outputs=_of(self.outputs, chosen))
 
 
-def _of(found, chosen):
-    return found._replace(gram=found.gram[chosen], mean=found.mean[chosen])
+def _of(moments, chosen):
+    return moments._replace(gram=moments.gram[chosen], mean=moments.mean[chosen])
 
 
 def items(net, x, on="activation", as_published=False):
@@ -147,34 +148,32 @@ def items(net, x, on="activation", as_published=False):
     layer, inputs = nets.layers(net)[LAYER], likelihood.moments(x)
     bias = None if as_published else layer.bias
     outputs = likelihood.unit_moments(x, layer.weight, bias, nets.ACTIVATIONS[net.activation])
-    if on == "activation":
+    if choice("on", on, likelihood.ITEMS) == "activation":
         return Items(inputs, outputs, outputs)
-    if on == "preactivation":
-        return Items(inputs, likelihood.projected(inputs, layer.weight), outputs)
-    raise ValueError(f"on is {on!r}; allowed are {likelihood.ITEMS}")
+    return Items(inputs, likelihood.projected(inputs, layer.weight), outputs)
 
 
-def pruned(kind, net, keep, seeds, found, options=None, intercept=True, as_published=False, refit=True):
+def pruned(kind, net, keep, seeds, items, options=None, intercept=True, as_published=False, refit=True):
     """Yield (masks, raw, reweighted) for every number in the list `keep`: masks and stacks, pruned by one type.
 
-    options: keywords of `kinds.masks_of`; found: the `Items`; seeds: one per run. intercept: see
+    options: keywords of `kinds.masks_of`; items: the `Items`; seeds: one per run. intercept: see
     `reweight`; as_published: units are not removed but keep speaking through their biases. Without `refit` there is
     no last stack.
     """
-    drawn_from = found.inputs if kinds.of_edges(kind) else found.units
+    drawn_from = items.inputs if kinds.of_edges(kind) else items.units
     act = nets.ACTIVATIONS[net.activation]
     for mask in kinds.masks_of(kind, net, LAYER, keep, seeds, drawn_from, **(options or {})).values():
         raw, again = copy.deepcopy(net), copy.deepcopy(net) if refit else None
         if kinds.of_edges(kind):
             masks.apply_(raw, mask)
-            again = again and reweight.edges_(again, mask, found.inputs, intercept)
+            again = again and reweight.edges_(again, mask, items.inputs, intercept)
         else:
             reweight.units_(raw, mask, act, as_published=as_published)
-            again = again and reweight.units_(again, mask, act, found.outputs, intercept, as_published)
+            again = again and reweight.units_(again, mask, act, items.outputs, intercept, as_published)
         yield mask, raw, *([again] if refit else [])
 
 
-def accuracies(kind, net, keep, seeds, found, test, options=None, as_published=False, refit=True):
+def accuracies(kind, net, keep, seeds, items, test, options=None, as_published=False, refit=True):
     """Return what a type leaves of every run, `{name: array}`: one entry per number in the list `keep`.
 
     accuracy (R, 2, K), raw and reweighted, on `test`, or (R, 1, K) without `refit`; log_det (R, K): see `diversity`;
@@ -182,8 +181,8 @@ def accuracies(kind, net, keep, seeds, found, test, options=None, as_published=F
     half whatever `keep`.
     """
     options = (options or {}) | ({"rule": "half"} if as_published and kind == "random_edge" else {})
-    yardstick, columns = matrices(kind, net, found), []
-    for mask, *stacks in pruned(kind, net, keep, seeds, found, options, not as_published, as_published, refit):
+    yardstick, columns = matrices(kind, net, items), []
+    for mask, *stacks in pruned(kind, net, keep, seeds, items, options, not as_published, as_published, refit):
         (chosen,) = mask.values()
         accuracy = torch.stack([evaluate_alone(stack, *test).accuracy for stack in stacks], 1)
         counts, (inputs, units, after) = chosen.flatten(1).sum(1), shape(net)
@@ -196,12 +195,12 @@ def accuracies(kind, net, keep, seeds, found, test, options=None, as_published=F
 # ---- diversity
 
 
-def matrices(kind, net, found, beta=YARDSTICK):
+def matrices(kind, net, items, beta=YARDSTICK):
     """Return likelihood matrices (R, M, N, N): those of the edges into the first units, or the one of the units."""
     if kinds.of_edges(kind):
         weight = nets.layers(net)[LAYER].weight.detach()
-        return torch.stack([likelihood.Edges(found.inputs, own, beta)[:SEEN_UNITS] for own in weight])
-    return likelihood.likelihood(found.units.gram, found.units.examples, beta)[:, None]
+        return torch.stack([likelihood.Edges(items.inputs, own, beta)[:SEEN_UNITS] for own in weight])
+    return likelihood.likelihood(items.units.gram, items.units.examples, beta)[:, None]
 
 
 def diversity(each, kept):
@@ -211,18 +210,18 @@ def diversity(each, kept):
     in common, log 0.01 that they are copies: what is drawn to be diverse should have more than what is drawn at random.
     """
     kept = kept[:, None] if kept.dim() == 2 else kept[:, : each.shape[1]]
-    found = [
+    determinants = [
         torch.linalg.slogdet(matrix[chosen][:, chosen]).logabsdet / chosen.sum()
         for own, sets in zip(each, kept, strict=True)
         for matrix, chosen in zip(own, sets, strict=True)
     ]
-    return torch.stack(found).view(kept.shape[:2]).mean(1)
+    return torch.stack(determinants).view(kept.shape[:2]).mean(1)
 
 
-def entries(kind, net, found, betas=BETAS):
+def entries(kind, net, items, betas=BETAS):
     """Return the quantiles `LEVELS` of the off-diagonal entries of L at every beta, `(R, betas, levels)`.
 
     Of edges, a mean over the first units.
     """
-    each = [[likelihood.quantiles(own, LEVELS).mean(0) for own in matrices(kind, net, found, beta)] for beta in betas]
+    each = [[likelihood.quantiles(own, LEVELS).mean(0) for own in matrices(kind, net, items, beta)] for beta in betas]
     return torch.stack([torch.stack(row) for row in each], 1).cpu().numpy()

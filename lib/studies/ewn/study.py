@@ -43,13 +43,13 @@ def accuracies(reached, p, test):
     reached: `{level: Descent}`; p: a notebook's parameters; test: (x, y).
     """
     levels, names = p["levels"], criteria(p["levels"])
-    found = np.full((len(levels), len(names), len(p["sparsities"])), np.nan)
+    left = np.full((len(levels), len(names), len(p["sparsities"])), np.nan)
     quirks = [name in p and (p[name] or p["as_published"]) for name in QUIRKS]
     for level, at in reached.items():
         for name, score in norm_criteria(reached, level, *quirks).items():
             accuracy = pruned_accuracy(at.net, *test, score, p["sparsities"])
-            found[levels.index(level), names.index(name)] = accuracy[0].cpu()
-    return found
+            left[levels.index(level), names.index(name)] = accuracy[0].cpu()
+    return left
 
 
 def pruned_accuracy(net, x, y, scores, sparsities, rounding="prune_floor"):
@@ -76,7 +76,7 @@ def _pruned(plain, x, kept):
     given = x if first is None else torch.cat([first(part) for part in x.split(evaluate.chunk(plain))], 1)
     for units in kept:
         pruned = copy.deepcopy(plain)
-        masks.apply_(pruned, masks.expand(units, dict(pruned.named_parameters())))
+        masks.apply_(pruned, masks.expand(units, pruned))
         if first is not None:
             pruned.layers[0] = torch.nn.Identity()
         yield pruned, given

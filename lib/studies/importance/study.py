@@ -80,10 +80,10 @@ class Schedule:
 
     def widths(self, start):
         """Return the widths after each round, `[(width of each layer), ...]`, the first entry before all of them."""
-        found = [tuple(start)]
+        each = [tuple(start)]
         for _ in self.rounds:
-            found.append(tuple(map(self.keep, found[-1])))
-        return found
+            each.append(tuple(map(self.keep, each[-1])))
+        return each
 
 
 # ---- the study
@@ -155,8 +155,8 @@ class Study(frame.Lab):
         for kind in set(kinds) - set(CONTROLS):
             methods.get(kind, "units")  # or an error that says what there is
         one, together = replace(self, seeds=[seed]), [kind for kind in kinds if kind != "small"]
-        found = one._pruned(together) if together else {}
-        return found | ({"small": one._small()} if "small" in kinds else {})
+        trained = one._pruned(together) if together else {}
+        return trained | ({"small": one._small()} if "small" in kinds else {})
 
     def _small(self):
         """Return the control: a network of the widths that the rounds leave, trained from scratch just as long."""
@@ -205,13 +205,13 @@ class Study(frame.Lab):
     def _round(self, trainer, kinds, number):
         """Prune round `number`, and note which units stay, and how good the networks are right afterwards."""
         units = self._fewer(trainer, self._units(trainer), kinds, number)
-        trainer.prune(masks.expand(units, dict(trainer.net.named_parameters())))
+        trainer.prune(masks.expand(units, trainer.net))
         if self.reset_optimizer:
             trainer.reset_optimizer()
         tested = evaluate(trainer.net, *self.test)
-        found = {name: kept.cpu() for name, kept in units.items()}
-        found |= {"accuracy": tested.accuracy.cpu(), "loss": tested.log_loss.exp().cpu()}
-        for name, values in found.items():
+        notes = {name: kept.cpu() for name, kept in units.items()}
+        notes |= {"accuracy": tested.accuracy.cpu(), "loss": tested.log_loss.exp().cpu()}
+        for name, values in notes.items():
             trainer.notes.setdefault(name, []).append(values.numpy())
 
     def _outcome(self, trainer, kinds, before):
@@ -337,11 +337,11 @@ def left(study, outcome):
     epoch_seconds: of a pass over the training set, measured on a part of it; test_seconds: of the logits of all test
     images, by a plain module.
     """
-    kept = masks.expand(outcome.kept, dict(outcome.net.named_parameters()))
-    narrow, found = shrink.narrow(outcome.net, outcome.kept), anatomy.anatomy(outcome.net, kept)
+    kept = masks.expand(outcome.kept, outcome.net)
+    narrow, sizes = shrink.narrow(outcome.net, outcome.kept), anatomy.anatomy(outcome.net, kept)
     return {
         "parameters": nets.parameters_per_run(narrow), "macs": nets.macs_per_run(narrow),
-        "live_units": int(found["live_units"][0][:-1].sum()),
+        "live_units": int(sizes["live_units"][0][:-1].sum()),
         "epoch_seconds": _epoch_seconds(study, narrow),
         "test_seconds": plain.latency(shrink.shrink(outcome.net, kept), study.test[0], 3, None).median / 1000,
     }  # fmt: skip

@@ -141,11 +141,11 @@ class Lab(frame.Lab):
         blank = _carrier(start, {key: copy.deepcopy(start) for key in MOMENTS})
         return once.obtain(blank, recipes, train, self.together(start))
 
-    def resumed(self, found, history):
+    def resumed(self, begun, history):
         """Return a `Trainer` of what `begun` returns."""
-        trainer = self.trainer(found["net"], self.schedule.initial)
+        trainer = self.trainer(begun["net"], self.schedule.initial)
         steps = self.schedule.initial * -(-len(self.train[1]) // trainer.batch)
-        trainer.resume(found["net"], {key: found[key] for key in MOMENTS}, steps)
+        trainer.resume(begun["net"], {key: begun[key] for key in MOMENTS}, steps)
         trainer.seconds = float(history["seconds"][:, -1].mean())
         trainer.history = {name: list(history[name].T) for name in HISTORY}
         return trainer
@@ -209,14 +209,14 @@ def study(lab, kind):
     """Return the `Autoencoders` of one type: the first epochs, and rounds of pruning and training."""
     if kind != "none":
         methods.get(kind, "units")  # or an error that says what there is
-    found, history = lab.begun()
+    begun, history = lab.begun()
 
     def run(lab, net, chosen):
-        stack = _carrier(net, {key: nets.take(found[key], chosen) for key in MOMENTS})
+        stack = _carrier(net, {key: nets.take(begun[key], chosen) for key in MOMENTS})
         return _pruned(lab, kind, lab.resumed(stack, nets.take(history, chosen)))
 
     with lab.keeping() as lab:
-        return lab.split(run, found["net"])
+        return lab.split(run, begun["net"])
 
 
 def _pruned(lab, kind, trainer):
@@ -265,11 +265,11 @@ def content(outcome, run):
     axes = dict.fromkeys(HISTORY[1:], ("epoch",))
     axes |= {name: ("round", "layer")[: values.ndim - 1] for name, values in outcome.rounds.items()}
     axes |= {name: (f"of_{name}", "channel", "row", "column") for name in outcome.pictures}
-    found = {name: history[name] for name in HISTORY[1:]} | outcome.rounds | outcome.pictures
+    arrays = {name: history[name] for name in HISTORY[1:]} | outcome.rounds | outcome.pictures
     cost = {"parameters": nets.parameters_per_run(net), "macs": nets.macs_per_run(net)}
     cost["dense_parameters"] = int(outcome.rounds["round_parameters"][run, 0])
     named = {"epoch": history["epoch"][run].astype(int), "layer": list(vae.hidden_widths(net))}
-    return {"scores": {**last, "loss": sum(last.values())}, "cost": cost, **store.of_run(found, run, axes, named)}
+    return {"scores": {**last, "loss": sum(last.values())}, "cost": cost, **store.of_run(arrays, run, axes, named)}
 
 
 # ---- pictures, all uint8 (R, n, C·H·W)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from lib.networks import nets
-from lib.pruning import anatomy, masks, methods, path_kernel, paths
+from lib.pruning import anatomy, masks, methods, paths, synflow
 from lib.records import store
 from lib.records.parameters import without
 from lib.studies.phew import study
@@ -26,12 +26,12 @@ def measure(starts):
     """
     each = []
     for start in starts:
-        found = anatomy.anatomy(start.net, start.masks)
-        found["active_units"] = torch.stack(list(masks.active_units(start.masks).values()), 1).cpu().numpy()
-        trace = path_kernel.trace(start.net, start.masks).cpu().numpy()
-        found["log_path_kernel"] = np.log(np.where(trace > 0, trace, np.nan))
-        each.append(found)
-    return {name: np.stack([found[name] for found in each], 1) for name in each[0]}
+        left = anatomy.anatomy(start.net, start.masks)
+        left["active_units"] = torch.stack(list(masks.active_units(start.masks).values()), 1).cpu().numpy()
+        trace = synflow.path_kernel(start.net, start.masks).cpu().numpy()
+        left["log_path_kernel"] = np.log(np.where(trace > 0, trace, np.nan))
+        each.append(left)
+    return {name: np.stack([left[name] for left in each], 1) for name in each[0]}
 
 
 def conservation(lab, kind):
@@ -46,20 +46,20 @@ def conservation(lab, kind):
     net = lab.network()
     x, y = study.examples(lab, method)
     options = study.quirks(lab, method.name) | without(options, study.AROUND)
-    found = methods.score(net, method.name, x, y, lab.seeds, **options)
-    into, out_of = balance(nets.graph(net), {name: score.double() for name, score in found.items()})
+    scores = methods.score(net, method.name, x, y, lab.seeds, **options)
+    into, out_of = balance(nets.graph(net), {name: score.double() for name, score in scores.items()})
     scale = into.mean(1, keepdim=True)
     return {"score_in": (into / scale).cpu().numpy(), "score_out": (out_of / scale).cpu().numpy()}
 
 
-def balance(hops, found):
-    """Return the sums of scores `found` `{name: (R, O, I, *F)}` into, and out of, units: see `conservation`."""
-    sizes = paths.widths(hops, found)
+def balance(hops, scores):
+    """Return the sums of `scores` `{name: (R, O, I, *F)}` into, and out of, units: see `conservation`."""
+    sizes = paths.widths(hops, scores)
     through = {node for hop in hops if hop.layer is None for node in (hop.source, hop.target)}
     chosen = [node for node in sizes if node not in through and 0 < node < max(sizes)]
     into, out_of = (dict.fromkeys(chosen, 0) for _ in range(2))
     for hop in (hop for hop in hops if hop.layer):
-        score = found[f"{hop.layer}.weight"]
+        score = scores[f"{hop.layer}.weight"]
         if hop.target in into:
             into[hop.target] = into[hop.target] + score.flatten(2).sum(2)
         if hop.source in out_of:
@@ -77,7 +77,7 @@ def train(lab, kind, starts):
     goes on from are deleted when all is trained, so save the record at once.
     """
     each = [_tested(lab, *lab.dense())] if kind == "dense" else _under_masks(lab, starts)
-    return {name: np.stack([found[name] for found in each], 1) for name in each[0]}
+    return {name: np.stack([one[name] for one in each], 1) for name in each[0]}
 
 
 def _under_masks(lab, starts):
@@ -95,8 +95,8 @@ def _under_masks(lab, starts):
 
 
 def _tested(lab, net, history):
-    found = evaluate_alone(net, *lab.test, top5=True)
-    loss, accuracy, top5 = (tensor.cpu().numpy() for tensor in (found.log_loss, found.accuracy, found.top5))
+    tested = evaluate_alone(net, *lab.test, top5=True)
+    loss, accuracy, top5 = (tensor.cpu().numpy() for tensor in (tested.log_loss, tested.accuracy, tested.top5))
     return {
         "test_accuracy": accuracy, "test_top5": top5, "test_loss": np.exp(loss), "seconds": history["seconds"][:, -1],
         "train_loss": history["train_loss"], "train_accuracy": history["train_accuracy"],
@@ -104,9 +104,9 @@ def _tested(lab, net, history):
     }  # fmt: skip
 
 
-def last(found, run):
+def last(arrays, run):
     """Return what a record's table shows of one run: accuracies at the last density, {} where nothing was trained."""
-    return {f"{name}_last": found[name][run, -1] for name in ("test_accuracy", "test_top5") if name in found}
+    return {f"{name}_last": arrays[name][run, -1] for name in ("test_accuracy", "test_top5") if name in arrays}
 
 
 def cost(start):
@@ -115,12 +115,12 @@ def cost(start):
     return {"mask_seconds": start.seconds, **whole}
 
 
-def content(found, run, along, at, net):
+def content(arrays, run, along, at, net):
     """Return the arrays and axes of one run's record, for `Run.save`.
 
-    found: arrays with the runs first, see `AXES`; along, at: what the axis behind the runs is called, and its
+    arrays: arrays with the runs first, see `AXES`; along, at: what the axis behind the runs is called, and its
     coordinates; net: a network, which names the layers.
     """
     axes = {name: (along, AXES[name])[-(values.ndim - 1) :] if name in AXES else (along,)
-            for name, values in found.items()}  # fmt: skip
-    return store.of_run(found, run, axes, {"layer": list(nets.layers(net)), along: at})
+            for name, values in arrays.items()}  # fmt: skip
+    return store.of_run(arrays, run, axes, {"layer": list(nets.layers(net)), along: at})

@@ -15,7 +15,7 @@ import torch
 from lib import draws
 from lib.data import images
 from lib.data.sets import NAMES, SHAPES, Data
-from lib.errors import ParameterError, hint, listed
+from lib.errors import choice, hint, listed
 from lib.networks import convnets, nets
 from lib.pruning import methods, paths
 from lib.pruning.sampled import derived
@@ -213,16 +213,14 @@ def prune(lab, kind, densities, shuffle=None, reinit=None):
     shuffle, reinit: whether its masks are then shuffled, see `shuffled`, and its weights drawn anew, see `restarted`;
     None leaves that to the type. ParameterError for an unknown type.
     """
-    if kind not in (known := types()):
-        raise ParameterError(f"type is {kind!r}; allowed are {listed(known)}.{hint(kind, known)}")
-    found, options = method_of(kind)
+    method, options = method_of(choice("type", kind, types()))
     scheme, own_width, own_scheme = (options.pop(name, None) for name in AROUND)
     began = time.perf_counter()
     if kind == "magnitude_trained":
         starts = _gradual(lab, densities)
     else:
         net = lab.network(scheme or "phew")
-        made = _masks(lab, net, found, densities, options)
+        made = _masks(lab, net, method, densities, options)
         starts = [Start(net, kept) for kept in made]
     for start in starts:
         start.seconds = (time.perf_counter() - began) / len(starts) / len(lab.seeds)
@@ -231,13 +229,13 @@ def prune(lab, kind, densities, shuffle=None, reinit=None):
     return starts if scheme == "none" else [restarted(lab, start, scheme) for start in starts]
 
 
-def _masks(lab, net, found, densities, options):
+def _masks(lab, net, method, densities, options):
     """Return masks of all layers for each density, by a method that needs no training; None prunes nothing."""
-    if found is None:
+    if method is None:
         return [paths.complete({}, nets.weights(net))] * len(densities)
-    options = quirks(lab, found.name) | options
-    rounds = lab.rounds if found.rounds > 1 else 1
-    return methods.prune_each(net, found.name, densities, *examples(lab, found), lab.seeds, rounding=lab.rounding,
+    options = quirks(lab, method.name) | options
+    rounds = lab.rounds if method.rounds > 1 else 1
+    return methods.prune_each(net, method.name, densities, *examples(lab, method), lab.seeds, rounding=lab.rounding,
                               rounds=rounds, **options)  # fmt: skip
 
 
@@ -246,9 +244,9 @@ def quirks(lab, name):
     return QUIRKS.get(name, {}) if lab.as_published else {}
 
 
-def examples(lab, found):
+def examples(lab, method):
     """Return (x, y) that a method reads, twice None if it reads none."""
-    return lab.examples() if found.needs == "examples" else (None, None)
+    return lab.examples() if method.needs == "examples" else (None, None)
 
 
 def _gradual(lab, densities):
