@@ -91,7 +91,7 @@ def refitting(report, x, found, weight, kept, units):
 
 def failures(x, edges):
     """Print what DPPy says where its arithmetic ends, and that ours goes on."""
-    flat = likelihood.Edges(edges.found, edges.weight[:1], 10 / 60_000)
+    flat = likelihood.Edges(edges.moments, edges.weight[:1], 10 / 60_000)
     cases = [("float32, keep 706", published_matrix(x, edges.weight[0]), 706, edges)]
     cases.append(("float64, beta 10/60000, keep 387", flat[:][0].numpy(), KEEP, flat))
     for name, matrix, keep, same in cases:

@@ -51,14 +51,10 @@ def unwrapped(network):
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
     while inner := getattr(network, "_orig_mod", None) or (network.module if isinstance(network, wrappers) else None):
         network = inner
-    scripts = [name or type(network).__name__ for name, part in network.named_modules() if _scripted(part)]
-    if scripts:
+    kind = torch.jit.ScriptModule
+    if scripts := [name or type(network).__name__ for name, part in network.named_modules() if isinstance(part, kind)]:
         raise ValueError(f"{scripts[0]} is a script, which cannot be read; pass the module that it was made from")
     return network
-
-
-def _scripted(module):
-    return isinstance(module, torch.jit.ScriptModule)
 
 
 def weighted(network):

@@ -123,11 +123,11 @@ def _pairs(matrices):
 class Edges:
     """The likelihood matrices of the edges into every unit of `weight (O, I)`, `(O, I, I)`, built when sliced.
 
-    All at once would be 2.4 GB for a layer of 784 to 500. `found` are the `Moments` of the layer's inputs; the other
+    All at once would be 2.4 GB for a layer of 784 to 500. `moments` are those of the layer's inputs; the other
     fields are those of `likelihood`. One matrix per unit: `Edges(...)[3:5]` are those of units 3 and 4.
     """
 
-    found: Moments
+    moments: Moments
     weight: torch.Tensor
     beta: float | str = "10/N"
     ridge: float = RIDGE
@@ -135,9 +135,9 @@ class Edges:
 
     def __post_init__(self):
         inputs = self.weight.shape[-1]
-        if self.weight.dim() != 2 or self.found.gram.shape != (inputs, inputs):
+        if self.weight.dim() != 2 or self.moments.gram.shape != (inputs, inputs):
             raise ValueError(
-                f"weight is {tuple(self.weight.shape)}, gram {tuple(self.found.gram.shape)}; allowed are (O, I) and"
+                f"weight is {tuple(self.weight.shape)}, gram {tuple(self.moments.gram.shape)}; allowed are (O, I) and"
                 " (I, I): one run at a time, with the moments of the inputs of this layer"
             )
 
@@ -147,13 +147,13 @@ class Edges:
 
     @property
     def device(self):
-        return self.found.gram.device
+        return self.moments.gram.device
 
     @torch.no_grad()
     def __getitem__(self, units):
         w = self.weight[units].double()
-        gram = (w[:, :, None] * w[:, None, :]).mul_(self.found.gram)
-        return likelihood(gram, self.found.examples, self.beta, self.ridge, self.form)
+        gram = (w[:, :, None] * w[:, None, :]).mul_(self.moments.gram)
+        return likelihood(gram, self.moments.examples, self.beta, self.ridge, self.form)
 
 
 def quantiles(matrices, at=(0.0, 0.01, 0.5, 0.99, 1.0)):

@@ -170,9 +170,15 @@ def trailing(mask, weight):
     return mask.reshape(mask.shape + (1,) * (weight.dim() - mask.dim()))
 
 
-@torch.no_grad()
-def apply_(net, masks):
-    """Zero, in place, everything that `masks` prune, in a folded stack or any torch module; ValueError for misfits."""
+def first(net, widths):
+    """Return units `{layer: bool (R, O)}` of which the first stay, as many of each layer as `widths {layer: count}`."""
+    scales = {name: net.get_submodule(name).scale for name in widths}
+    return {name: (torch.arange(scale.shape[1], device=scale.device) < widths[name]).expand(len(scale), -1)
+            for name, scale in scales.items()}  # fmt: skip
+
+
+def fitted(net, masks):
+    """Return the parameters of a folded stack, or of any torch module, by name; ValueError for masks that misfit."""
     parameters = dict(unwrapped(net).named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
         wanted = f"bool {tuple(parameters[name].shape)}" if name in parameters else f"one of {listed(parameters)}"
@@ -180,6 +186,13 @@ def apply_(net, masks):
             raise ValueError(f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}; it must be {wanted}")
         if getattr(unwrapped(net).get_submodule(name.rpartition(".")[0]), "normalised", False):
             raise ValueError(f"{name} is normalised; masks act on plain weights: take nets.fold(net), a plain copy")
+    return parameters
+
+
+@torch.no_grad()
+def apply_(net, masks):
+    """Zero, in place, everything that `masks` prune, in a folded stack or any torch module; see `fitted`."""
+    parameters = fitted(net, masks)
     for name, mask in masks.items():
         parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
     return net

@@ -135,11 +135,6 @@ def grasp(net, x, y, seeds, temperature=200.0, over="weights", training=True):
     return {name: w.detach() * hg for (name, w), hg in zip(weights.items(), turned, strict=True)}
 
 
-def _called(net, tensors, x):
-    """Return the logits of `net` with `tensors` in the place of its own; no two of its names share a tensor."""
-    return functional_call(net, tensors, (x,), tie_weights=False)
-
-
 def plain(net):
     """Return the weights as leaves of their own, `{name: (R, O, *F)}`; ValueError where they are normalised."""
     nets.assert_plain(net)
@@ -182,7 +177,8 @@ def _slopes(net, leaves, tensors, batch, temperature=1.0, graph=False):
         x = x.expand(nets.runs(net), 1, -1)
     leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
     with curvature.fast() if graph else nullcontext():
-        logits = _called(net, {**leaves, **tensors}, x) / temperature
+        # No two names share a tensor: those of `leaves` and of the copied buffers stand for all of the network's own.
+        logits = functional_call(net, {**leaves, **tensors}, (x,), tie_weights=False) / temperature
         if logits.dim() != 3:
             raise ValueError(f"logits are {tuple(logits.shape[1:])}; a score of labels is of one row for each example")
         losses = cross_entropy(logits.transpose(1, 2), y.expand(logits.shape[:2]), reduction="none").mean(1)

@@ -14,7 +14,7 @@ from torch import nn
 from lib.errors import listed
 from lib.networks import convnets, nets, plain
 from lib.pruning import paths
-from lib.pruning.masks import trailing
+from lib.pruning.masks import fitted, trailing
 from lib.pruning.slices import TORCH_PRUNING, added, filled, sliced
 
 
@@ -74,7 +74,7 @@ def unshrunk(net, masks=None, run=0):
 def _parts(net, masks, run):
     """Return the `Part`s of one run, in the order of the forward pass."""
     inside, count = _inside(net), nets.runs(net)
-    nets.assert_plain(net)
+    nets.assert_plain(net), fitted(net, masks)
     if not 0 <= run < count:
         raise ValueError(f"run is {run}; the stack has runs 0 to {count - 1}")
     kept = paths.complete(masks, nets.weights(net))
@@ -88,7 +88,7 @@ def _part(net, hop, masks, run, inside):
     weight = layer.weight[run].masked_fill(~masks[f"{hop.layer}.weight"][run], 0).double()
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias[run].double()
     if f"{hop.layer}.bias" in masks:
-        bias = bias.masked_fill(~_bias_mask(masks, hop.layer, layer)[run], 0)
+        bias = bias.masked_fill(~masks[f"{hop.layer}.bias"][run], 0)
     if hop.norm is not None:
         norm = nets.take(net.get_submodule(hop.norm), [run]).double()
         weight, bias = (tensor[0] for tensor in norm.folded(weight[None], bias[None]))
@@ -96,15 +96,6 @@ def _part(net, hop, masks, run, inside):
     if options.get("padding", 0) is None:
         options["padding"] = tuple(side // 2 for side in weight.shape[2:])
     return Part(hop, weight, bias, inside, options)
-
-
-def _bias_mask(masks, name, layer):
-    """Return the mask of a layer's bias; ValueError if it has none, or one of another shape."""
-    mask, wanted = masks[f"{name}.bias"], None if layer.bias is None else layer.bias.shape
-    if mask.dtype != torch.bool or mask.shape != wanted:
-        told = "the layer has no bias" if wanted is None else f"it must be bool {tuple(wanted)}"
-        raise ValueError(f"the mask of {name}.bias is {mask.dtype} {tuple(mask.shape)}; {told}")
-    return mask
 
 
 def _inside(net):
@@ -126,11 +117,11 @@ def _inside_vgg(net):
     return inside
 
 
-def _inside_resnet(net):
-    return {"output": [nn.AdaptiveAvgPool2d(1), nn.Flatten()]}
-
-
-INSIDE = {nets.MLP: lambda net: {}, convnets.VGG: _inside_vgg, convnets.ResNet: _inside_resnet}
+INSIDE = {
+    nets.MLP: lambda net: {},
+    convnets.VGG: _inside_vgg,
+    convnets.ResNet: lambda net: {"output": [nn.AdaptiveAvgPool2d(1), nn.Flatten()]},
+}
 
 
 ACTIVATIONS = {  # the modules that do what those of `nets` do

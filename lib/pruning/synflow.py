@@ -113,7 +113,7 @@ def powered(net, power=1, dtype=None, absorb=False):
     for name, p in made.named_parameters():
         p.requires_grad_(name in weights)
         if not hasattr(net, "power"):
-            p.copy_(_powered(p, power))
+            p.copy_(p.abs() if power == 1 else p.abs().pow_(power))
     made.power, made.leaves = power, nets.weights(made)
     if absorb and any(isinstance(module, BatchNorm) for module in made.modules()):
         for hop in nets.graph(made):
@@ -171,11 +171,6 @@ def _repeats(now, wanted, place):
     at, more = torch.arange(wanted, device=next(place.parameters()).device), wanted - now
     at = at.clamp(max=now // 2) + (at - now // 2 - more).clamp(min=0)
     return lambda _, given: given[0].index_select(3, at).index_select(4, at)
-
-
-def _powered(p, power):
-    """Return |p|^power."""
-    return p.abs() if power == 1 else p.abs().pow_(power)
 
 
 def _ones(net, weight):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lib.networks import nets
-from lib.pruning import shrink
+from lib.pruning import masks, shrink
 from lib.training import weights
 
 FORMAT = 2  # of the files; one more when they change
@@ -133,12 +133,9 @@ class State:
 
 def _narrowed(net, tensors):
     """Return `net`, or a stack of as many units as these tensors have, where it was narrowed since it began."""
-    units = {}
-    for name, layer in nets.layers(net).items():
-        there, here = tensors[f"{name}.weight"].shape[1], layer.weight.shape[1]
-        if there < here:
-            units[name] = (torch.arange(here, device=layer.weight.device) < there).expand(nets.runs(net), -1)
-    return shrink.narrow(net, units) if units else net
+    widths = {name: tensors[f"{name}.weight"].shape[1] for name in nets.layers(net)}
+    fewer = {name: width for name, width in widths.items() if width < net.get_submodule(name).weight.shape[1]}
+    return shrink.narrow(net, masks.first(net, fewer)) if fewer else net
 
 
 def _memory(net, arrays):

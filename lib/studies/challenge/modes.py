@@ -212,13 +212,9 @@ def small(lab, epochs, sparsities):
         raise ValueError(wrong)
     outcomes = []
     for sparsity in sparsities:
-        narrow, history = lab.dense(epochs, left(lab.hidden, sparsity))
+        narrow, history = lab.dense(epochs, widths := left(lab.hidden, sparsity))
         full = lab.network()
-        first = {
-            name: (torch.arange(layer.weight.shape[1]) < masks.count(layer.weight.shape[1], 1 - sparsity))
-            .expand(len(lab.seeds), -1).to(layer.weight.device)
-            for name, layer in list(nets.layers(full).items())[:-1]
-        }  # fmt: skip
+        first = masks.first(full, dict(zip(nets.layers(full), widths, strict=False)))
         kept = masks.expand(first, full)
         net = shrink.widen(narrow, full, first)
         outcomes.append(Pruned(net, kept, history["train_accuracy"], history["test_accuracy"]))
