@@ -40,8 +40,9 @@ def choice(what: str, value, allowed):
 def one_each(runs: int, **lists) -> None:
     """Return nothing; ValueError for a list, by its name, that has not one entry for each of so many runs."""
     for name, values in lists.items():
-        if (given := 0 if values is None else len(values)) != runs:
-            raise ValueError(f"{given} {name} for a stack of {runs} runs; one per run is needed")
+        given = f"{len(values)} {name}" if hasattr(values, "__len__") else f"{name} = {values!r}"
+        if not hasattr(values, "__len__") or len(values) != runs:
+            raise ValueError(f"{given} for a stack of {runs} runs; needed is a list of one per run, such as [1]")
 
 
 def unwritable(path: Path, error: OSError) -> RecordError:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrizations
 
-from lib import masks, methods, shrink, smaller
+from lib import convnets, masks, methods, nets, shrink, smaller
 from lib.errors import ParameterError
 from tests.odd_networks import Lambda
 
@@ -180,3 +180,12 @@ def test_layers_that_are_named_need_no_module_that_can_be_read():
     assert torch.equal(found["0"], norms >= norms.sort().values[-2])
     with pytest.raises(ParameterError, match=r"no layers \['7'\].*'0', '2'"):
         methods.prune(net, "magnitude", 0.4, of="units", layers=["7"])
+
+
+def test_the_hidden_layers_of_every_stack_are_all_but_the_last():
+    """Whatever its parts are called: a VGG has a list of them that is called hidden."""
+    nets_of = (nets.MLP([6, 5, 3], "no-WN"), convnets.build("vgg11", (3, 32, 32), 10, 1, width=2),
+               convnets.build("resnet20", (3, 8, 8), 4, 1, width=2))  # fmt: skip
+    for net in nets_of:
+        nets.init_(net, [1])
+        assert list(methods.prune(net, "magnitude", 0.5, of="units")) == list(nets.layers(net))[:-1]

@@ -95,6 +95,8 @@ class Data:
 
     def split(self, part):
         """Return (x, y) of "train" or "test": x float32 `(N, C·H·W)`, scaled to [0, 1] and standardised."""
+        if part not in ("train", "test"):
+            raise DataError(f"part is {part!r}; allowed are train and test, which load(…, holdout=N) takes from train")
         x, y = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
         return images.standardise(x, self.mean, self.std), y
 

@@ -75,6 +75,9 @@ class MLP(nn.Module):
         dropconnect=0.0,
     ):  # fmt: skip
         super().__init__()
+        if activation not in ACTIVATIONS or len(sizes) < 2 or min(sizes) < 1:
+            told = f"sizes {list(sizes)}, activation {activation!r}; needed are two sizes or more, none below 1, and"
+            raise ValueError(f"{told} one of {list(ACTIVATIONS)}")
         norm = types(norm)
         runs, last = len(norm), len(sizes) - 2
         last_norm = norm if normalise_output else ["no-WN"] * runs
@@ -132,7 +135,7 @@ def weights(net):
 
 def hidden(net):
     """Return the names of the layers whose units may be pruned: all but the last, or what a network itself says."""
-    return net.hidden() if hasattr(net, "hidden") else list(layers(net))[:-1]
+    return net.hidden_layers() if hasattr(net, "hidden_layers") else list(layers(net))[:-1]
 
 
 def runs(net):

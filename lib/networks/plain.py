@@ -169,7 +169,8 @@ def describe(module, numbers=None):
         return numbers[module]
     kind = type(module)
     if kind not in KINDS:
-        raise ValueError(f"{kind.__name__} cannot be kept in a file; what can is {sorted(NAMES)}")
+        told = f"{kind.__name__} cannot be kept in a file; what can is {sorted(NAMES)}"
+        raise ValueError(f"{told}. Keep the module by torch.save(module, FILE), or by torch.export")
     parts = module._modules
     if kind is Graph:
         parts = {"enter": module.enter, "activation": module.activation, **module.ways._modules}
@@ -272,7 +273,8 @@ def load(folder):
 def onnx(module, folder, inputs):
     """Return the file `network.onnx` in `folder`: the module as ONNX, of x `(N, inputs)` for any N, in eval() mode.
 
-    ParameterError where onnx and onnxscript, which torch needs for it, are not installed.
+    inputs: the length of an example's row, or its shape, as of `macs`. ParameterError where onnx and onnxscript,
+    which torch needs for it, are not installed.
     """
     try:
         import onnxscript  # noqa: F401
@@ -282,7 +284,7 @@ def onnx(module, folder, inputs):
     path = Path(folder).expanduser() / ONNX
     disk.assert_writable(path.parent)
     twin = copy.deepcopy(module).cpu().eval()
-    x = torch.zeros(2, inputs, dtype=next(module.parameters()).dtype)
+    x = _zeros(twin, 2, inputs)
     names = {"input_names": ["x"], "output_names": ["logits"], "dynamic_shapes": ({0: torch.export.Dim("N")},)}
     torch.onnx.export(twin, (x,), disk.new(path), dynamo=True, external_data=False, verbose=False, **names)
     disk.move(disk.new(path), path)
@@ -296,11 +298,15 @@ def parameters(module):
 
 @torch.enable_grad()  # without, the counter fails on a module of parameters alone
 def macs(module, inputs):
-    """Return the multiplications of one example's pass through the module; `inputs` is its row's length."""
-    tensor = next(module.parameters())
+    """Return the multiplications of one example's pass through the module; `inputs` is its length, or its shape."""
     with FlopCounterMode(display=False) as counter:  # which counts additions too, as many
-        module(torch.zeros(1, inputs, dtype=tensor.dtype, device=tensor.device))
+        module(_zeros(module, 1, inputs))
     return counter.get_total_flops() // 2
+
+
+def _zeros(module, count, inputs):
+    shape = (inputs,) if isinstance(inputs, int) else inputs
+    return next(module.parameters()).new_zeros(count, *shape)
 
 
 class Latency(NamedTuple):

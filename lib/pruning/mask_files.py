@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from lib.errors import RecordError, listed
+from lib.pruning.masks import assert_named
 from lib.records import disk
 
 FORMAT = 1
@@ -14,8 +15,9 @@ FORMAT = 1
 def save(masks, path):
     """Return the file that holds masks `{name: bool}`, once it is on disk: safetensors, eight entries a byte.
 
-    ValueError for what is no mask; phew.phew_masks returns lists, whose names are those of hops.weighted(network).
+    ValueError for what is no mask, and for lists of them.
     """
+    assert_named(masks)
     if odd := [name for name, mask in masks.items() if getattr(mask, "dtype", None) != torch.bool]:
         raise ValueError(f"{listed(odd)} is no bool tensor; a mask is True where a weight is kept")
     path = Path(path).expanduser()

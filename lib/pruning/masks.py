@@ -177,8 +177,18 @@ def first(net, widths):
             for name, scale in scales.items()}  # fmt: skip
 
 
+def assert_named(masks):
+    """Raise ValueError for masks that are no dict, as those of `phew.phew_masks`."""
+    if not isinstance(masks, dict):
+        told = f"masks are a {type(masks).__name__}; needed is a dict by the names of parameters"
+        raise ValueError(
+            f"{told}: methods.prune(net, …) makes one; phew_masks has those of hops.weighted(net), in order"
+        )
+
+
 def fitted(net, masks):
     """Return the parameters of a folded stack, or of any torch module, by name; ValueError for masks that misfit."""
+    assert_named(masks)
     parameters = dict(unwrapped(net).named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
         wanted = f"bool {tuple(parameters[name].shape)}" if name in parameters else f"one of {listed(parameters)}"

@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from lib.errors import ParameterError, choice, hint, listed
 from lib.networks import nets
 from lib.pruning import anneal, masks, modules
@@ -83,7 +85,7 @@ def names(of="weights", needs=("nothing", "examples"), draws=True):
 
 def get(name, of="weights"):
     """Return the `Method` of this name; ParameterError if there is none."""
-    _load()
+    _load(), choice("of", of, SCOPES)
     if name not in _known[of]:
         other = "".join(f" There is one of {kind}: pass of={kind!r}." for kind in _known if name in _known[kind])
         known = f"allowed are {listed(_known[of])}.{other or hint(name, _known[of])}"
@@ -108,6 +110,8 @@ def prune_each(
     knows. Of scores alone: scope, rounding and within, masks whose weights alone may stay, see `masks.top`; rounds,
     see `anneal`. options: keywords of the method. ParameterError for an unknown method, and for one that lacks its x.
     """
+    if not isinstance(net, torch.nn.Module):
+        raise ParameterError(f"net is a {type(net).__name__}; needed is a network itself, a stack or a torch module")
     if not nets.layers(net):
         needs = get(name, of).needs
         alone, x = modules.One(net, x, needs == "nothing", layers), modules.examples(x) if needs == "examples" else None
@@ -138,6 +142,8 @@ def _ready(chosen, x, y, options):
         x = y = None
     elif x is None:
         raise ParameterError(f"{chosen.name} needs {chosen.needs}: pass them as x, see lib/pruning/methods.py")
+    elif chosen.needs == "examples":
+        modules.assert_tensors(x)
     own = inspect.signature(chosen.function).parameters
     if odd := [key for key in options if key not in own and "options" not in own]:
         has = listed([*own][5 if chosen.draws else 4 :])
@@ -160,6 +166,10 @@ def _scored(chosen, net, x, y, seeds, layers=None, **options):
 def _kept(made, density, scope, rounding, within):
     """Return the masks of one density from scores."""
     if isinstance(density, dict):
+        if odd := sorted(made.keys() ^ density.keys()):
+            raise ParameterError(
+                f"density says {listed(density)}, scores are of {listed(made)}: {odd} stand in one only"
+            )
         parts = (_kept({k: part}, density[k], scope, rounding, within) for k, part in made.items())
         return {name: mask for part in parts for name, mask in part.items()}
     return masks.top(made, density, scope, rounding, within)

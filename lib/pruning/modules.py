@@ -42,6 +42,7 @@ class One(nn.Module):
         super().__init__()
         module, self.wanted = hops.unwrapped(module), wanted
         layers = _prunable(module)
+        assert_tensors([] if x is None else x)
         batch, first = x[0] if isinstance(x, list | tuple) else x, next(iter(layers.values()))
         shape = (first.in_features,) if isinstance(first, nn.Linear) else None
         self.shape, self.example = shape if batch is None else tuple(batch.shape[1:]), batch
@@ -61,7 +62,7 @@ class One(nn.Module):
     def graph(self):
         return topology.topology(self.module, self.example)
 
-    def hidden(self):
+    def hidden_layers(self):
         """Return the names of the layers whose units may go; ParameterError where the module cannot be read."""
         known, found = list(nets.layers(self)), self._hidden() if self.wanted is None else list(self.wanted)
         if odd := [name for name in found if name not in known]:
@@ -102,6 +103,14 @@ class One(nn.Module):
 def examples(x):
     """Return examples `(N, ...)`, or batches of them, as `One` reads them, `(N, I)`."""
     return [part.flatten(1) for part in x] if isinstance(x, list | tuple) else x.flatten(1)
+
+
+def assert_tensors(x):
+    """Raise ParameterError for examples that are neither a tensor nor a list of them."""
+    batches = x if isinstance(x, list | tuple) else [x]
+    if odd := [type(batch).__name__ for batch in batches if not isinstance(batch, torch.Tensor)]:
+        told = f"x is a {odd[0]}, or has one; needed is a tensor, or a list of them, and y likewise"
+        raise ParameterError(f"{told}: of a loader x, y = map(list, zip(*loader)), of an array torch.from_numpy(x)")
 
 
 def _prunable(module):

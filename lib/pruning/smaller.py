@@ -52,6 +52,10 @@ def rows(net, units):
     """
     masks, net = {}, unwrapped(net)
     for layer, mask in units.items():
+        if layer.endswith(".weight"):
+            raise ValueError(
+                f"{layer} is a mask of weights, which shrink takes itself; rows makes masks of units' masks"
+            )
         weight = net.get_submodule(layer).weight
         masks[f"{layer}.weight"] = trailing(mask, weight).expand_as(weight).clone()
     return masks

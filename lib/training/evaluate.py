@@ -36,8 +36,11 @@ class Evaluation:
 def evaluate(net, x, y, top5=False):
     """Return the `Evaluation` of every run of `net` on `x (N, I)`, or `(R, N, I)` of its own, and `y (N,)`.
 
-    The pass is made in `eval()` mode. top5: count that too.
+    The pass is made in `eval()` mode. top5: count that too. ValueError for what is no stack, as what `shrink` returns.
     """
+    if not nets.layers(net):
+        way_out = "of a torch module take (module(x).argmax(1) == y).float().mean()"
+        raise ValueError(f"{type(net).__name__} is no stack of networks; {way_out}")
     with nets.mode(net, training=False):
         return _evaluate(net, x, y, top5)
 
