@@ -311,3 +311,6 @@ def test_a_picture_has_a_title_and_no_ticks(axes):
     np.testing.assert_array_equal(axes.images[0].get_array(), image)
     assert axes.get_title("left") == "contribution, seed 1"
     assert len(axes.get_xticks()) == len(axes.get_yticks()) == 0
+    figures.picture(axes, image, "", ["image", "end"])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["image", "end"]
+    assert axes.get_yticks().tolist() == [0.5, 1.5], "in the middle of each half of two rows of pixels"

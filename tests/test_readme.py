@@ -1,6 +1,7 @@
 """What the README shows runs as it stands."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 
 from lib import masks, nets, shrink
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text("utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+README, CONTRIBUTING = ((ROOT / name).read_text("utf-8") for name in ("README.md", "CONTRIBUTING.md"))
 
 
 def test_the_snippets_run(tmp_path, monkeypatch):
@@ -22,6 +24,14 @@ def test_the_snippets_run(tmp_path, monkeypatch):
     masked = masks.apply_(net, masks.expand(found["units"], net))
     assert torch.allclose(small(x), masked(x)[0], atol=1e-5)
     assert torch.equal(found["plain"].load("small")(x), small(x))
+
+
+def test_the_folders_of_ones_own_runs_are_not_committed():
+    """CONTRIBUTING makes a first run there, and asks for `git add runs` further down."""
+    (folders,) = re.findall(r"export PRUNING_RUNS=(\S+) PRUNING_FIGURES=(\S+)", CONTRIBUTING)
+    for folder in folders:
+        path = f"{folder}/phew_density/snip-1.json"
+        assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False).returncode == 0, folder
 
 
 def test_outputs_are_no_units_to_prune():

@@ -13,10 +13,10 @@ HOW = {"posthoc": "Pruned at once", "finetune": "Fine-tuned", "rewind": "Rewound
 SPLITS = {"train": "training images", "test": "test images"}
 TOLD = (0.5, 0.8, 0.9, 0.95, 0.97, 0.99)  # sparsities that claims are about
 FORMS = {  # what computes, and what was pruned
-    ("dense", "weight"): "dense, any mask",
+    ("dense", "weight"): "dense, masked",
     ("csr", "weight"): "compressed rows, weights",
     ("shrunk", "weight"): "taken out, weights",
-    ("block", "block"): "blocks, blocks",
+    ("block", "block"): "blocks of weights",
     ("shrunk", "neuron"): "taken out, neurons",
 }
 

@@ -206,7 +206,9 @@ def left_over(axes, frame, name):
     axes.axhline(0, color="black", linewidth=0.5)
 
 
-def picture(axes, image, title):
-    """Show an image without ticks."""
+def picture(axes, image, title, rows=()):
+    """Show an image without ticks but for what each of its `rows`, all of one height, is."""
     axes.imshow(image)
-    axes.set(title=title, xticks=[], yticks=[])
+    axes.set(title=title, xticks=[], yticks=[(k + 0.5) * len(image) / len(rows) for k in range(len(rows))])
+    axes.set_yticklabels(rows)
+    axes.tick_params(length=0)
