@@ -6,13 +6,12 @@ from matplotlib.colors import ListedColormap
 from matplotlib.ticker import MaxNLocator
 
 from lib.figures import drawing, evidence
-from lib.figures.looks import PURPLE
 from lib.studies.arena.standings import FREE
 
 FAMILIES = {  # what a type prunes, and when: (in words, colour, marker)
     "units": ("units, after training", drawing.RED, "s"),
     "after": ("weights, after training", drawing.BLUE, "o"),
-    "during": ("weights, during training", PURPLE, "v"),
+    "during": ("weights, during training", drawing.YELLOW, "v"),
     "before": ("weights, before training", drawing.GREEN, "^"),
     "control": ("controls", drawing.BLACK, "D"),
 }
