@@ -125,6 +125,20 @@ def test_units_whose_layers_are_named_are_those():
     ]
 
 
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d, lambda n: nn.BatchNorm2d(n, affine=False)])
+def test_a_normalisation_without_weights_knows_its_channels_when_some_are_gone(norm):
+    """A call would warn otherwise, which is an error here."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), norm(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4)).double().eval()
+    units = methods.prune(net, "magnitude", 0.5, of="units")
+    small = shrink.shrink(net, smaller.rows(net, units), inputs=X)
+    assert small[1].num_features == small[0].out_channels == 3 and small[4].in_features == 108
+    masked = copy.deepcopy(net)
+    masked[0].weight.data *= units["0"][:, None, None, None]
+    torch.testing.assert_close(small(X), masked(X))
+    assert not small[1]._forward_pre_hooks
+
+
 def test_weights_that_are_shared_are_scored_once_and_stay_shared():
     net = tied()
     cross_entropy(net(ROWS), Y).backward()
