@@ -45,13 +45,13 @@ class Subject:
 
 def networks():
     """Return `{label: path}` of the trained networks in the folder of runs that can be explored, sorted."""
-    found = {}
+    paths = {}
     for path in sorted((runs.folder() / "trained").glob("*/*/*.safetensors")):
         dataset, _, kind = path.parent.parent.name.partition("-")
         if dataset in sets.NAMES and _style(kind) and re.fullmatch(r"network|level-[\d.]+", path.stem):
             level = "" if path.stem == "network" else f", {path.stem}"
-            found[f"{path.parent.parent.name}, {path.parent.name}{level}"] = path
-    return found
+            paths[f"{path.parent.parent.name}, {path.parent.name}{level}"] = path
+    return paths
 
 
 def others():

@@ -98,8 +98,8 @@ def words(title):
 
 def ordered(kinds, known=LOOKS):
     """Return the different types in `kinds`, the known ones first and in their order, then the others by name."""
-    found = set(kinds)
-    return [kind for kind in known if kind in found] + sorted(found - set(known))
+    different = set(kinds)
+    return [kind for kind in known if kind in different] + sorted(different - set(known))
 
 
 def spread(axes, table, x, y, kind, label=True, few=FEW, medians=False, **line):
@@ -162,15 +162,15 @@ def share_ticks(axes):
     axes.xaxis.set_inverted(True)
 
 
-def apart(axes, found, x, look, label=None, shift=0.0, linestyle=""):
+def apart(axes, gains, x, look, label=None, shift=0.0, linestyle=""):
     """Draw rows of `tables.paired`, mean and 95 % interval, against the column `x`, and the line of no difference.
 
     look: a type's, see `look`; shift: to the right, of what would hide behind another type.
     """
     _, colour, marker, _ = look
-    found = found.sort_values(x)
-    bars = found["mean"] - found["low"], found["high"] - found["mean"]
-    axes.errorbar(found[x] + shift, found["mean"], bars, fmt=marker, linestyle=linestyle, color=colour, label=label,
+    gains = gains.sort_values(x)
+    bars = gains["mean"] - gains["low"], gains["high"] - gains["mean"]
+    axes.errorbar(gains[x] + shift, gains["mean"], bars, fmt=marker, linestyle=linestyle, color=colour, label=label,
                   markersize=2.5, linewidth=0.8)  # fmt: skip
     axes.axhline(0, color="black", linewidth=0.5)
 

@@ -23,17 +23,17 @@ def claim(text, gains, than=0.0, unit=" points", main=False):
 
     main: whether the study's verdict stands on it.
     """
-    found = evidence.judged(gains, than)
-    mean, low, high = (number(found[name]) for name in ("mean", "low", "high"))
-    effect = f"{mean}{unit}" + (f" ({low} to {high})" if found["n"] > 1 else "")
-    return {"text": text, "effect": effect, "main": main, **found}
+    judged = evidence.judged(gains, than)
+    mean, low, high = (number(judged[name]) for name in ("mean", "low", "high"))
+    effect = f"{mean}{unit}" + (f" ({low} to {high})" if judged["n"] > 1 else "")
+    return {"text": text, "effect": effect, "main": main, **judged}
 
 
 def share(text, hits, main=False):
     """Return the row of a claim about most seeds, which `hits (n,)` are for or against; see `evidence.counted`."""
-    found = evidence.counted(hits)
-    effect = f"{np.sum(hits)} of {found['n']} ({found['low']:.0%} to {found['high']:.0%})"
-    return {"text": text, "effect": effect, "main": main, **found}
+    counted = evidence.counted(hits)
+    effect = f"{np.sum(hits)} of {counted['n']} ({counted['low']:.0%} to {counted['high']:.0%})"
+    return {"text": text, "effect": effect, "main": main, **counted}
 
 
 def number(value, digits=2):
@@ -43,9 +43,9 @@ def number(value, digits=2):
 
 def answer(claims):
     """Return Yes, No, Partly or Undecided: what `claims` say together."""
-    found = {one["verdict"] for one in claims}
+    verdicts = {one["verdict"] for one in claims}
     known = {frozenset(["confirmed"]): "Yes", frozenset(["refuted"]): "No", frozenset(["undecided"]): "Undecided"}
-    return known.get(frozenset(found), "Partly")
+    return known.get(frozenset(verdicts), "Partly")
 
 
 def claims_table(claims):
@@ -171,9 +171,9 @@ def section(parts):
 
 def rows(parts):
     """Return the README's table, a row a study: question, verdict, one number with its n, links."""
-    found = {study: SENTENCE.search(part) for study, part in parts.items()}
+    sentences = {study: SENTENCE.search(part) for study, part in parts.items()}
     links = "[figures](figures/README.md#{0}), [notebook](notebooks/summary_{0}.ipynb)"
-    told = [(*one.group("question", "verdict", "number"), links.format(study)) for study, one in found.items()]
+    told = [(*one.group("question", "verdict", "number"), links.format(study)) for study, one in sentences.items()]
     return pipes(["question", "answer", "what says so", "more"], told)
 
 

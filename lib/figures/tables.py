@@ -50,15 +50,15 @@ def deep_groups(experiment, **where):
 
 
 def _found(experiment, where):
-    found = runs.filtered(experiment, where)
-    if not found:
+    records = runs.filtered(experiment, where)
+    if not records:
         raise RecordError(f"no run of {experiment} {where or ''} has a record yet: ./run_all.sh makes them.")
-    return found
+    return records
 
 
-def _commonest(found, free):
-    """Return the parameters that most of the records `found` share, but for those that vary in a group."""
-    settings = [_setting(record, free) for record in found]
+def _commonest(records, free):
+    """Return the parameters that most of `records` share, but for those that vary in a group."""
+    settings = [_setting(record, free) for record in records]
     return max(settings, key=settings.count)
 
 
@@ -107,8 +107,8 @@ def joined(experiment, names, columns=(), /, **where):
     frame = runs.curves(experiment, names[0], **where)
     for name in names[1:]:
         frame = frame.merge(runs.curves(experiment, name, **where))
-    found = runs.records(experiment, **where)
-    constant = {key: found[0].parameters[key] for key in columns if found and key not in frame}
+    records = runs.records(experiment, **where)
+    constant = {key: records[0].parameters[key] for key in columns if records and key not in frame}
     return frame.assign(**constant)
 
 
@@ -148,9 +148,9 @@ def resample(frame, x, y, at):
 
 def sweeps(experiment, **where):
     """Return the record with the most seeds of every type, {type: record}, in the order of the types' looks."""
-    found = {}
+    longest = {}
     for record in runs.records(experiment, **where):
-        best = found.get(record.type)
+        best = longest.get(record.type)
         if best is None or len(record.axes.get("seed", ())) > len(best.axes.get("seed", ())):
-            found[record.type] = record
-    return {kind: found[kind] for kind in drawing.ordered(found)}
+            longest[record.type] = record
+    return {kind: longest[kind] for kind in drawing.ordered(longest)}

@@ -174,9 +174,9 @@ def describe(module, numbers=None):
     parts = module._modules
     if kind is Graph:
         parts = {"enter": module.enter, "activation": module.activation, **module.ways._modules}
-    found = [kind.__name__, _options(module), {name: describe(part, numbers) for name, part in parts.items()}]
+    layout = [kind.__name__, _options(module), {name: describe(part, numbers) for name, part in parts.items()}]
     numbers[module] = len(numbers)
-    return found
+    return layout
 
 
 def _options(module):

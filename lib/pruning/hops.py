@@ -130,9 +130,9 @@ def name_of(func):
 
 def carrying(like, numbers):
     """Return a blank of the type of `like`, whose entries belong to units of its group."""
-    found = blank(numbers.shape, like.dtype)
-    found.units = like.units[0], small_of(numbers).expand(numbers.shape)
-    return found
+    tensor = blank(numbers.shape, like.dtype)
+    tensor.units = like.units[0], small_of(numbers).expand(numbers.shape)
+    return tensor
 
 
 def small_of(numbers):

@@ -205,7 +205,7 @@ def write_history(state, chosen, test_set):
 def _goals(state, live, reached, levels):
     """Return the next level of every run, `(R,)`, -inf where it has all."""
     left = [[level for level in levels if level not in reached[run]] for run in live]
-    return state.log_loss.new_tensor([found[0] if found else -torch.inf for found in left])
+    return state.log_loss.new_tensor([ahead[0] if ahead else -torch.inf for ahead in left])
 
 
 def _note_levels(state, live, reached, journal, test_set):

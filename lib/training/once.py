@@ -45,13 +45,13 @@ def obtain(start, recipes, train, most=0):
 
 def _read(paths, recipes, like):
     """Return (stack, history) of files of one network each."""
-    found, histories = zip(
+    networks, histories = zip(
         *(load(path, like, recipe) for path, recipe in zip(paths, recipes, strict=True)), strict=True
     )
     lengths = {str(path): len(next(iter(h.values()), ())) for path, h in zip(paths, histories, strict=True)}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"these networks were trained for different times: {lengths}; delete those to be made again")
-    return nets.join(found), nets.join({name: column[None] for name, column in h.items()} for h in histories)
+    return nets.join(networks), nets.join({name: column[None] for name, column in h.items()} for h in histories)
 
 
 def _save_together(paths, recipes, net, history):

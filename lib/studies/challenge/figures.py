@@ -55,18 +55,18 @@ def errors(axes, rows, x="kept"):
 
 def compared(mode, rows):
     """Return the claims of one mode at every sparsity of `TOLD`: weights, neurons, `small`, and the whole network."""
-    found = []
+    claims = []
     for at, own in rows[rows["asked"].isin(TOLD)].groupby("asked"):
         for first, second in (("weight", "neuron"), ("neuron", "small")):
             text = f"{HOW[mode]} at {at:.0%}: {drawing.look(first)[0]} are above {drawing.look(second)[0]}"
             main = (mode, at) in (("posthoc", 0.8), ("finetune", 0.9)) and first == "weight"
-            found.append(gallery.claim(text, evidence.apart(own, first, second, "accuracy"), main=main))
+            claims.append(gallery.claim(text, evidence.apart(own, first, second, "accuracy"), main=main))
         for kind in KINDS[:2] if mode in ("finetune", "rewind") else ():
             text = f"{HOW[mode]} at {at:.0%}: {drawing.look(kind)[0]} are within half a point of the whole network"
             whole = rows[(rows["type"] == kind) & (rows["asked"] == 0)].set_index("seed")["accuracy"]
             left = (own[own["type"] == kind].set_index("seed")["accuracy"] - whole).dropna()
-            found.append(gallery.claim(text, left.to_numpy(), than=-0.5))
-    return found
+            claims.append(gallery.claim(text, left.to_numpy(), than=-0.5))
+    return claims
 
 
 def layers(experiment, **where):
@@ -101,7 +101,7 @@ def hypotheses(changes, gone, posthoc, finetuned):
     own = at[at["type"] == "weight"]
     units = evidence.apart(at, "neuron", "weight", "mass")
     lost = gone[(gone["type"] == "weight") & (gone["asked"] == 0.95)]["dead"].to_numpy()
-    found = [
+    claims = [
         gallery.claim("Hypothesis 1: the smallest 80 % of the weights hold less than half of the squares",
                       100 * (0.5 - own["mass"].to_numpy())),
         gallery.claim("Hypothesis 1: without them a layer's output changes by less than the root of their share",
@@ -116,8 +116,8 @@ def hypotheses(changes, gone, posthoc, finetuned):
         gain = more(own[own["type"] == "neuron"], finetuned).set_index("seed")["accuracy"]
         wide = own.pivot(index="seed", columns="type", values="accuracy")
         text = "Hypothesis 4: at 90 % five epochs give neurons more than weights in their place would"
-        found.append(gallery.claim(text, (gain - wide["weight"] + wide["neuron"]).dropna().to_numpy()))
-    return found
+        claims.append(gallery.claim(text, (gain - wide["weight"] + wide["neuron"]).dropna().to_numpy()))
+    return claims
 
 
 def speed(axes, rows, batch):

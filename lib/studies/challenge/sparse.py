@@ -121,11 +121,11 @@ def _rows(form, net, kept, run, block):
 def _compressed(weight, form, side):
     """Return the matrix as compressed rows, of square blocks of this side if `form` is "block"; indices are int32."""
     with _no_notice("Sparse (CSR|BSR) tensor support is in beta state"):
-        found = weight.to_sparse_bsr((side, side)) if form == "block" else weight.to_sparse_csr()
+        rows = weight.to_sparse_bsr((side, side)) if form == "block" else weight.to_sparse_csr()
         # MKL works with int32, to which torch would convert int64 at every product: a third of the time of one example.
-        indices = found.crow_indices().int(), found.col_indices().int()
-        options = {"layout": found.layout, "check_invariants": True}
-        return torch.sparse_compressed_tensor(*indices, found.values(), found.shape, **options)
+        indices = rows.crow_indices().int(), rows.col_indices().int()
+        options = {"layout": rows.layout, "check_invariants": True}
+        return torch.sparse_compressed_tensor(*indices, rows.values(), rows.shape, **options)
 
 
 @contextmanager
@@ -234,15 +234,15 @@ def survey(net, form, sparsities, inputs, repeats=30, threads=1):
     one `(batch, pixels)` for each batch size. The pattern of two of four stands at the sparsity one half.
     """
     shape = len(WHOLE), len(sparsities)
-    found = {name: np.full(shape, np.nan) for name in ("macs", "bytes")}
-    found["latency"] = np.full((*shape, len(inputs), 3), np.nan)
+    measured = {name: np.full(shape, np.nan) for name in ("macs", "bytes")}
+    measured["latency"] = np.full((*shape, len(inputs), 3), np.nan)
     for w, whole in enumerate(WHOLE):
         for k, sparsity in enumerate(sparsities):
             if (whole == "two_of_four") != (form == "semi_structured") or (whole == "two_of_four" and sparsity != 0.5):
                 continue
             made = forms(net, masks_of(net, whole, sparsity), names=[form])[form]
-            found["macs"][w, k], found["bytes"][w, k] = made.macs, made.bytes
+            measured["macs"][w, k], measured["bytes"][w, k] = made.macs, made.bytes
             for b, x in enumerate(inputs):
                 took = plain.latency(made, x, repeats, threads)
-                found["latency"][w, k, b] = took.median, took.low, took.high
-    return found
+                measured["latency"][w, k, b] = took.median, took.low, took.high
+    return measured

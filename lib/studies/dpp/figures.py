@@ -43,9 +43,9 @@ def differences(panels, rows):
     rows: type, seed, weighting, left, error.
     """
     for weighting, look in HALF.items():
-        found = tables.paired(rows[rows["weighting"] == weighting], PAIRS, ["left"], "error")
+        gains = tables.paired(rows[rows["weighting"] == weighting], PAIRS, ["left"], "error")
         for axes, (first, second) in zip(panels, PAIRS, strict=True):
-            mine = found[(found["first"] == first) & (found["second"] == second)]
+            mine = gains[(gains["first"] == first) & (gains["second"] == second)]
             drawing.apart(axes, mine, "left", look, weighting, SIDES[weighting] * np.ptp(rows["left"]))
             axes.set_title(f"{drawing.look(first)[0]} −\n{drawing.look(second)[0]}")
             axes.set_yscale("symlog", linthresh=0.1)

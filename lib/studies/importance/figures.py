@@ -123,9 +123,9 @@ def against_unpruned(frame):
 
     frame: rows of `rounds`. Rows as of `tables.paired`, in points, with the share of units that are gone.
     """
-    found = tables.paired(frame, [(kind, "none") for kind in pruned(frame["type"])], ["epoch"], "test")
+    gains = tables.paired(frame, [(kind, "none") for kind in pruned(frame["type"])], ["epoch"], "test")
     shares = frame.groupby(["type", "epoch"], as_index=False)["pruned"].mean().rename(columns={"type": "first"})
-    return found.merge(shares, on=["first", "epoch"])
+    return gains.merge(shares, on=["first", "epoch"])
 
 
 def claims(title, frame, ends, main):
@@ -140,17 +140,17 @@ def claims(title, frame, ends, main):
     gone, title = here[here["type"] == "contribution"]["pruned"].mean(), drawing.words(title)
     text = f"{title}: {gone:.0f} % of the units go for less than half a point"
     gains = evidence.apart(here, "contribution", "none", "test")
-    found = [gallery.claim(text, gains, than=-0.5, main=main)] if len(gains) else []
+    told = [gallery.claim(text, gains, than=-0.5, main=main)] if len(gains) else []
     for other in ("random", "magnitude", "worst", "small"):
         text = f"{title}: contribution ends above {drawing.look(other)[0]}"
         gains = evidence.apart(ends, "contribution", other, "test")
-        found.append(gallery.claim(text, gains, main=main and other in ("random", "small")))
-    return found
+        told.append(gallery.claim(text, gains, main=main and other in ("random", "small")))
+    return told
 
 
-def differences(axes, found):
+def differences(axes, gains):
     """Draw rows of `against_unpruned`: mean and 95 % interval by the share of units that are gone."""
-    for kind, mine in found.groupby("first", sort=False):
+    for kind, mine in gains.groupby("first", sort=False):
         look = drawing.look(kind)
         drawing.apart(axes, mine, "pruned", look, look[0], linestyle=look[3])
 

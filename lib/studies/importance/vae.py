@@ -162,8 +162,8 @@ def hidden_widths(net):
 
 @torch.no_grad()
 def _contributions(net, images, noise, preactivation):
-    found = readers(net)
-    weights = {layer: [net.get_submodule(name).weight for name in names] for layer, names in found.items()}
+    read_by = readers(net)
+    weights = {layer: [net.get_submodule(name).weight for name in names] for layer, names in read_by.items()}
     sums = {layer: contribution.Sums(torch.cat(parts, 1)) for layer, parts in weights.items()}
 
     def note(layer):
@@ -172,7 +172,7 @@ def _contributions(net, images, noise, preactivation):
 
         return hook
 
-    handles = [net.get_submodule(layer).register_forward_hook(note(layer)) for layer in found]
+    handles = [net.get_submodule(layer).register_forward_hook(note(layer)) for layer in read_by]
     try:
         for part, draw in zip(images.split(CHUNK), noise.split(CHUNK, 1), strict=True):
             mean, log_variance = net.encode(numbers(part))
@@ -182,4 +182,4 @@ def _contributions(net, images, noise, preactivation):
     finally:
         for handle in handles:
             handle.remove()
-    return {layer: found.score() for layer, found in sums.items()}
+    return {layer: own.score() for layer, own in sums.items()}

@@ -20,13 +20,13 @@ def strips(axes, rows, value, kinds):
     axes.set(yticks=range(0, -len(kinds), -1), yticklabels=[drawing.look(kind)[0] for kind in kinds])
 
 
-def behind(axes, found, kinds):
+def behind(axes, gains, kinds):
     """Draw rows of `tables.paired`, of one first type: how far it is ahead of each of `kinds`, a row each.
 
     The rows are those of `strips`.
     """
     for row, kind in enumerate(kinds):
-        for one in found[found["second"] == kind].itertuples():
+        for one in gains[gains["second"] == kind].itertuples():
             _, colour, marker, _ = drawing.look(kind)
             axes.errorbar(one.mean, -row, xerr=[[one.mean - one.low], [one.high - one.mean]], fmt=marker, color=colour,
                           markersize=4, capsize=2, linewidth=0.8)  # fmt: skip
@@ -80,25 +80,25 @@ def conserved(experiment, kinds, **where):
 
     Units whose scores sum to nothing or less on a side are left out. kinds: types that have such scores in the records.
     """
-    found = {}
+    logs = {}
     for kind in kinds:
         sides = [runs.curves(experiment, name, **where, type=kind) for name in ("score_in", "score_out")]
         if all(len(side) for side in sides):
             ratio = sides[0].merge(sides[1]).query("score_in > 0 and score_out > 0")
-            found[kind] = np.log10(ratio["score_out"] / ratio["score_in"]).to_numpy()
-    return found
+            logs[kind] = np.log10(ratio["score_out"] / ratio["score_in"]).to_numpy()
+    return logs
 
 
-def ratios(axes, found):
+def ratios(axes, logs):
     """Draw the distribution of `conserved` of every type over a base line of its own, and its median as a bar."""
-    for row, (kind, values) in enumerate(found.items()):
+    for row, (kind, values) in enumerate(logs.items()):
         colour = drawing.look(kind)[1]
         low, high = np.quantile(values, (0.005, 0.995))
         if high - low > 1e-3:
             counts, edges = np.histogram(values, 60, (low, high))
             axes.stairs(0.8 * counts / counts.max() - row, edges, baseline=-row, fill=True, color=colour, alpha=0.5)
         axes.plot([np.median(values)] * 2, [-row, 0.8 - row], color=colour, linewidth=1.5)
-    axes.set(yticks=range(0, -len(found), -1), yticklabels=[drawing.look(kind)[0] for kind in found])
+    axes.set(yticks=range(0, -len(logs), -1), yticklabels=[drawing.look(kind)[0] for kind in logs])
     axes.axvline(0, color="black", linewidth=0.5, zorder=0)
 
 
