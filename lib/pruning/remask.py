@@ -55,9 +55,9 @@ class Remasked(nn.Module):
                 self.held = self._tensors()
         return self.held
 
-    def _weights(self):
-        weights = nets.weights(self.net)
-        return {f"{name}.weight": weights[f"{name}.weight"] for name in self.names}
+    def _behind(self, kept):
+        """Return the parameters that masks name, zero where these prune, which their gradients do not notice."""
+        return {name: _StraightThrough.apply(self.net.get_parameter(name), mask) for name, mask in kept.items()}
 
 
 class RemaskedWeights(Remasked):
@@ -68,8 +68,7 @@ class RemaskedWeights(Remasked):
         return methods.prune(self.net, "magnitude", self.density, layers=self.names, scope=self.scope)
 
     def _tensors(self):
-        kept = self.masks()
-        return {name: _StraightThrough.apply(w, kept[name]) for name, w in self._weights().items()}
+        return self._behind(self.masks())
 
 
 class RemaskedUnits(Remasked):
@@ -91,8 +90,7 @@ class RemaskedUnits(Remasked):
     def _tensors(self):
         units, tensors, before = self.units(), {}, None
         if any(len(set(kept.sum(1).tolist())) > 1 for kept in units.values()):
-            kept = masks.expand(units, self.net)
-            return {name: _StraightThrough.apply(self.net.get_parameter(name), mask) for name, mask in kept.items()}
+            return self._behind(masks.expand(units, self.net))
         for name, layer in nets.layers(self.net).items():
             rows = units.get(name)
             tensors[f"{name}.weight"] = _picked(layer.weight, rows, before)
