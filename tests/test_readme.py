@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import masks, nets, shrink
+from lib import mask_files, masks, methods, nets, shrink, smaller
 
 ROOT = Path(__file__).resolve().parents[1]
 README, CONTRIBUTING = ((ROOT / name).read_text("utf-8") for name in ("README.md", "CONTRIBUTING.md"))
@@ -24,6 +24,21 @@ def test_the_snippets_run(tmp_path, monkeypatch):
     masked = masks.apply_(net, masks.expand(found["units"], net))
     assert torch.allclose(small(x), masked(x)[0], atol=1e-5)
     assert torch.equal(found["plain"].load("small")(x), small(x))
+
+
+def test_a_network_of_ones_own_becomes_smaller_as_shown(tmp_path, monkeypatch):
+    """And computes what the module does without the weights of the units that went."""
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "notebooks" / "README.md").read_text("utf-8"), re.DOTALL)
+    torch.manual_seed(2)
+    module = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).double()
+    found = {"module": module, "x": torch.randn(5, 6).double(), "y": torch.arange(5) % 3}
+    monkeypatch.chdir(tmp_path)
+    exec(snippet, {"methods": methods, "smaller": smaller, "shrink": shrink, "mask_files": mask_files}, found)
+    small, kept = found["small"], found["units"]["0"]
+    assert small[0].out_features == small[2].in_features == int(kept.sum()) == 4
+    hidden = found["x"] @ (module[0].weight * kept[:, None]).T + module[0].bias
+    torch.testing.assert_close(small(found["x"]), module[2](hidden.relu()))
+    assert torch.equal(mask_files.load("masks.safetensors")["0.weight"], found["masks"]["0.weight"])
 
 
 def test_the_folders_of_ones_own_runs_are_not_committed():
