@@ -39,13 +39,13 @@ def total(net):
     return sum(w[0].numel() for w in nets.weights(net).values())
 
 
-def literal(net, density, rounds):
+def literal(net, density, rounds, schedule):
     """Return the masks of SynFlow of one run by a sort of all scores in every round, of the weights still there."""
     weights = {name: w[0].detach().double().abs() for name, w in nets.weights(net).items()}
     n, twin = total(net), nets.take(net, [0]).double()
     alive = np.ones(n, bool)
     for e in range(1, rounds + 1):
-        level = density ** (e / rounds)
+        level = density ** (e / rounds) if schedule == "exponential" else 1 - (1 - density) * e / rounds
         with torch.no_grad():
             parts = torch.from_numpy(alive).split([w.numel() for w in weights.values()])
             for (name, w), part in zip(weights.items(), parts, strict=True):
@@ -58,13 +58,14 @@ def literal(net, density, rounds):
 
 
 @pytest.mark.parametrize("name, side", [("vgg11_bn", 32), ("resnet20", 8), ("resnet20", 32)])
+@pytest.mark.parametrize("schedule", ["exponential", "linear"])
 @pytest.mark.parametrize("density, rounds", [(0.3, 1), (0.1, 7), (0.02, 25)])
-def test_annealing_is_the_literal_loop(name, side, density, rounds):
+def test_annealing_is_the_literal_loop(name, side, schedule, density, rounds):
     """In which nothing is absorbed: the form that rounds score ranks all weights alike."""
     net = learned(conv(name=name, side=side)).double()
-    found = annealed(synflow.synflow, net, density, rounds)
+    found = annealed(synflow.synflow, net, density, rounds, schedule=schedule)
     joined = torch.cat([mask.flatten() for mask in found.values()]).numpy()
-    assert np.array_equal(joined, literal(net, density, rounds))
+    assert np.array_equal(joined, literal(net, density, rounds, schedule))
 
 
 @pytest.mark.parametrize("side", [32, 64])

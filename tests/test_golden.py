@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from lib import (
+    anneal,
     convnets,
     descend,
     drawing,
@@ -33,6 +34,7 @@ from lib import (
     scores,
     sets,
     store,
+    synflow,
 )
 from lib.networks.layers import Dropout
 from lib.pruning.likelihood import moments, unit_moments
@@ -191,7 +193,8 @@ def restarted_and_shuffled():
     found = {name: kept(start.masks) for name, start in starts.items()}
     found |= {f"{name} weights": weights(starts[name].net) for name in ("phew", "evci", "liu")}
     _, y = lab.examples()
-    return found | {"examples": torch.stack(list(y))}
+    (linear,) = anneal.anneal(synflow.synflow, lab.network(), [0.2], 3, "layer", schedule="linear")
+    return found | {"examples": torch.stack(list(y)), "linear": kept(linear)}
 
 
 @golden("edges and units", kind=kinds.KNOWN)

@@ -11,26 +11,34 @@ from lib.errors import choice
 from lib.networks import nets
 from lib.pruning import masks
 
+SCHEDULES = {  # the density after a share t of all rounds
+    "exponential": lambda density, t: density**t,
+    "linear": lambda density, t: (1 - t) + density * t,
+}
 
-def anneal(score, net, densities, rounds=100, scope="global", rounding="nearest", x=None, y=None, seeds=None):
+
+def anneal(
+    score, net, densities, rounds=100, scope="global", rounding="nearest", x=None, y=None, seeds=None,
+    schedule="exponential",
+):  # fmt: skip
     """Return masks `{name: bool (R, O, *F)}` for each of the densities, reached in rounds that each score what is left.
 
     Of every run by itself; on a CPU each core makes some. score: one of `scores`, or a `functools.partial` of it for
-    its keywords; x, y, seeds: for it. A density is one number, or one per run: after round e of E it is density^(e/E);
-    what is pruned stays pruned, and each time exactly `masks.count` weights are kept. SynFlow takes 100 rounds, so that
-    no layer is emptied before the others (arXiv 2006.05467); one round prunes at once. scope, rounding: see
-    `masks.top`. `net` is left as it is. A score whose `form` makes a copy of a network that is scored alike, and
-    faster, is given that.
+    its keywords; x, y, seeds: for it. A density is one number, or one per run: after round e of E it is density^(e/E),
+    "exponential", or falls in equal steps, "linear"; what is pruned stays pruned, and each time exactly `masks.count`
+    weights are kept. SynFlow takes 100 exponential rounds, so that no layer is emptied before the others (arXiv
+    2006.05467); one round prunes at once. scope, rounding: see `masks.top`. `net` is left as it is. A score whose
+    `form` makes a copy of a network that is scored alike, and faster, is given that.
     """
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; it takes at least 1, which prunes at once")
-    choice("scope", scope, masks.SCOPES)
+    choice("scope", scope, masks.SCOPES), choice("schedule", schedule, SCHEDULES)
     if rounds == 1:
         made = score(net, x, y, seeds)
         return [masks.top(made, density, scope, rounding) for density in densities]
     own = _of_each(net, x, y, seeds)
     jobs = [(*run, goal) for d in densities for run, goal in zip(own, masks.each(d, len(own)), strict=True)]
-    device, plan = next(net.parameters()).device, (rounds, scope, rounding)
+    device, plan = next(net.parameters()).device, (rounds, scope, rounding, SCHEDULES[schedule])
     made = workers.each(lambda job: _annealed(score, *job, *plan), jobs, device)
     return [nets.join(made[k : k + len(own)]) for k in range(0, len(jobs), len(own))]
 
@@ -41,7 +49,7 @@ def _of_each(net, x, y, seeds):
     return list(zip(nets.apart(net), nets.of_runs(net, x, 3), nets.of_runs(net, y, 2), seeds, strict=True))
 
 
-def _annealed(score, net, x, y, seeds, goal, rounds, scope, rounding):
+def _annealed(score, net, x, y, seeds, goal, rounds, scope, rounding, schedule):
     """Return the masks `{name: bool (1, O, *F)}` of one run."""
     left = _form(score)(net)
     weights = {name: left.get_parameter(name) for name in nets.weights(left)}
@@ -49,7 +57,7 @@ def _annealed(score, net, x, y, seeds, goal, rounds, scope, rounding):
         scores = score(left, x, y, seeds)
         if e == 1:
             survivors = _Survivors({name: weights[name] for name in scores}, scope)
-        survivors.keep(scores, goal ** (e / rounds), rounding)
+        survivors.keep(scores, schedule(goal, e / rounds), rounding)
     return survivors.masks()
 
 
