@@ -19,6 +19,12 @@ def stack(runs=2):
     return nets.init_(nets.MLP([6, 5, 3], ["no-WN"] * runs), list(range(runs)))
 
 
+def diverged():
+    net = stack(1)
+    net.layers[1].weight.data[0, 2, 1] = float("nan")
+    return net
+
+
 def walks():
     return phew.phew_masks(module(), 50, verbose=False)[0]
 
@@ -46,6 +52,12 @@ TOLD = {
     "an activation": (lambda: nets.MLP([6, 5, 3], "no-WN", activation="gelu"), "activation 'gelu'.*'relu'"),
     "one size": (lambda: nets.MLP([6], "no-WN"), r"sizes \[6\].*two sizes or more"),
     "a layer of none": (lambda: nets.MLP([6, 0, 3], "no-WN"), r"sizes \[6, 0, 3\].*none below 1"),
+    "batches and a tensor": (lambda: methods.prune(module(), "snip", 0.5, [X, X], Y),
+                             "x is 2 batches, y is one tensor; needed are two tensors"),
+    "batches of one more": (lambda: methods.prune(stack(), "grasp", 0.5, [X, X], [Y]), "2 batches, y is 1 batches"),
+    "layers of walks": (lambda: methods.prune(module(), "phew", 0.5, layers=["0"]), "phew draws.*takes no layers"),
+    "a scope of walks": (lambda: methods.prune(stack(), "phew", 0.5, seeds=[0, 1], scope="layer"), "takes no scope"),
+    "a network that diverged": (lambda: shrink.shrink(diverged()), "layers.1 has weights that are not finite"),
     "other modules as a file": (lambda: plain.save(nn.Sequential(nn.BatchNorm1d(3)), "never"),
                                 r"BatchNorm1d cannot be kept.*torch.save\(module, FILE\)"),
 }  # fmt: skip

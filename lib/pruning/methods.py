@@ -120,6 +120,8 @@ def prune_each(
         return [{part: mask[0] for part, mask in each.items()} for each in chosen]
     chosen, x, y = _ready(get(name, of), x, y, options)
     if chosen.draws:
+        if odd := [what for what, given in (("layers", layers), ("scope", scope), ("within", within)) if given]:
+            raise ParameterError(f"{name} draws masks of all layers at once, and takes no {listed(odd)}: leave it out")
         return chosen.function(net, densities, x, y, seeds, **options)
     scope, rounds = scope or SCOPES[of], chosen.rounds if rounds is None else rounds
     score = functools.partial(_scored, chosen, layers=layers, **options)

@@ -156,7 +156,11 @@ def _batches(x, y):
     """Return the batches `[(x, y)]`, of one or of lists of them; ValueError where there are none."""
     if x is None or y is None:
         raise ValueError("this score is made from examples: x and y are needed, or two lists of batches")
-    batches = list(zip(x, y, strict=True)) if isinstance(x, list | tuple) else [(x, y)]
+    several = isinstance(x, list | tuple)
+    if several != isinstance(y, list | tuple) or several and len(x) != len(y):
+        counts = [f"{len(part)} batches" if isinstance(part, list | tuple) else "one tensor" for part in (x, y)]
+        raise ValueError(f"x is {counts[0]}, y is {counts[1]}; needed are two tensors, or as many batches of both")
+    batches = list(zip(x, y, strict=True)) if several else [(x, y)]
     if not batches or not all(len(labels.flatten()) for _, labels in batches):
         raise ValueError("there is no example, or a batch of none; this score is made from some, ten of every class")
     return batches

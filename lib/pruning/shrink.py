@@ -92,6 +92,8 @@ def _part(net, hop, masks, run, inside):
     if hop.norm is not None:
         norm = nets.take(net.get_submodule(hop.norm), [run]).double()
         weight, bias = (tensor[0] for tensor in norm.folded(weight[None], bias[None]))
+    if not (weight.isfinite().all() and bias.isfinite().all()):
+        raise ValueError(f"{hop.layer} has weights that are not finite, as of a run that diverged: nothing to shrink")
     options = dict(layer.options)
     if options.get("padding", 0) is None:
         options["padding"] = tuple(side // 2 for side in weight.shape[2:])
