@@ -58,6 +58,8 @@ TOLD = {
     "layers of walks": (lambda: methods.prune(module(), "phew", 0.5, layers=["0"]), "phew draws.*takes no layers"),
     "a scope of walks": (lambda: methods.prune(stack(), "phew", 0.5, seeds=[0, 1], scope="layer"), "takes no scope"),
     "a network that diverged": (lambda: shrink.shrink(diverged()), "layers.1 has weights that are not finite"),
+    "an example of another width": (lambda: shrink.shrink(module(), {}, inputs=torch.ones(2, 7)),
+                                    "^Linear '0' has 6 inputs, and gets 7$"),
     "other modules as a file": (lambda: plain.save(nn.Sequential(nn.BatchNorm1d(3)), "never"),
                                 r"BatchNorm1d cannot be kept.*torch.save\(module, FILE\)"),
 }  # fmt: skip

@@ -89,7 +89,11 @@ class Refused(ValueError):
 
 
 class _Uneven(RuntimeError):
-    """A linear layer got more, or fewer, inputs than it has: by the first argument."""
+    """A linear layer got more, or fewer, inputs than it has: by `excess`."""
+
+    def __init__(self, message, excess):
+        super().__init__(message)
+        self.excess = excess
 
 
 def _searched(network, names, kind):
@@ -104,7 +108,7 @@ def _searched(network, names, kind):
             except Refused:
                 raise
             except Exception as error:  # whatever an image of the wrong size leads to, a kernel larger than it, say
-                reason, small = reason or error, not isinstance(error, _Uneven) or error.args[0] < 0
+                reason, small = reason or error, not isinstance(error, _Uneven) or error.excess < 0
             low, high = (max(low, side), high) if small else (low, min(high or side, side))
             if high is not None:
                 sides = [(low + high) // 2] if high - low > 1 else []
@@ -268,7 +272,7 @@ class Reader(TorchFunctionMode):
         wanted = weight.shape[0] if turned else weight.shape[1] * groups
         if numbers.shape[axis] != wanted:
             message = f"{self.where()} has {wanted} inputs, and gets {numbers.shape[axis]}"
-            raise _Uneven(numbers.shape[axis] - wanted, message) if axis == -1 else RuntimeError(message)
+            raise _Uneven(message, numbers.shape[axis] - wanted) if axis == -1 else RuntimeError(message)
         if axis == -1:
             reads, out, places = h.rows_of(numbers, len(weight))
         else:
