@@ -153,6 +153,18 @@ def test_weights_that_are_shared_are_scored_once_and_stay_shared():
     assert small.b.weight is small.a.weight and len(list(small.parameters())) == len(list(net.parameters()))
 
 
+def test_tensors_of_the_module_itself_count_in_its_scores():
+    """Which are of no layer: a factor, and a buffer of terms."""
+    net = Net(lambda net, x: net.o((net.a(x) * net.scale + net.shift).relu()), a=nn.Linear(8, 6), o=nn.Linear(6, 4))
+    net.scale = nn.Parameter(torch.linspace(-1, 2, 6).double())
+    net.register_buffer("shift", torch.linspace(1, -1, 6).double())
+    cross_entropy(net(ROWS), Y).backward()
+    scores = (net.a.weight * net.a.weight.grad).abs().sum(1)
+    found = methods.prune(net, "taylor", 0.5, ROWS, Y, of="units")
+    assert torch.equal(found["a"], scores >= scores.sort().values[3])
+    assert list(methods.prune(net, "grasp", 0.5, ROWS, Y)) == ["a.weight", "o.weight"]
+
+
 def linear(wrap):
     return nn.Sequential(wrap(nn.Linear(8, 5)), nn.ReLU(), nn.Linear(5, 4)).double()
 

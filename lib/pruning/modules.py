@@ -93,7 +93,7 @@ class One(nn.Module):
         own = dict((*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)))
         names = (name for name, _ in (*self.module.named_parameters(), *self.module.named_buffers()))
         x = x.flatten(0, -2).unflatten(1, self.image)
-        logits = functional_call(self.module, {name: own[name][0] for name in names}, (x,))
+        logits = functional_call(self.module, {name: own[name][0] for name in names if name in own}, (x,))
         if not isinstance(logits, torch.Tensor):
             told = f"{type(self.module).__name__} returns a {type(logits).__name__}"
             raise ParameterError(f"{told}; scores of examples are of logits: pass a module that returns them alone")
