@@ -163,6 +163,20 @@ def test_tensors_of_the_module_itself_count_in_its_scores():
     found = methods.prune(net, "taylor", 0.5, ROWS, Y, of="units")
     assert torch.equal(found["a"], scores >= scores.sort().values[3])
     assert list(methods.prune(net, "grasp", 0.5, ROWS, Y)) == ["a.weight", "o.weight"]
+    flow = methods.score(methods.modules.One(net, ROWS, neutral=True), "synflow")
+    a, o, scale = net.a.weight.detach().abs(), net.o.weight.detach().abs(), net.scale.detach().abs()
+    torch.testing.assert_close(flow["o.weight"][0], o * (a.sum(1) * scale + net.shift).relu())
+
+
+@pytest.mark.parametrize("name", ["module", "shape", "example", "odd", "runs", "norm"])
+def test_parts_are_called_as_anybody_likes(name):
+    net = Net(lambda net, x: net.o(getattr(net, name)(x).relu()), **{name: nn.Linear(8, 6)}, o=nn.Linear(6, 4))
+    layer = getattr(net, name)
+    cross_entropy(net(ROWS), Y).backward()
+    scores = (layer.weight * layer.weight.grad).abs().sum(1)
+    found = methods.prune(net, "taylor", 0.5, ROWS, Y, of="units")
+    assert list(found) == [name] and torch.equal(found[name], scores >= scores.sort().values[3])
+    assert list(methods.prune(net, "synflow", 0.5, ROWS)) == [f"{name}.weight", "o.weight"]
 
 
 def linear(wrap):
@@ -176,6 +190,8 @@ REFUSED = {
                              r"logits are \(6, 1, 4\).*one row for each example"),
     "a computed weight": (lambda: linear(parametrizations.weight_norm), "magnitude", "weights",
                           r"\['0'\] compute their weights.*remove_parametrizations"),
+    "a name of a stack": (lambda: Net(lambda net, x: net.o(net.image(x)), image=nn.Linear(8, 6), o=nn.Linear(6, 4)),
+                          "magnitude", "weights", r"called \['image'\] has a name that a stack uses otherwise"),
     "a layer alone": (lambda: nn.Linear(8, 4).double(), "magnitude", "units", r"nn.Sequential\(layer\)"),
     "numbers looked up": (lambda: Net(lambda net, x: net.a(net.e(x.long()).mean(1)), e=nn.Embedding(9, 5),
                                       a=nn.Linear(5, 4)), "synflow", "weights", "e normalise.*or look numbers up"),

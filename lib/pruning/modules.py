@@ -34,40 +34,44 @@ class One(nn.Module):
     Its layers are the convolutions and linear layers of the module; its examples are flattened, as those of all stacks.
     x: examples as the module reads them, `(N, ...)`, or a list of such batches; None where nothing is to be computed,
     or where the first layer is linear. neutral: biases are zero and batch normalisations change nothing, as what reads
-    no data wants it; `odd` names what has no sum over paths nevertheless. wanted: the layers whose units may go, None
+    no data wants it; `_odd` names what has no sum over paths nevertheless. wanted: the layers whose units may go, None
     for all that make no output. ParameterError for a module without any layer, and for weights that are no parameters.
     """
 
     def __init__(self, module, x=None, neutral=False, wanted=None):
         super().__init__()
-        module, self.wanted = hops.unwrapped(module), wanted
+        module, self._wanted = hops.unwrapped(module), wanted
         layers = _prunable(module)
         assert_tensors([] if x is None else x)
         batch, first = x[0] if isinstance(x, list | tuple) else x, next(iter(layers.values()))
         shape = (first.in_features,) if isinstance(first, nn.Linear) else None
-        self.shape, self.example = shape if batch is None else tuple(batch.shape[1:]), batch
-        self.__dict__["module"] = copy.deepcopy(module)  # no child: its parameters are not those of the stack
-        self.odd = _neutralised(self.module) if neutral else []
-        for name, part in _shelled(self.module, {}).named_children():
-            self.add_module(name, part)
+        self._shape, self._example = shape if batch is None else tuple(batch.shape[1:]), batch
+        self.__dict__["_own"] = copy.deepcopy(module)  # no child: its parameters are not those of the stack
+        self._odd = _neutralised(self._own) if neutral else []
+        shell = _shelled(self._own, {})
+        if odd := [name for name in (*shell._modules, *shell._parameters, *shell._buffers) if hasattr(One, name)]:
+            raise ParameterError(f"what is called {odd} has a name that a stack uses otherwise: call it otherwise")
+        self._modules |= shell._modules
+        self._parameters |= shell._parameters
+        self._buffers |= shell._buffers
         self.train(module.training)
 
     @property
     def image(self):
         """Return the shape of one example; ParameterError where nothing says it."""
-        if self.shape is None:
+        if self._shape is None:
             raise ParameterError("the first layer is a convolution: pass x, examples whose shape says what it reads")
-        return self.shape
+        return self._shape
 
     def graph(self):
-        return topology.topology(self.module, self.example)
+        return topology.topology(self._own, self._example)
 
     def hidden_layers(self):
         """Return the names of the layers whose units may go; ParameterError where the module cannot be read."""
-        known, found = list(nets.layers(self)), self._hidden() if self.wanted is None else list(self.wanted)
+        known, found = list(nets.layers(self)), self._hidden() if self._wanted is None else list(self._wanted)
         if odd := [name for name in found if name not in known]:
             raise ParameterError(f"there are no layers {odd}; there are {known}.{hint(odd[0], known)}")
-        if odd := [name for name in found if isinstance(self.module.get_submodule(name), TRANSPOSED)]:
+        if odd := [name for name in found if isinstance(self._own.get_submodule(name), TRANSPOSED)]:
             told = "transposed convolutions, whose weights (I, O, ...) have no row for a unit"
             raise ParameterError(f"{listed(odd)} are {told}: say whose units may go without them, layers=[...]")
         return found
@@ -75,7 +79,7 @@ class One(nn.Module):
     def _hidden(self):
         """Return the names of the layers whose units are no outputs, also not as terms or parts of one."""
         try:
-            reader = topology.read(self.module, self.example)
+            reader = topology.read(self._own, self._example)
         except ValueError as error:
             raise ParameterError(f"{error}. Or say which layers' units may go, layers=[...]") from error
         outputs = {reader.output}
@@ -85,17 +89,17 @@ class One(nn.Module):
         return [name for name in dict.fromkeys(hop.layer for hop in reader.hops) if name and name not in made]
 
     def train(self, mode=True):
-        self.module.train(mode)
+        self._own.train(mode)
         return super().train(mode)
 
     def forward(self, x):
         """Return the logits `(1, N, classes)` of `x (N, I)` or `(1, N, I)`; ParameterError if there are several."""
         own = dict((*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)))
-        names = (name for name, _ in (*self.module.named_parameters(), *self.module.named_buffers()))
+        names = (name for name, _ in (*self._own.named_parameters(), *self._own.named_buffers()))
         x = x.flatten(0, -2).unflatten(1, self.image)
-        logits = functional_call(self.module, {name: own[name][0] for name in names if name in own}, (x,))
+        logits = functional_call(self._own, {name: own[name][0] for name in names}, (x,))
         if not isinstance(logits, torch.Tensor):
-            told = f"{type(self.module).__name__} returns a {type(logits).__name__}"
+            told = f"{type(self._own).__name__} returns a {type(logits).__name__}"
             raise ParameterError(f"{told}; scores of examples are of logits: pass a module that returns them alone")
         return logits[None]
 
@@ -129,7 +133,7 @@ def _prunable(module):
 
 def assert_flows(net):
     """Raise ParameterError for a module whose sum over paths has no meaning: see `synflow.flow`."""
-    if odd := getattr(net, "odd", []):
+    if odd := getattr(net, "_odd", []):
         told = "normalise each example, or look numbers up"
         raise ParameterError(f"{listed(odd)} {told}, so that the module is no sum over paths")
 
