@@ -109,19 +109,18 @@ def descents(settings):
 
 
 def claims(pruned, images, levels):
-    """Return the gallery's claims, that EWN is ahead: at the level `deepest` and, by norm, at those of `levels`.
+    """Return the gallery's claims, that EWN is ahead: at the level `deepest` and at those of `levels`, by norm.
 
     pruned: as of `left`, of all criteria; images: what they were trained on, in words.
     """
     furthest, rows = deepest(pruned), []
     of = "" if images == "all" else f" of {images} images"
-    told = (pruned["level"] == furthest) & (pruned["criterion"] == "since_init")
-    told |= pruned["level"].isin([*levels, furthest]) & (pruned["criterion"] == "norm")
-    for (level, criterion), own in pruned[told].groupby(["level", "criterion"]):
+    told = pruned["level"].isin([*levels, furthest]) & (pruned["criterion"] == "norm")
+    for level, own in pruned[told].groupby("level"):
         for share in SHARES:
             for second in sorted({*own["type"]} - {"EWN"}, reverse=True):
-                said = f"Log-loss {gallery.number(level, 0)}{of}, {share:.0%} pruned by {words(criterion)}"
-                main = level == furthest and (criterion, second) == ("norm", "no-WN") and share in (0.5, 0.9)
+                said = f"Log-loss {gallery.number(level, 0)}{of}, {share:.0%} pruned by norm"
+                main = level == furthest and second == "no-WN" and share in (0.5, 0.9)
                 gains = ahead(own, second, level, share)
                 rows.append(gallery.claim(f"{said}: EWN is ahead of {second}", gains, main=main))
     return rows
