@@ -235,3 +235,10 @@ def test_a_module_that_cannot_be_pruned_says_why():
     with pytest.raises(ParameterError, match="the module itself"):
         methods.prune(nn.Linear(4, 3), "magnitude", 0.5)
     assert list(methods.prune(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)), "magnitude", 0.5)) == ["0.weight"]
+
+
+def test_methods_stand_in_the_order_of_their_files_whatever_was_imported_before():
+    for known in methods.METHODS.values():
+        files = [one.function.__module__ for one in known.values()]
+        ours = [name for name in files if name.startswith("lib.pruning.")]
+        assert ours == sorted(ours)

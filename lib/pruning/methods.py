@@ -67,6 +67,8 @@ def method(name, of="weights", needs="nothing", draws=False, rounds=1):
 def _load():
     for path in sorted(Path(__file__).parent.glob("*.py")):
         importlib.import_module(f"lib.pruning.{path.stem}")
+    for of, known in _known.items():  # in one order, whichever of them had been imported before
+        _known[of] = dict(sorted(known.items(), key=lambda item: item[1].function.__module__))
 
 
 def __getattr__(name):
