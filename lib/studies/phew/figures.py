@@ -2,13 +2,15 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.lines import Line2D
 
 from lib.data.sets import SHAPES
 from lib.figures import drawing, evidence, gallery
 from lib.networks import convnets, nets
 from lib.records import runs
 
-ABOUT = ["type", "rounds", "width", "seed"]  # of masks without training
+DASHES = {"norms of a batch": "-", "norms as they start": "--", "one round": ":"}  # of masks without training
+ABOUT = ["type", "rounds", "width", "seed"]
 CHANGES = {"shuffled": "with its masks shuffled within layers"}  # of what was pruned, before training, in words
 CHANGES |= {scheme: f"with its weights drawn anew ({scheme})" for scheme in ("phew", "evci", "liu")}
 
@@ -123,11 +125,13 @@ def lasting(rows):
 
 
 def collapse(axes, rows):
-    """Draw the emptied layers of every run against density; rows: of `emptied`."""
+    """Draw the emptied layers of every run against density, with what the lines are; rows: of `emptied`."""
     for (kind, rounds, *_), own in rows.groupby(ABOUT):
         _, colour, marker, _ = drawing.look(kind)
-        dashes = ":" if rounds == 1 else "--" if kind.endswith("_frozen") else "-"
+        norms = "norms as they start" if kind.endswith("_frozen") else "norms of a batch"
+        dashes = DASHES["one round" if rounds == 1 else norms]
         axes.plot(own["density"], own["empty"], ls=dashes, marker=marker, color=colour, alpha=0.6)
+    axes.legend([Line2D([], [], color=drawing.GREY, ls=dashes) for dashes in DASHES.values()], DASHES)
     axes.set(xlabel="density", ylabel="emptied layers", xscale="log")
 
 
