@@ -164,12 +164,17 @@ def moments(frame):
     return {score: found[score] for score in drawing.ordered(found) if len(found[score]) > 1}
 
 
+def compared(kinds):
+    """Return the `PAIRS` of moments at which a score of `moments`, `{family: type}`, has a type."""
+    return [(one, other) for one, other in PAIRS if {one, other} <= kinds.keys()]
+
+
 def apart_by_moment(frame):
     """Return rows of `tables.paired`, with the score and both moments beside the two types, by score and sparsity."""
     parts = []
     for score, kinds in moments(frame).items():
-        pairs = [(one, other) for one, other in PAIRS if {one, other} <= kinds.keys()]
-        rows = tables.paired(frame, [(kinds[one], kinds[other]) for one, other in pairs], ["sparsity"], "tuned")
+        pairs = [(kinds[one], kinds[other]) for one, other in compared(kinds)]
+        rows = tables.paired(frame, pairs, ["sparsity"], "tuned")
         when = {kind: family for family, kind in kinds.items()}
         parts.append(rows.assign(score=score, one=rows["first"].map(when), other=rows["second"].map(when)))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["score"])

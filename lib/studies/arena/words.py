@@ -45,7 +45,7 @@ def claims(title, frame, table, main):
         text = f"{title}: {label(kind)}, the best on the holdout, is above {label(other)}"
         found.append(gallery.claim(text, evidence.apart(frame, kind, other, "tuned"), main=main and counts))
     for score, kinds in standings.moments(frame).items():
-        for one, other in [(one, other) for one, other in PAIRS if {one, other} <= kinds.keys()]:
+        for one, other in standings.compared(kinds):
             text = f"{title}: {label(score)} {one} training is above {label(score)} {other} it"
             found.append(gallery.claim(text, evidence.apart(frame, kinds[one], kinds[other], "tuned")))
     for kind, gains in standings.own_minus_shuffled(frame, table).items():
