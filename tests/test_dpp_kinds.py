@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lib import dpp, likelihood, nets
-from lib.studies.dpp import kinds
+from lib.studies.dpp import kinds, study
 
 
 def network(runs=3, sizes=(20, 12, 4)):
@@ -189,3 +189,16 @@ def test_errors_at_the_door(kind, keywords, message):
     arguments = {"layer": "layers.0", "keeps": [3], "seeds": [1, 2, 3]} | keywords
     with pytest.raises(ValueError, match=message):
         kinds.masks_of(kind, network(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("units", "keep", "said"),
+    [
+        (5, [0], "keep = [0] takes the budgets of the study, and 0 units are as many weights as -10 edges per unit"),
+        (10, [3, 3], "keep = [3, 3]: dpp_node would keep 3, 3 of 10; give different numbers from 1 to 10"),
+        (10, [], "keep = []: dpp_node would keep none of 10"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_with_the_reason(units, keep, said):
+    asked = {"dataset": "digits", "hidden": [units], "keep": keep, "type": ["dpp_node"]}
+    assert kinds.complaint(asked, study.widths(asked), study.budgets).startswith(said)

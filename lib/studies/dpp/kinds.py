@@ -76,15 +76,13 @@ def complaint(p, widths, budgets):
     """
     for kind in p["type"]:
         most = widths[0] if of_edges(kind) else widths[1]
+        way = f"give different numbers from 1 to {most}, or more units than {widths[1]} for the budgets of the study"
         try:
             found = keeps(kind, p, budgets) or ["none"]
         except ValueError as error:
-            found = [str(error)]
-        if isinstance(found[0], str) or len(set(found)) < len(found) or not all(1 <= k <= most for k in found):
-            return (
-                f"keep = {p['keep']}: {kind} would keep {listed(found)} of {most}; give different numbers from 1 to"
-                f" {most}, or more units than {widths[1]} for the budgets of the study"
-            )
+            return f"keep = {p['keep']} takes the budgets of the study, and {error}; {way}"
+        if len(set(found)) < len(found) or not all(k in range(1, most + 1) for k in found):
+            return f"keep = {p['keep']}: {kind} would keep {listed(found)} of {most}; {way}"
     return None
 
 
