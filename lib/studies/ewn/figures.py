@@ -8,6 +8,7 @@ from lib.figures import drawing, evidence, gallery, tables
 from lib.records import runs
 
 SHARES = (0.5, 0.8, 0.9, 0.95)  # of the hidden units, pruned
+LEVELS = (-10, -100, -300)  # of log-loss, the study's
 FEW = 10  # points of a line that are marked
 KINDS = ("no-WN", "EWN", "SWN")
 PAIRS = [("EWN", "no-WN"), ("EWN", "SWN")]
@@ -98,24 +99,25 @@ def verdicts(pruned, shares=SHARES):
 def descents(settings):
     """Return the accuracies of pruned networks in percent, `{images: tidy table}`; settings: of `tables.deep_groups`.
 
-    images: how many they were trained on, in words. A run of several records is shown by the deepest.
+    images: how many they were trained on, in words. The one that goes deepest comes first, of equally deep ones that of
+    most images. A run of several records is shown by the deepest.
     """
     found = {}
-    for setting in settings:
+    for setting in sorted(settings, key=lambda setting: -(setting["train_examples"] or np.inf)):
         down = tables.deepest(runs.curves("mnist_prune", "pruned_accuracy", **setting)).dropna()
         images = f"{setting['train_examples']:,}" if setting["train_examples"] else "all"
         found.setdefault(images, down.assign(accuracy=100 * down["pruned_accuracy"].astype(float)))
-    return found
+    return dict(sorted(found.items(), key=lambda item: deepest(item[1])))
 
 
-def claims(pruned, images, levels):
-    """Return the gallery's claims, that EWN is ahead: at the level `deepest` and at those of `levels`, by norm.
+def claims(pruned, images):
+    """Return the gallery's claims, that EWN is ahead: at the level `deepest` and at the study's above it, by norm.
 
     pruned: as of `left`, of all criteria; images: what they were trained on, in words.
     """
     furthest, rows = deepest(pruned), []
     of = "" if images == "all" else f" of {images} images"
-    told = pruned["level"].isin([*levels, furthest]) & (pruned["criterion"] == "norm")
+    told = pruned["level"].isin([level for level in LEVELS if level > furthest] + [furthest]) & (pruned["criterion"] == "norm")
     for level, own in pruned[told].groupby("level"):
         for share in SHARES:
             for second in sorted({*own["type"]} - {"EWN"}, reverse=True):
