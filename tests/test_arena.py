@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import masks, methods, nets, parameters, runs, sets
+from lib import masks, methods, nets, parameters, plain, runs, sets, shrink
 from lib.errors import ParameterError
 from lib.studies.arena import bout, entrants, ring
 from lib.training.evaluate import evaluate
@@ -107,10 +107,73 @@ def test_the_controls():
     raw = evaluate(dense, *FINAL).accuracy.numpy()
     np.testing.assert_allclose(none["accuracy"][:, 0, 0], np.stack([raw, raw], 1))
     np.testing.assert_allclose(none["accuracy"][:, 0, 2, 0], literal(dense, {}, 2, 2)[0])
-    alone = lab().network([2])
+    alone = nets.init_(nets.MLP([784, 2, 10], ["no-WN"] * 2), [1, 2])
     assert alone.layers[0].weight.shape == (2, 2, 784)
     np.testing.assert_allclose(small["accuracy"][:, 0, 2, 1], literal(alone, {}, 0, 4)[0])
     assert small["true_sparsity"].tolist() == [[0.5, 1 - 2 / 24]] * 2 and not none["true_sparsity"].any()
+
+
+RESIDUAL = {"dataset": "digits32", "net": "resnet20", "width": 4, "epochs": 1, "recovery": 1, "shuffle_at": [0.8],
+            "sparsities": [0.8]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def residual(shared_runs):
+    held = sets.load("digits32", holdout=50, train_examples=60, statistics="phew")
+    p = parameters.checked(SMALL | RESIDUAL | {"holdout": 50, "train_examples": 60}, runs.declared("arena"))
+    return ring.lab(held, sets.load("digits32", statistics="phew").split("test"), p, [1, 2])
+
+
+def together():
+    """Return the layers of a ResNet20 whose units are added up, stage by stage, and those inside the blocks."""
+    ends = [[f"blocks.{3 * stage + k}.convs.1" for k in range(3)] for stage in range(3)]
+    first = ["stem", "blocks.3.shortcut", "blocks.6.shortcut"]
+    return [[name, *own] for name, own in zip(first, ends, strict=True)] + [[f"blocks.{k}.convs.0"] for k in range(9)]
+
+
+def test_units_of_a_residual_network_go_together(residual):
+    net = residual.dense()
+    units = methods.prune(net, "magnitude", entrants.unit_density(net, 0.8), of="units")
+    for names in together():
+        score = sum(net.get_submodule(name).weight.flatten(2).norm(dim=2) for name in names)
+        keep = round(score.shape[1] * 7 / 16)
+        expected = score >= score.sort(1).values[:, [-keep]]
+        assert all(torch.equal(units[name], expected) for name in names)
+    small, masked, x = shrink.narrow(net, units), copy.deepcopy(net), residual.test[0][:20]
+    norms = {hop.norm: hop.layer for hop in nets.graph(net) if hop.norm}
+    for norm, layer in norms.items():  # what a unit sends is its factor and its shift
+        for tensor in masked.get_submodule(norm).parameters():
+            tensor.data.masked_fill_(~units[layer], 0)
+    torch.testing.assert_close(small.eval()(x), masked.eval()(x), rtol=1e-4, atol=1e-4)
+    found = fought("magnitude_units", residual, [0.8])
+    assert found["macs"].tolist() == [[plain.macs(shrink.shrink(small), x.shape[1])]] * 2
+    weights = [sum(part[0].numel() for part in nets.weights(one).values()) for one in (small, net)]
+    np.testing.assert_allclose(found["true_sparsity"], 1 - weights[0] / weights[1])
+    np.testing.assert_allclose(found["accuracy"][:, 0, 0, 0], evaluate(masked, *residual.final).accuracy)
+    assert np.isnan(found["accuracy"][:, 0, 1]).all(), "who is read by shortcuts is not refitted"
+
+
+def test_the_small_residual_network_has_the_widths_of_the_pruned_ones(residual):
+    small, pruned = (fought(kind, residual, [0.8]) for kind in ("small", "random_units"))
+    for name in ("macs", "true_sparsity", "live_units"):
+        np.testing.assert_array_equal(small[name], pruned[name])
+    widths = small["live_units"][0, 0].tolist()
+    assert widths == [2] * 7 + [4] * 7 + [7] * 7 + [10]
+    full = residual.network()
+    again = residual.network(masks.first(full, dict(zip(nets.hidden(full), widths, strict=False))))
+    start = again.get_submodule("blocks.8.convs.1").weight.detach()
+    assert float(start.std()) == pytest.approx((2 / (7 * 9)) ** 0.5, rel=0.1), "by its own fan-in"
+
+
+def test_the_share_of_units_of_a_residual_network_by_building_every_one(residual):
+    net, sizes = entrants.network(residual.p), {}
+    for k in range(4, 17):
+        small = shrink.narrow(net, masks.first(net, entrants.widths(net, k / 16)))
+        sizes[k / 16] = sum(weight.numel() for weight in nets.weights(small).values())
+    for sparsity in (0.3, 0.5, 0.8):
+        share = entrants.unit_density(net, sparsity)
+        goal = (1 - sparsity) * sizes[1.0]
+        assert abs(sizes[share] - goal) == min(abs(size - goal) for size in sizes.values())
 
 
 def test_gradual_masks_end_where_they_should():
@@ -182,9 +245,9 @@ def test_names():
 
 
 def test_unit_density_by_a_loop():
-    sizes = [784, 100, 60, 10]
+    net = nets.MLP([784, 100, 60, 10], ["no-WN"])
     for sparsity in (0.0, 0.5, 0.9, 0.98):
-        left = entrants.widths(sizes, sparsity)
+        left = entrants.widths(net, entrants.unit_density(net, sparsity)).values()
         goal, total = (1 - sparsity) * (78400 + 6000 + 600), lambda a, b: 784 * a + a * b + 10 * b
         each = [(masks.count(100, k / 100), masks.count(60, k / 100)) for k in range(1, 101)]
         assert abs(total(*left) - goal) == min(abs(total(*pair) - goal) for pair in each)

@@ -27,7 +27,7 @@ import torch
 
 from lib.errors import ParameterError, choice, hint, listed
 from lib.networks import nets
-from lib.pruning import anneal, masks, modules
+from lib.pruning import anneal, masks, modules, paths
 
 NEEDS = ("nothing", "examples", "moments", "history")
 SCOPES = {"weights": "global", "units": "layer"}  # of what is pruned: what shares one count, if nothing else is said
@@ -110,7 +110,8 @@ def prune_each(
     parameters: see `modules.One`. A density is one number, one per run, or `{layer: either}` of units. x, y: as the
     method needs them; seeds: one per run, of those that draw. layers: what is pruned, None for all that the method
     knows. Of scores alone: scope, rounding and within, masks whose weights alone may stay, see `masks.top`; rounds,
-    see `anneal`. options: keywords of the method. ParameterError for an unknown method, and for one that lacks its x.
+    see `anneal`. Units of a stack that are added up go together, see `paths.joint`. options: keywords of the method.
+    ParameterError for an unknown method, and for one that lacks its x.
     """
     if not isinstance(net, torch.nn.Module):
         raise ParameterError(f"net is a {type(net).__name__}; needed is a network itself, a stack or a torch module")
@@ -131,6 +132,8 @@ def prune_each(
         score = functools.partial(chosen.function, **options) if layers is None else score
         return anneal.anneal(score, net, densities, rounds, scope, rounding, x, y, seeds)
     made = score(net, x, y, seeds)
+    if of == "units" and not isinstance(net, modules.One):
+        made = paths.joint(nets.graph(net), made)
     return [_kept(made, density, scope, rounding, within) for density in densities]
 
 

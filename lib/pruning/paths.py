@@ -78,6 +78,23 @@ def _between(hop, mask, forward, backward):
     return mask & trailing(inputs[:, None], mask) & trailing(backward[hop.target], mask)
 
 
+def joint(hops, scores):
+    """Return scores `{layer: (R, O)}` of which units that go together have one: the sum over all their layers.
+
+    Together go units that are added up: those of layers that lead to one node, or to nodes that an identity joins.
+    """
+    group, sums = {}, {}
+    for hop in hops:
+        group.setdefault(hop.target, hop.target)
+        if hop.layer is None:
+            old, new = group[hop.target], group[hop.source]
+            group = {node: new if own == old else own for node, own in group.items()}
+    groups = {hop.layer: group[hop.target] for hop in hops}
+    for layer, score in scores.items():
+        sums[groups[layer]] = sums[groups[layer]] + score if groups[layer] in sums else score
+    return {layer: sums[groups[layer]] for layer in scores}
+
+
 def per_input(units, weight):
     """Return `(R, I)` of `units (R, C)`, for a layer's inputs: behind a convolution a channel has several, in a row."""
     return units.repeat_interleave(weight.shape[2] // units.shape[1], dim=1)

@@ -149,27 +149,35 @@ def _none(lab, found, sparsities):
 
 def _small(lab, found, sparsities):
     """Networks of the widths that methods of units leave, from scratch, for as many epochs in all."""
-    kept, cells, full = [], {}, lab.network()
+    kept, cells, full = [], {}, entrants.network(lab.p, len(lab.seeds))
     for k, sparsity in enumerate(sparsities):
-        left = entrants.widths(entrants.sizes(lab.p), sparsity)
+        left = masks.first(full, entrants.widths(full, entrants.unit_density(full, sparsity)))
         (cells[0, k],) = trained(lab, [lab.network(left)], _begun(), lab.p["epochs"] + lab.p["recovery"], raw=False)
-        first = {name: (torch.arange(size) < width).expand(len(lab.seeds), -1).to(lab.data.device)
-                 for name, size, width in zip(nets.layers(full), lab.p["hidden"], left, strict=False)}  # fmt: skip
-        kept.append(masks.expand(first, full))
+        kept.append(_between(full, left))
     return kept, cells, 0.0
 
 
 def _units(lab, found, sparsities):
     """Units go after training; what stays is trained as the physically smaller stack, the same function."""
     net, began, cells = lab.dense(), time.perf_counter(), {}
-    units = chosen(lab, net, found, [entrants.unit_density(entrants.sizes(lab.p), sparsity) for sparsity in sparsities])
+    units = chosen(lab, net, found, [entrants.unit_density(net, sparsity) for sparsity in sparsities])
     seconds = (time.perf_counter() - began) / len(units) / len(lab.seeds)
-    read = lab.moments(net) if lab.p["reweighting"] != "none" else None
+    read = lab.moments(net) if lab.p["reweighting"] != "none" and isinstance(net, nets.MLP) else None
     for k, left in enumerate(units):
         (cells[0, k],) = trained(lab, [shrink.narrow(net, left)], _begun(lab.p["epochs"]), lab.p["recovery"])
         if read:
             cells[0, k]["reweighted"] = _tested(lab, shrink.narrow(_refitted(net, left, read), left))
-    return [masks.expand(left, net) for left in units], cells, seconds
+    return [_between(net, left) for left in units], cells, seconds
+
+
+@torch.no_grad()
+def _between(net, units):
+    """Return masks of the weights between the units of a stack that stay, `{name: bool (R, O, *F)}`."""
+    ones = nets.take(net, list(range(nets.runs(net))))
+    for weight in nets.weights(ones).values():
+        weight.fill_(1)
+    wide = shrink.widen(shrink.narrow(ones, units), ones, units)
+    return {name: weight.bool() for name, weight in nets.weights(wide).items()}
 
 
 def _weights(lab, found, sparsities):
@@ -188,7 +196,7 @@ def _weights(lab, found, sparsities):
     start = _begun(0 if before else lab.p["epochs"], nets.join(every.values()))
     said = trained(lab, [net] * len(every), start, lab.p["epochs"] * before + lab.p["recovery"], raw=not before)
     cells = dict(zip(every, said, strict=True))
-    if not before and lab.p["reweighting"] == "all":
+    if not before and lab.p["reweighting"] == "all" and isinstance(net, nets.MLP):
         read = lab.moments(net)
         for k, mask in enumerate(kept):
             cells[0, k]["reweighted"] = _tested(lab, _refitted(net, mask, read))

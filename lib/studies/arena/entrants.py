@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from lib.data.sets import SHAPES
 from lib.errors import ParameterError, hint, listed
-from lib.networks import convnets
-from lib.pruning import masks, methods
+from lib.networks import convnets, nets
+from lib.pruning import masks, methods, paths
 from lib.training import optimizers
 
 NETS = ("mlp", *convnets.RESNETS)
@@ -13,6 +13,7 @@ REWEIGHTING = ("none", "units", "all")
 # type: (method of weights, its keywords), where a name of a method does not say it all. SNIP's score of a trained
 # network is the first-order Taylor expansion of its loss.
 VARIANTS = {"magnitude_layer": ("magnitude", {"scope": "layer"}), "taylor": ("snip", {"training": False})}
+CHAINS = ("contribution", "worst", "outgoing_l1", "dpp")  # methods that know no shortcuts
 WHEN = {"": "after", "_init": "before", "_gradual": "during"}  # what the end of a type of weights says of training
 
 
@@ -53,25 +54,42 @@ def get(kind):
     return known[kind]
 
 
-def unit_density(sizes, sparsity):
+def network(p, runs=1):
+    """Return the stack of a notebook's parameters `p`, without a start."""
+    if p["net"] == "mlp":
+        return nets.MLP(sizes(p), [p["norm"]] * runs)
+    channels, side, classes, *_ = SHAPES[p["dataset"]]
+    return convnets.build(p["net"], (channels, side, side), classes, runs, p["width"] or None)
+
+
+def unit_density(net, sparsity):
     """Return the share of the hidden units, the same of each layer, that leaves about 1 - sparsity of all weights.
 
-    sizes: of the layers of an MLP, from its inputs to its outputs. Of k/n, with n the widest hidden layer, the one
-    whose number of weights is nearest.
+    Of k/n, with n the widest hidden layer, the one whose number of weights is nearest.
     """
-    widest, goal = max(sizes[1:-1]), (1 - sparsity) * _weights(sizes, 1)
-    return min((k / widest for k in range(1, widest + 1)), key=lambda share: abs(_weights(sizes, share) - goal))
+    widest, weights = max(widths(net, 1).values()), _weights(net)
+    goal = (1 - sparsity) * weights(1)
+    return min((k / widest for k in range(1, widest + 1)), key=lambda share: abs(weights(share) - goal))
 
 
-def widths(sizes, sparsity):
-    """Return the widths of the hidden layers at `unit_density`."""
-    share = unit_density(sizes, sparsity)
-    return [masks.count(size, share) for size in sizes[1:-1]]
+def widths(net, share):
+    """Return how many units of the hidden layers are such a share of them, `{layer: units}`."""
+    layers = nets.layers(net)
+    return {name: masks.count(layers[name].weight.shape[1], share) for name in nets.hidden(net)}
 
 
-def _weights(sizes, share):
-    left = [sizes[0], *(masks.count(size, share) for size in sizes[1:-1]), sizes[-1]]
-    return sum(before * after for before, after in zip(left, left[1:], strict=False))
+def _weights(net):
+    """Return the function of a share of the hidden units to the number of weights between them."""
+    hops, weights = nets.graph(net), nets.weights(net)
+    full, last = paths.widths(hops, weights), hops[-1].target
+    pairs = {hop: weights[f"{hop.layer}.weight"][0].numel() // (full[hop.source] * full[hop.target])
+             for hop in hops if hop.layer}  # fmt: skip
+
+    def left(share):
+        kept = {node: size if node in (0, last) else masks.count(size, share) for node, size in full.items()}
+        return sum(each * kept[hop.source] * kept[hop.target] for hop, each in pairs.items())
+
+    return left
 
 
 # ---- what cannot be
@@ -86,15 +104,18 @@ def _of_network(p):
     each = {kind: get(kind) for kind in p["type"]}
     whole = [kind for kind, one in each.items() if one.of == "units" or kind == "small"]
     trained = [kind for kind, one in each.items() if one.when != "after"]
-    if p["net"] != "mlp" and (whole or p["norm"] != "no-WN" or p["level"]):
-        return f"net = {p['net']!r}: {listed(whole)}, and a norm or a level of its training, are of net mlp alone"
+    chains = [kind for kind, one in each.items() if one.method in CHAINS]
+    if p["net"] != "mlp" and (chains or p["norm"] != "no-WN" or p["level"]):
+        return f"net = {p['net']!r}: {listed(chains)}, and a norm or a level of its training, are of net mlp alone"
     if trained and (p["level"] or p["norm"] != "no-WN"):
         return f"type = {listed(trained)}: what is trained under masks has neither a level nor weight normalisation"
     if odd := [share for share in p["shuffle_at"] if share not in p["sparsities"]]:
         return f"shuffle_at = {p['shuffle_at']}: {odd[0]} is none of the sparsities {p['sparsities']}"
+    net = network(p) if whole else None
     for sparsity in p["sparsities"] if whole else ():
-        if 0 in (left := widths(sizes(p), sparsity)):
-            return f"sparsities = {p['sparsities']}: {sparsity} leaves {left} of {p['hidden']} units; a layer needs one"
+        left, full = (list(widths(net, share).values()) for share in (unit_density(net, sparsity), 1))
+        if 0 in left:
+            return f"sparsities = {p['sparsities']}: {sparsity} leaves {left} of {full} units; a layer needs one"
     return None
 
 

@@ -14,22 +14,20 @@ from lib import draws
 from lib.data import images
 from lib.data.sets import Data
 from lib.errors import RecordError
-from lib.networks import convnets, nets
-from lib.pruning import likelihood
+from lib.networks import nets
+from lib.pruning import likelihood, shrink
 from lib.records import runs
 from lib.studies.arena import entrants
 from lib.training import descend
 from lib.training import lab as frame
 
 
-def build(lab, hidden=None):
-    """Return the networks as they start, one per seed, of other `hidden` widths if given."""
-    p, count, norm = lab.p, len(lab.seeds), lab.p["norm"]
-    if p["net"] == "mlp":
-        inputs, *own, classes = entrants.sizes(p)
-        return nets.init_(nets.MLP([inputs, *(hidden or own), classes], [norm] * count), lab.seeds)
-    image = tuple(lab.data.train_x.shape[1:])
-    return nets.init_(convnets.build(p["net"], image, lab.data.classes, count, p["width"] or None), lab.seeds, "phew")
+def build(lab, units=None):
+    """Return the networks as they start, one per seed: narrow ones, of the `units` that masks keep, if given."""
+    net = entrants.network(lab.p, len(lab.seeds))
+    if units is not None:
+        net = shrink.narrow(net, units)
+    return nets.init_(net, lab.seeds, "torch_kaiming" if lab.p["net"] == "mlp" else "phew")
 
 
 @dataclass(kw_only=True)
