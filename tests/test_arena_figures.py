@@ -74,6 +74,8 @@ def records(shared_runs):
         save("arena", kind, list(SEEDS)[: 6 if kind == "synflow_init" else None], content, sparsities=SPARSITIES)
     save("arena", "growth", [1, 2], lambda kind, seed: content("contribution", seed + 50), sparsities=SPARSITIES)
     save("arena", "lamp", [1, 2], content, sparsities=SPARSITIES, epochs=5)
+    for kind in ("none", "small", "random_units", "magnitude_units", "lamp", "random"):
+        save("arena", kind, list(SEEDS), content, net="resnet20", dataset="cifar10", sparsities=SPARSITIES)
     save("sparse_speed", "shrunk", [1], measured, hidden=[1024], sparsities=[0.0, 0.5, 0.9, 0.98])
     save("sparse_speed", "shrunk", [1], measured, hidden=[512], sparsities=[0.0, 0.5, 0.9, 0.98])
     return standings.groups()["MNIST, MLP 1024"]
@@ -176,7 +178,7 @@ def test_the_leaderboard_is_that_of_plain_loops(where, dataset, title, records, 
 
 def test_a_group_is_the_largest_set_of_comparable_records(records):
     assert len(records) == 8 * len(KINDS) and {record.parameters["epochs"] for record in records} == {3}
-    assert list(standings.groups()) == ["MNIST, MLP 1024"]
+    assert list(standings.groups()) == ["MNIST, MLP 1024", "CIFAR-10, ResNet20"]
 
 
 def test_only_types_with_six_seeds_are_ranked(records, frame, table):

@@ -116,7 +116,7 @@ def spread(axes, table, x, y, kind, label=True, few=FEW, medians=False, **line):
         axes.plot(at, values.T, **line | {"linewidth": 0.5, "alpha": 0.5})
     elif len(values) > few:
         band = np.quantile(values, (0.25, 0.75), axis=0) if medians else evidence.interval(values)
-        axes.fill_between(at, *band, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(at, *band, color=line["color"], alpha=0.2, linewidth=0)
     middle = np.median(values, axis=0) if medians else values.mean(axis=0)
     (drawn,) = axes.plot(at, middle, label=name if label else None, **line)
     return drawn

@@ -61,7 +61,7 @@ def ranking(axes, table):
         bars = own["rank"] - own["low"], own["high"] - own["rank"]
         axes.errorbar(own["rank"], rows, xerr=bars, fmt=marker, color=colour, markersize=3.5, linewidth=1.2, label=said)
         hollow = {"color": colour, "markerfacecolor": "white", "markeredgewidth": 0.7, "zorder": 1}
-        axes.plot(own["ghost"], rows, marker, **hollow, label="shuffled" if family == "after" else None)
+        axes.plot(own["ghost"], rows, marker, **hollow, label="its masks shuffled" if family == "after" else None)
         for row, (kind, one) in zip(rows, own.iterrows(), strict=True):
             axes.text(len(table) + 1, row, f"{one['error']:.2f}", va="center", ha="left", fontsize=5.5)
             axes.axhspan(row - 0.5, row + 0.5, color=drawing.GREY, alpha=0.25 * (kind in FREE), linewidth=0, zorder=0)
@@ -74,19 +74,16 @@ def ranking(axes, table):
 def errors(axes, frame, kinds):
     """Draw the error of types against the share of weights that stays, both logarithmic, beside the controls.
 
-    kinds: type -> (label, colour, marker, dashes). Lines are means over seeds with their 95 % bands, hollow markers are
+    kinds: type -> (label, colour, marker, dashes). Lines are means over seeds, see `drawing.spread`, hollow markers are
     of shuffled masks.
     """
     free = {kind: look(kind) for kind in ("none", "small") if kind in set(frame["type"])}
     for kind, (name, colour, marker, dashes) in (kinds | free).items():
         mine = frame[frame["type"] == kind].assign(kept=lambda mine: (1 - mine["sparsity"]).round(6))
-        means = mine.groupby("kept")[["error", "shuffled"]].mean()
-        if mine["seed"].nunique() > 1:
-            band = evidence.interval(mine.pivot(index="seed", columns="kept", values="error"))
-            axes.fill_between(means.index, *band, color=colour, alpha=0.15, linewidth=0)
-        style = {"color": colour, "marker": marker, "linestyle": dashes, "linewidth": 1}
-        axes.plot(means.index, means["error"], **style, label=name)
-        axes.plot(means.index, 100 - means["shuffled"], **style | {"linestyle": "", "markerfacecolor": "white"})
+        line = drawing.spread(axes, mine, "kept", "error", kind, color=colour, linestyle=dashes, linewidth=1)
+        line.set(marker=marker, label=name)
+        shuffled = 100 - mine.groupby("kept")["shuffled"].mean()
+        axes.plot(shuffled.index, shuffled, marker, color=colour, markerfacecolor="white")
     drawing.log_ticks(axes)
     drawing.share_ticks(axes)
 
@@ -112,6 +109,8 @@ def matrix(axes, frame, table):
     axes.set_yticks(np.arange(0.5, len(table)), minor=True)
     axes.grid(which="minor", color=drawing.GREY, linewidth=0.3)
     axes.tick_params(which="both", length=0)
+    for colour, said in ((drawing.BLUE, "the row is ahead"), (drawing.RED, "the column is ahead")):
+        axes.plot([], [], "s", color=colour, label=said)
     return int(np.triu(outcome != 0).sum())
 
 
@@ -130,7 +129,8 @@ def front(axes, found, x):
             axes.plot(own[x], own["error"], marker, color=colour, alpha=0.6, markeredgewidth=0, label=said)
     best = found.sort_values([x, "error"])
     best = best[best["error"] < best["error"].cummin().shift(fill_value=np.inf)]
-    axes.plot(best[x], best["error"], color="black", linewidth=0.6, drawstyle="steps-post", zorder=0)
+    line = {"color": "black", "linewidth": 0.6, "drawstyle": "steps-post", "zorder": 0}
+    axes.plot(best[x], best["error"], **line, label="nothing is cheaper and better")
     for axis in ("x", "y"):
         drawing.log_ticks(axes, axis)
     return best

@@ -10,8 +10,8 @@ from lib.studies.arena import bout, entrants
 RANDOM = {"units": "random_units", "after": "random", "during": "random_gradual", "before": "random_init"}
 FREE = ("none", "small", *RANDOM.values())  # what methods are measured against
 WANTED = (  # what a summary says is missing; a verdict stands on the first two
-    "MNIST, MLP 1024", "FashionMNIST, MLP 1024", "MNIST, MLP 1024, EWN to -5", "MNIST, MLP 1024, SWN to -5",
-    "MNIST, MLP 1000-1000-500-200", "FashionMNIST, MLP 1000-1000-500-200", "CIFAR-10, ResNet20",
+    "MNIST, MLP 1024", "FashionMNIST, MLP 1024", "CIFAR-10, ResNet20", "MNIST, MLP 1024, EWN to −5",
+    "MNIST, MLP 1024, SWN to −5", "MNIST, MLP 1000-1000-500-200", "FashionMNIST, MLP 1000-1000-500-200",
 )  # fmt: skip
 ENDS = {when: end for end, when in entrants.WHEN.items()}  # of the types of weights, by the moment of pruning
 PAIRS = ("during", "after"), ("before", "after"), ("during", "before")  # moments of pruning that are compared
@@ -32,7 +32,8 @@ def groups():
 def _title(p):
     name = f"MLP {'-'.join(map(str, p['hidden']))}" if p["net"] == "mlp" else drawing.words(p["net"])
     name += f" of width {p['width']}" if p["width"] else ""
-    trained = f", {p['norm']} to {p['level']:g}" if p["level"] else f", {p['norm']}" if p["norm"] != "no-WN" else ""
+    trained = f", {p['norm']}" if p["level"] or p["norm"] != "no-WN" else ""
+    trained += f" to {p['level']:g}".replace("-", "−") if p["level"] else ""
     return drawing.words(f"{p['dataset']}, {name}{trained}")
 
 
