@@ -9,7 +9,10 @@ import hashlib
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 
+from lib.errors import number
+
 KEY_BYTES = 16  # a Philox key is 128 bits
+SEEDS = "[0, 2^64)"  # torch's generators take no others
 
 
 class _Key(ISeedSequence):
@@ -27,7 +30,7 @@ def generator(seed: int, purpose: str, *position: int) -> np.random.Generator:
 
     The stream is Philox (Salmon et al. 2011), a counter-based generator: the key alone decides it.
     """
-    name = "/".join(map(str, (int(seed), purpose, *position)))
+    name = "/".join(map(str, (number("seed", seed, SEEDS, whole=True), purpose, *position)))
     key = hashlib.blake2b(name.encode(), digest_size=KEY_BYTES).digest()
     return np.random.Generator(np.random.Philox(_Key(np.frombuffer(key, "<u8"))))
 

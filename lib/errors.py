@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
+import math
+import re
 from pathlib import Path
 
 NO_ROOM = errno.ENOSPC, errno.EDQUOT
@@ -37,6 +40,34 @@ def choice(what: str, value, allowed):
     return value
 
 
+def number(what: str, value, interval: str, whole: bool = False):
+    """Return `value` as Python has it; ParameterError if it is no number, or no `whole` one, in "[0, 1)" say."""
+    plain = value.item() if getattr(value, "shape", None) == () else value  # of an array or a tensor without axes
+    if isinstance(plain, bool) or not isinstance(plain, int if whole else int | float) or not within(plain, interval):
+        kind = "whole numbers" if whole else "numbers"
+        raise ParameterError(f"{what} is {value!r}; allowed are {kind} in {interval}")
+    return plain
+
+
+def within(number: float, interval: str) -> bool:
+    """Return whether a number lies in an interval such as "[0, 1)" or "[1, 2^31)"; what is not a number does not."""
+    low, high = ends(interval)
+    above = number >= low if interval[0] == "[" else number > low
+    return above and (number <= high if interval[-1] == "]" else number < high)
+
+
+@functools.cache
+def ends(interval: str) -> tuple[float, float]:
+    """Return the two ends of an interval, exactly: integers stay integers, which are compared without rounding."""
+    low, high = (_end(end) for end in re.fullmatch(r"[\[(](.+), (.+)[\])]", interval).groups())
+    return low, high
+
+
+def _end(text: str) -> float:
+    base, _, exponent = text.partition("^")
+    return math.inf if text == "inf" else int(base) ** int(exponent or 1)
+
+
 def one_each(runs: int, **lists) -> None:
     """Return nothing; ValueError for a list, by its name, that has not one entry for each of so many runs."""
     for name, values in lists.items():
@@ -48,12 +79,13 @@ def one_each(runs: int, **lists) -> None:
 def unwritable(path: Path, error: OSError) -> RecordError:
     """Return the error that says `path`, a file or a folder, cannot be written, and what to do about it."""
     if error.errno in NO_ROOM:
-        way_out = "Make room there, or set the environment variable PRUNING_RUNS to a folder on another disk"
+        way_out = "Make room there, or take a folder on another disk"
     else:
-        way_out = "Make it writable, or set the environment variable PRUNING_RUNS to a folder of yours"
+        way_out = "Make it writable, or take a folder of yours"
     return RecordError(
         f"cannot write {path} ({error.strerror or error}): nothing was saved there, and what stood there still stands. "
-        f"{way_out}, and run again: what has its record is not made again."
+        f"{way_out}, for records by the environment variable PRUNING_RUNS, and run again: what has its record is not "
+        f"made again."
     )
 
 

@@ -39,11 +39,11 @@ def total(net):
     return sum(w[0].numel() for w in nets.weights(net).values())
 
 
-def literal(net, density, rounds, schedule):
+def literal(net, density, rounds, schedule, inside=True):
     """Return the masks of SynFlow of one run by a sort of all scores in every round, of the weights still there."""
     weights = {name: w[0].detach().double().abs() for name, w in nets.weights(net).items()}
     n, twin = total(net), nets.take(net, [0]).double()
-    alive = np.ones(n, bool)
+    alive = np.ones(n, bool) & inside
     for e in range(1, rounds + 1):
         level = density ** (e / rounds) if schedule == "exponential" else 1 - (1 - density) * e / rounds
         with torch.no_grad():
@@ -54,6 +54,7 @@ def literal(net, density, rounds, schedule):
         order = np.argsort(np.where(alive, found, -1), kind="stable")
         alive = np.zeros(n, bool)
         alive[order[n - masks.count(n, level) :]] = True
+        alive &= inside
     return alive
 
 
@@ -66,6 +67,19 @@ def test_annealing_is_the_literal_loop(name, side, schedule, density, rounds):
     found = annealed(synflow.synflow, net, density, rounds, schedule=schedule)
     joined = torch.cat([mask.flatten() for mask in found.values()]).numpy()
     assert np.array_equal(joined, literal(net, density, rounds, schedule))
+
+
+@pytest.mark.parametrize("rounds", [1, 7])
+def test_what_lies_outside_never_comes_back(rounds):
+    net = learned(conv(name="resnet20", side=8)).double()
+    within = {name: torch.rand(w.shape, generator=torch.Generator().manual_seed(4)) < 0.3
+              for name, w in nets.weights(net).items()}  # fmt: skip
+    inside = torch.cat([mask.flatten() for mask in within.values()]).numpy()
+    found = annealed(synflow.synflow, net, 0.1, rounds, within=within)
+    joined = torch.cat([mask.flatten() for mask in found.values()]).numpy()
+    assert joined.sum() == masks.count(total(net), 0.1) and not (joined & ~inside).any()
+    if rounds > 1:  # at once, scores are of the whole network
+        assert np.array_equal(joined, literal(net, 0.1, rounds, "exponential", inside))
 
 
 @pytest.mark.parametrize("side", [32, 64])
@@ -216,7 +230,7 @@ def test_what_does_not_fit_is_an_error():
         annealed(scores.magnitude, net, 0.1, 0)
     with pytest.raises(ValueError, match="2 densities for a stack of 1"):
         annealed(scores.magnitude, net, [0.1, 0.2])
-    with pytest.raises(ValueError, match="0 < density"):
+    with pytest.raises(ValueError, match="density.* is 0.0; allowed are numbers in"):
         annealed(scores.magnitude, net, 0.0)
     with pytest.raises(ValueError, match="scope is 'all'"):
         annealed(scores.magnitude, net, 0.1, scope="all")

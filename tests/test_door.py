@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from lib import ranges, runs, sets
+from lib import errors, ranges, runs, sets
 from lib.errors import ParameterError
 from workflow.freeze import experiments
 
@@ -102,9 +102,9 @@ def test_every_number_of_a_notebook_has_a_range(name):
     numbers = {key for key, value in first.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     assert numbers - set(table) == set()
     for key in numbers:
-        for end, allowed in zip(ranges.ends(table[key]), (table[key][0] == "[", table[key][-1] == "]"), strict=True):
-            assert ranges.within(end, table[key]) == allowed
-        low = ranges.ends(table[key])[0]
+        for end, allowed in zip(errors.ends(table[key]), (table[key][0] == "[", table[key][-1] == "]"), strict=True):
+            assert errors.within(end, table[key]) == allowed
+        low = errors.ends(table[key])[0]
         with pytest.raises(ParameterError, match=f"^{key} = "):
             opened(name, **{key: [low - 1] if isinstance(defaults[key], list) else low - 1})
 
@@ -209,7 +209,7 @@ def lowest(name):
     for key, default in runs.declared(name).items():
         first = default[0] if isinstance(default, list) else default
         if key in table and key != "seed" and not isinstance(first, str):
-            low = max(ranges.ends(table[key])[0], 0)
+            low = max(errors.ends(table[key])[0], 0)
             low = low if table[key][0] == "[" else 1e-30
             found[key] = [low] if isinstance(default, list) else low
     return found

@@ -231,8 +231,8 @@ def test_what_is_no_likelihood_matrix_is_an_error(broken, message):
 @pytest.mark.parametrize(
     "keep, seeds, sampler, message",
     [
-        (0, [0], "exact", "keep is 0; allowed is 1 to 12"),
-        ([3, 13], [0], "exact", "allowed is 1 to 12"),
+        (0, [0], "exact", r"keep is 0; allowed are whole numbers in \[1, 12\]"),
+        ([3, 13], [0], "exact", "keep is 13; allowed are"),
         ([], [0], "exact", "keep"),
         (3, [], "exact", r"seeds is \[\]; needed is a list"),
         (3, 5, "exact", "seeds is 5; needed is a list"),

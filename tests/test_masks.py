@@ -218,7 +218,7 @@ def test_errors_of_top():
         masks.top({"a": torch.ones(1, 3, 4)}, 0.5, "row")
     with pytest.raises(ValueError, match="3 densities for a stack of 2"):
         masks.top({"a": torch.ones(2, 3, 4)}, [0.1, 0.2, 0.3])
-    with pytest.raises(ValueError, match="density is 0"):
+    with pytest.raises(ValueError, match="density.* is 0"):
         masks.top({"a": torch.ones(2, 3, 4)}, [0.1, 0])
 
 

@@ -338,9 +338,9 @@ def test_the_history_has_a_row_before_the_first_pass():
     [
         ({"rule": "lion"}, "rule is 'lion'; allowed are .*'sgd', 'adam', 'rms'"),
         ({"seeds": [1]}, "1 seeds for a stack of 2"),
-        ({"lr": 0}, "lr = 0,"),
-        ({"lr": float("nan")}, "lr = nan"),
-        ({"batch": 0}, "batch = 0"),
+        ({"lr": 0}, "lr is 0;"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"batch": 0}, "batch is 0"),
         ({"train": (TRAIN[0], TRAIN[1][:9])}, "70 examples with 9 labels"),
         ({"rule": "adam", "momentum": 0.9}, "momentum = 0.9 with rule 'adam'"),
         ({"rule": "rms", "nesterov": True}, "nesterov = True with rule 'rms'"),

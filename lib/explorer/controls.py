@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from IPython.display import HTML, DisplayHandle, Image, display
 
-from lib.errors import ParameterError, choice, listed
+from lib.errors import ParameterError, choice, listed, number
 from lib.explorer import board, subjects
 from lib.explorer import sweep as of
 from lib.networks import nets, plain
@@ -51,8 +51,7 @@ class Explorer:
                 raise ParameterError(
                     f"{name} needs {methods.get(name, of).needs}; allowed are {listed(explorable(of))}"
                 )
-        if not 0 <= sparsity < 1:
-            raise ParameterError(f"sparsity is {sparsity}; allowed is 0 <= sparsity < 1")
+        number("sparsity", sparsity, "[0, 1)")
         self.seed, self.examples, self.by_hand = seed, examples, {}
         self._subjects, self._sweeps, self._class, self._quiet = {}, {}, f"explorer-{next(_numbers)}", False
         self._make(network, of, first, second, sparsity)

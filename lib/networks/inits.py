@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lib import draws
-from lib.errors import choice
+from lib.errors import choice, number
 
 fan_in = nn.init.kaiming_normal_  # variance 2 / inputs of a unit (He et al., arXiv 1502.01852)
 fan_out = partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
@@ -79,7 +79,7 @@ def starts(layers, seed, scheme, family=None):
     As a script of torch modules draws it after `manual_seed(seed)`: first every module's defaults, then the scheme,
     layer by layer, so that published seeds start at their published function.
     """
-    stream = torch.Generator().manual_seed(seed)
+    stream = torch.Generator().manual_seed(number("seed", seed, draws.SEEDS, whole=True))
     drawn = torch_defaults(layers, stream)
     if scheme == "torch_default":
         return [(weight, None) for weight, _ in drawn]

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from lib import draws
+from lib.errors import number
 from lib.kernels import chance, twins
 
 
@@ -20,7 +21,10 @@ class Layer(nn.Module):
 
     def __init__(self, runs, units, fan_in, bias=True, norm=None):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(runs, units, *fan_in))
+        shape = runs, units, *fan_in
+        for side in shape:
+            number(f"a side of weights {shape}", side, "[1, 2^31)", whole=True)
+        self.weight = nn.Parameter(torch.empty(shape))
         self.scale = nn.Parameter(torch.zeros(runs, units))
         self.bias = nn.Parameter(torch.zeros(runs, units)) if bias else None
         codes = torch.tensor([twins.NORMS[n] for n in norm or ["no-WN"] * runs], dtype=torch.int8)

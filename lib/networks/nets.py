@@ -75,8 +75,8 @@ class MLP(nn.Module):
         dropconnect=0.0,
     ):  # fmt: skip
         super().__init__()
-        if activation not in ACTIVATIONS or len(sizes) < 2 or min(sizes) < 1:
-            told = f"sizes {list(sizes)}, activation {activation!r}; needed are two sizes or more, none below 1, and"
+        if activation not in ACTIVATIONS or len(sizes) < 2:
+            told = f"sizes {list(sizes)}, activation {activation!r}; needed are two sizes or more, and"
             raise ValueError(f"{told} one of {list(ACTIVATIONS)}")
         norm = types(norm)
         runs, last = len(norm), len(sizes) - 2

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lib import workers
-from lib.errors import choice
+from lib.errors import choice, number
 from lib.networks import nets
 from lib.pruning import masks
 
@@ -19,7 +19,7 @@ SCHEDULES = {  # the density after a share t of all rounds
 
 def anneal(
     score, net, densities, rounds=100, scope="global", rounding="nearest", x=None, y=None, seeds=None,
-    schedule="exponential",
+    schedule="exponential", within=None,
 ):  # fmt: skip
     """Return masks `{name: bool (R, O, *F)}` for each of the densities, reached in rounds that each score what is left.
 
@@ -27,36 +27,41 @@ def anneal(
     its keywords; x, y, seeds: for it. A density is one number, or one per run: after round e of E it is density^(e/E),
     "exponential", or falls in equal steps, "linear"; what is pruned stays pruned, and each time exactly `masks.count`
     weights are kept. SynFlow takes 100 exponential rounds, so that no layer is emptied before the others (arXiv
-    2006.05467); one round prunes at once. scope, rounding: see `masks.top`. `net` is left as it is. A score whose
-    `form` makes a copy of a network that is scored alike, and faster, is given that.
+    2006.05467); one round prunes at once. scope, rounding, within: see `masks.top`. `net` is left as it is. A score
+    whose `form` makes a copy of a network that is scored alike, and faster, is given that.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}; it takes at least 1, which prunes at once")
+    number("rounds", rounds, "[1, 2^31)", whole=True)
     choice("scope", scope, masks.SCOPES), choice("schedule", schedule, SCHEDULES)
     if rounds == 1:
         made = score(net, x, y, seeds)
-        return [masks.top(made, density, scope, rounding) for density in densities]
-    own = _of_each(net, x, y, seeds)
+        return [masks.top(made, density, scope, rounding, within) for density in densities]
+    own = _of_each(net, x, y, seeds, within)
     jobs = [(*run, goal) for d in densities for run, goal in zip(own, masks.each(d, len(own)), strict=True)]
     device, plan = next(net.parameters()).device, (rounds, scope, rounding, SCHEDULES[schedule])
     made = workers.each(lambda job: _annealed(score, *job, *plan), jobs, device)
     return [nets.join(made[k : k + len(own)]) for k in range(0, len(jobs), len(own))]
 
 
-def _of_each(net, x, y, seeds):
-    """Return (network, x, y, seeds) of every run."""
-    seeds = [None] * nets.runs(net) if seeds is None else [[seed] for seed in seeds]
-    return list(zip(nets.apart(net), nets.of_runs(net, x, 3), nets.of_runs(net, y, 2), seeds, strict=True))
+def _of_each(net, x, y, seeds, within):
+    """Return (network, x, y, seeds, within) of every run."""
+    none = [None] * nets.runs(net)
+    seeds = none if seeds is None else [[seed] for seed in seeds]
+    inside = none if within is None else [nets.take(within, [run]) for run in range(len(none))]
+    return list(zip(nets.apart(net), nets.of_runs(net, x, 3), nets.of_runs(net, y, 2), seeds, inside, strict=True))
 
 
-def _annealed(score, net, x, y, seeds, goal, rounds, scope, rounding, schedule):
+def _annealed(score, net, x, y, seeds, within, goal, rounds, scope, rounding, schedule):
     """Return the masks `{name: bool (1, O, *F)}` of one run."""
     left = _form(score)(net)
     weights = {name: left.get_parameter(name) for name in nets.weights(left)}
+    for name in () if within is None else weights:
+        weights[name].data.masked_fill_(~within[name], 0)
     for e in range(1, rounds + 1):
         scores = score(left, x, y, seeds)
         if e == 1:
             survivors = _Survivors({name: weights[name] for name in scores}, scope)
+            if within is not None:
+                survivors.only(within, goal, rounding)
         survivors.keep(scores, schedule(goal, e / rounds), rounding)
     return survivors.masks()
 
@@ -95,6 +100,13 @@ class _Survivors:
         parts = joined.split([w.numel() for w in self.weights.values()])
         return [part.view_as(w) for part, w in zip(parts, self.weights.values(), strict=True)]
 
+    def only(self, within, density, rounding):
+        """Leave what lies inside of masks; ValueError where that is less than `density` of all."""
+        inside = torch.cat([within[name].flatten() for name in self.weights])
+        self.left = [_only(places, inside[places.long()]) for places in self.left]
+        for size, places in zip(self.sizes, self.left, strict=True):
+            masks.assert_left(masks.count(size, density, rounding), len(places))
+
     @torch.no_grad()
     def keep(self, scores, density, rounding):
         """Zero all but the highest scores of what is left, so many as `density` of all."""
@@ -102,7 +114,7 @@ class _Survivors:
         score = torch.cat(parts, out=self.room if parts[0].dtype == self.room.dtype else None)
         for size, places in zip(self.sizes, self.left, strict=True):
             entries = score if len(places) == len(score) else score.index_select(0, places)
-            stay = masks.highest(entries, masks.count(size, density, rounding))
+            stay = masks.highest(entries, min(masks.count(size, density, rounding), len(places)))
             self.joined.index_fill_(0, places[(~stay).nonzero()[:, 0]].long(), 0)
             left.append(_only(places, stay))
         self.left = left

@@ -14,7 +14,6 @@ all the other items are then brought up to date by matrix products.
 """
 
 import math
-import operator
 import warnings
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 
 from lib import draws, workers
-from lib.errors import choice
+from lib.errors import choice, number
 from lib.kernels import fused
 from lib.workers import product, squares
 
@@ -138,12 +137,12 @@ def sample(matrices, keep, seeds, sampler="exact", purpose="dpp"):
 
 def _asked(items, keep, seeds, sampler):
     """Return `keep` as a list of integers, after a look at what is asked for."""
-    keeps = [operator.index(k) for k in ([keep] if np.ndim(keep) == 0 else keep)]
+    keeps = [number("keep", k, f"[1, {items}]", whole=True) for k in ([keep] if np.ndim(keep) == 0 else keep)]
     choice("sampler", sampler, SAMPLERS)
     if np.ndim(seeds) != 1 or not len(seeds):
         raise ValueError(f"seeds is {seeds!r}; needed is a list, one integer for each set that is to be drawn")
-    if not keeps or not all(1 <= k <= items for k in keeps):
-        raise ValueError(f"keep is {keep}; allowed is 1 to {items}, the number of items")
+    if not keeps:
+        raise ValueError(f"keep is {keep}; needed is a number of items, or a list of them")
     return keeps
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lib.errors import choice, listed
+from lib.errors import choice, hint, listed, number
 from lib.pruning.hops import unwrapped
 
 SCOPES = ("layer", "global", "unit")
@@ -25,9 +25,7 @@ def count(n, density, rounding="nearest"):
     does; "keep_floor", floor(density n) are kept; "percentile", those above the percentile 100 (1 - density) of n
     different scores, interpolated as NumPy does it: one fewer than all at density 1 (the PHEW study, arXiv 2010.11354).
     """
-    if not 0 < density <= 1:
-        raise ValueError(f"density is {density}; allowed is 0 < density <= 1 (density = kept / total)")
-    return ROUNDINGS[choice("rounding", rounding, ROUNDINGS)](n, density)
+    return ROUNDINGS[choice("rounding", rounding, ROUNDINGS)](n, number("density, kept / total,", density, "(0, 1]"))
 
 
 def top(scores, density, scope="layer", rounding="nearest", within=None):
@@ -39,6 +37,8 @@ def top(scores, density, scope="layer", rounding="nearest", within=None):
     the earlier entry goes first, so a result never depends on the sorting algorithm.
     """
     rows = _sharing(scores, scope)
+    if within is not None and (odd := [name for name in scores if name not in within]):
+        raise ValueError(f"within has no masks of {listed(odd)}; it has those of {listed(within)}")
     inside = [None] * len(rows) if within is None else _sharing({name: within[name] for name in scores}, scope)
     return _parted([_top(*both, density, rounding) for both in zip(rows, inside, strict=True)], scores, scope)
 
@@ -59,7 +59,7 @@ def _parted(kept, scores, scope):
 
 def each(density, runs):
     """Return the densities of all runs, from one number or one per run."""
-    each = [float(density)] * runs if np.ndim(density) == 0 else [float(d) for d in density]
+    each = [density] * runs if np.ndim(density) == 0 else list(density)
     if len(each) != runs:
         raise ValueError(f"{len(each)} densities for a stack of {runs} runs; give one number, or one per run")
     return each
@@ -70,8 +70,7 @@ def _top(score, inside, density, rounding):
     keeps = [count(score.shape[-1], d, rounding) for d in each(density, len(score))]
     if inside is not None:
         for keep, most in zip(keeps, inside.sum(-1).view(len(inside), -1).amin(1).tolist(), strict=True):
-            if keep > most:
-                raise ValueError(f"{keep} weights are to be kept, of which only {most} are left; take a lower density")
+            assert_left(keep, most)
         score = score.masked_fill(~inside, torch.finfo(score.dtype).min)
     if len(set(keeps)) == 1:
         return highest(score, keeps[0])
@@ -80,6 +79,12 @@ def _top(score, inside, density, rounding):
         rows = [run for run, wanted in enumerate(keeps) if wanted == keep]
         kept[rows] = highest(score[rows], keep)
     return kept
+
+
+def assert_left(keep, most):
+    """Raise ValueError where more are to be kept than are left."""
+    if keep > most:
+        raise ValueError(f"{keep} weights are to be kept, of which only {most} are left; take a lower density")
 
 
 def highest(score, keep):
@@ -139,11 +144,8 @@ def expand(units, net):
     parameters = dict(net.named_parameters())
     weights = {name: p for name, p in parameters.items() if name.endswith(".weight")}
     if any(weight.dim() < 3 for weight in weights.values()):
-        raise ValueError("expand takes layers alone, and this network has batch normalisation; use shrink.narrow")
-    unknown = [layer for layer in units if f"{layer}.weight" not in weights]
-    if unknown:
-        known = [name.removesuffix(".weight") for name in weights]
-        raise ValueError(f"no layer is called {unknown}; the network has {known}")
+        raise ValueError("expand takes stacks without batch normalisation: else shrink.narrow, of modules smaller.rows")
+    assert_units(units, weights, 2)
     last = list(weights)[-1].removesuffix(".weight")
     if last in units and not units[last].all():
         raise ValueError(
@@ -163,6 +165,18 @@ def expand(units, net):
                 masks[f"{layer}.bias"] = kept
         before = kept
     return masks
+
+
+def assert_units(units, weights, axes):
+    """Raise ValueError for masks of units that have not so many first axes of `weights {layer + ".weight": …}`."""
+    for layer, mask in units.items():
+        weight = weights.get(f"{layer}.weight")
+        if weight is None:
+            known = [name.removesuffix(".weight") for name in weights]
+            raise ValueError(f"no layer is called {layer!r}; the network has {known}.{hint(layer, known)}")
+        if mask.dtype != torch.bool or mask.shape != weight.shape[:axes]:
+            told = f"the units of {layer} are {mask.dtype} {tuple(mask.shape)}"
+            raise ValueError(f"{told}; they must be torch.bool {tuple(weight.shape[:axes])}")
 
 
 def trailing(mask, weight):
@@ -210,7 +224,7 @@ def apply_(net, masks):
 
 def density(masks):
     """Return the kept share of all the weights that `masks` cover, `(R,)`; biases do not count."""
-    covered = [mask for name, mask in masks.items() if name.endswith(".weight")]
+    covered = _of_weights(masks).values()
     kept = sum(mask.flatten(1).sum(1) for mask in covered)
     return kept.double() / sum(mask[0].numel() for mask in covered)
 
@@ -220,4 +234,13 @@ def active_units(masks):
 
     Such a unit need not be alive: see `paths.live` for those on a way from the input to the output.
     """
-    return {name: mask.flatten(2).any(2).sum(1) for name, mask in masks.items() if name.endswith(".weight")}
+    return {name: mask.flatten(2).any(2).sum(1) for name, mask in _of_weights(masks).items()}
+
+
+def _of_weights(masks):
+    """Return the masks of a stack's weights; ValueError where there are none, or of a module, which has no runs."""
+    found = {name: mask for name, mask in masks.items() if name.endswith(".weight")}
+    if not found or any(mask.dim() < 3 for mask in found.values()):
+        told = {name: tuple(mask.shape) for name, mask in masks.items()}
+        raise ValueError(f"masks are {told}; needed are those of a stack's weights, (R, O, *F): of a module mask[None]")
+    return found

@@ -3,7 +3,7 @@
 import torch
 
 from lib import draws
-from lib.errors import one_each
+from lib.errors import number, one_each
 from lib.pruning import paths
 from lib.pruning.masks import SLACK
 
@@ -17,8 +17,7 @@ def shuffled(hops, masks, seeds, width=1.0, as_published=False):
     layer the first units are used, not those in use, as many as have a kept incoming weight and `width` of the others,
     and inputs are not restricted: weights then read units that say nothing.
     """
-    if not 0 <= width <= 1:
-        raise ValueError(f"width is {width}; allowed is 0 <= width <= 1, the share of idle units that may be used")
+    number("width, the share of idle units that may be used,", width, "[0, 1]")
     runs = len(next(iter(masks.values())))
     one_each(runs, seeds=seeds)
     used, out = None if as_published else _used(hops, masks, width), {}

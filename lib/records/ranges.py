@@ -5,10 +5,7 @@ Checked by `open_run` before any data or training. What depends on several param
 
 from __future__ import annotations
 
-import math
-import re
-
-from lib.errors import ParameterError, listed
+from lib.errors import ParameterError, listed, within
 from lib.records.parameters import many
 
 # "[a, b)": a is allowed, b is not; of a list, every entry. Counts are bounded where nothing could be computed beyond,
@@ -40,7 +37,7 @@ OWN = {
     "vae_prune": {"score_examples": SOME},
 }  # fmt: skip
 # Lists whose entries are the coordinates of an axis.
-DIFFERENT = {"sparsities", "shuffle_at", "densities", "shares", "levels", "depths", "batches", "noise", "keep"}
+DIFFERENT = {"sparsities", "shuffle_at", "densities", "shares", "levels", "depths", "batches", "noise", "keep", "drops"}
 DEVICES = ("auto", "cpu", "cuda", *(f"cuda:{number}" for number in range(16)))
 
 
@@ -53,28 +50,9 @@ def reject_outside(experiment: str, parameters: dict) -> None:
     for name, value in parameters.items():
         values = many(value)
         if name in ranges and not isinstance(value, str) and not isinstance(values[0], str):
-            for number in values:
-                if not within(number, ranges[name]):
-                    raise ParameterError(f"{name} = {value!r}: {number!r} is not in {ranges[name]}, which is allowed.")
+            if odd := [number for number in values if not within(number, ranges[name])]:
+                raise ParameterError(f"{name} = {value!r}: {odd[0]!r} is not in {ranges[name]}, which is allowed.")
         if name in DIFFERENT and len(set(values)) < len(values):
             raise ParameterError(f"{name} = {value!r}: a value stands there twice; every value goes once.")
     if parameters.get("device", "auto") not in DEVICES:
         raise ParameterError(f"device = {parameters['device']!r}; allowed are {listed(DEVICES[:4])} and so on.")
-
-
-def within(number: float, interval: str) -> bool:
-    """Return whether a number lies in an interval such as "[0, 1)" or "[1, 2^31)"."""
-    low, high = ends(interval)
-    above = number >= low if interval[0] == "[" else number > low
-    return above and (number <= high if interval[-1] == "]" else number < high)
-
-
-def ends(interval: str) -> tuple[float, float]:
-    """Return the two ends of an interval, exactly: integers stay integers, which are compared without rounding."""
-    low, high = (_number(end) for end in re.fullmatch(r"[\[(](.+), (.+)[\])]", interval).groups())
-    return low, high
-
-
-def _number(text: str) -> float:
-    base, _, exponent = text.partition("^")
-    return math.inf if text == "inf" else int(base) ** int(exponent or 1)

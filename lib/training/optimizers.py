@@ -2,9 +2,13 @@
 
 import torch
 
+from lib.errors import ParameterError, number
 from lib.kernels import fused, twins
 
 RULES = ("sgd", "adam", "rms")
+# What a `Trainer` takes: numbers, and whole ones.
+RATES = {"lr": "(0, inf)", "momentum": "[0, 1)", "weight_decay": "[0, inf)", "drop": "(0, 1]", "every": "[0, inf]"}
+COUNTS = {"batch": "[1, 2^31)", "epoch": "[0, 2^31)"}
 
 
 def make(rule, parameters, lr, options, recorded=False):
@@ -36,6 +40,15 @@ def complaint(rule, momentum=0.0, nesterov=False):
     if nesterov and (rule != "sgd" or not momentum):
         return f"nesterov = {nesterov} with rule {rule!r} and momentum {momentum}; only 'sgd' with a momentum has it"
     return None
+
+
+def assert_numbers(given):
+    """Raise ParameterError for the first of the numbers of a `Trainer`, by name, that is outside of its interval."""
+    for name, interval in (RATES | COUNTS).items():
+        number(name, given[name], interval, whole=name in COUNTS)
+    drops = [number("an epoch of drops", when, "[0, 2^31)", whole=True) for when in given["drops"]]
+    if len(set(drops)) < len(drops):
+        raise ParameterError(f"drops are {drops}; every epoch goes once")
 
 
 def set_rate(optimizer, rate):

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from lib import draws
-from lib.errors import one_each
+from lib.errors import number, one_each
 from lib.kernels import capture
 from lib.networks import nets
 from lib.pruning import masks, shrink
@@ -78,11 +78,12 @@ class Trainer:
         self, net, train, test, seeds, rule="sgd", lr=0.1, batch=BATCH, momentum=0.0, nesterov=False, weight_decay=0.0,
         drops=(), drop=0.1, shuffle=True, batches=None, objective=None, bf16=False, epoch=0, bar=True, every=60.0,
     ):  # fmt: skip
-        _check(net, train, seeds, lr, batch)
+        drops = tuple(drops)
+        _check(net, train, seeds), optimizers.assert_numbers(locals())
         if wrong := optimizers.complaint(rule, momentum, nesterov):
             raise ValueError(wrong)
         self.net, self.train, self.test, self.seeds = net, train, test, list(seeds)
-        self.lr, self.batch, self.drops, self.drop, self.shuffle = lr, batch, tuple(drops), drop, shuffle
+        self.lr, self.batch, self.drops, self.drop, self.shuffle = lr, batch, drops, drop, shuffle
         self.batches, self.objective, self.masks, self.notes = batches, objective or CrossEntropy(), {}, {}
         self.options = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         self.rule, self.epoch, self.seconds, self.bf16, self.bar, self.every = rule, epoch, 0.0, bf16, bar, every
@@ -159,11 +160,12 @@ class Trainer:
         masks and notes, and ends where it would have ended without a break; rounds that began there are not yielded.
         of: what the caller does between rounds, `{name: value}`, of which no other training may take the state.
         """
+        each = [number("epochs", epochs, "[0, 2^31)", whole=True) for epochs in each]
         ends = (self.epoch + np.cumsum(each)).tolist()
-        state = keep and keep.state(self, {"rounds": list(each), **(of or {})})
-        for number, (epochs, end) in enumerate(zip(each, ends, strict=True)):
+        state = keep and keep.state(self, {"rounds": each, **(of or {})})
+        for k, (epochs, end) in enumerate(zip(each, ends, strict=True)):
             if self.epoch <= end - epochs:
-                yield number
+                yield k
             passes = range(self.epoch, end)
             before = epochs - len(passes)
             for _ in tqdm(passes, "training", epochs, initial=before, unit="epoch", disable=not self.bar):
@@ -253,9 +255,7 @@ def _rows(x, at):
     return x[:, at] if at.dim() == 1 else x.gather(1, at[:, :, None].expand(-1, -1, x.shape[2]))
 
 
-def _check(net, train, seeds, lr, batch):
+def _check(net, train, seeds):
     one_each(nets.runs(net), seeds=seeds)
-    if not lr > 0 or batch < 1:
-        raise ValueError(f"lr = {lr}, batch = {batch}; both must be above zero")
-    if train[0].shape[-2] != len(train[1]):
+    if train[0].shape[-2] != len(train[1]) or not len(train[1]):
         raise ValueError(f"{train[0].shape[-2]} examples with {len(train[1])} labels")

@@ -8,7 +8,7 @@ Every type keeps the same integer number, so that only the choice differs; `budg
 from typing import NamedTuple
 
 from lib import draws
-from lib.errors import choice, listed, one_each
+from lib.errors import choice, listed, number, one_each
 from lib.networks import nets
 from lib.pruning import masks, methods, reweight
 
@@ -129,6 +129,6 @@ def _weight(kind, net, layer, keeps, seeds, rule):
     one_each(nets.runs(net), seeds=seeds)
     weight = reweight.plain_layer(net, layer).weight.detach()
     total = weight.shape[2 if of_edges(kind) else 1]
-    if odd := [keep for keep in keeps if not 1 <= keep <= total]:
-        raise ValueError(f"keep is {odd[0]}; allowed is 1 to {total}")
+    for keep in keeps:
+        number("keep", keep, f"[1, {total}]", whole=True)
     return weight
