@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib import errors, evaluate, mask_files, masks, methods, nets, phew, plain, sets, shrink, smaller
+from lib import convnets, errors, evaluate, mask_files, masks, methods, nets, phew, plain, sets, shrink, smaller
+from lib.training.trainer import Trainer
 
 X, Y = torch.randn(4, 6), torch.tensor([0, 1, 2, 0])
 LOADER = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=2)
@@ -23,6 +24,15 @@ def diverged():
     net = stack(1)
     net.layers[1].weight.data[0, 2, 1] = float("nan")
     return net
+
+
+def trainer(train=(X, Y), **options):
+    return Trainer(stack(1), train, (X, Y), [1], bar=False, **options)
+
+
+def of_each_row(count):
+    return {name: torch.arange(weight.shape[1]).expand_as(weight) < count for name, weight in (
+        ("0.weight", torch.empty(5, 6)), ("2.weight", torch.empty(3, 5)))}  # fmt: skip
 
 
 def walks():
@@ -48,10 +58,50 @@ TOLD = {
     "masks for units": (lambda: smaller.rows(module(), methods.prune(module(), "magnitude", 0.5)),
                         "0.weight is a mask of weights, which shrink takes itself"),
     "no stack": (lambda: evaluate.evaluate(module(), X, Y), "Sequential is no stack.*argmax"),
+    "epochs below zero": (lambda: trainer().fit(-1), r"epochs is -1; allowed are whole numbers in \[0, 2\^31\)"),
+    "half an epoch": (lambda: trainer().fit(1.5), "epochs is 1.5"),
+    "a rate without end": (lambda: trainer(lr=float("inf")), r"lr is inf; allowed are numbers in \(0, inf\)"),
+    "a momentum of one": (lambda: trainer(momentum=1), r"momentum is 1; allowed are numbers in \[0, 1\)"),
+    "a drop twice": (lambda: trainer(drops=[1, 1]), r"drops are \[1, 1\]; every epoch goes once"),
+    "a drop of nothing": (lambda: trainer(drop=0), r"drop is 0; allowed are numbers in \(0, 1\]"),
+    "training on nothing": (lambda: trainer(train=(X[:0], Y[:0])), "0 examples with 0 labels"),
     "another part": (lambda: sets.load("digits").split("validation"), r"part is 'validation'.*holdout=N"),
     "an activation": (lambda: nets.MLP([6, 5, 3], "no-WN", activation="gelu"), "activation 'gelu'.*'relu'"),
     "one size": (lambda: nets.MLP([6], "no-WN"), r"sizes \[6\].*two sizes or more"),
-    "a layer of none": (lambda: nets.MLP([6, 0, 3], "no-WN"), r"sizes \[6, 0, 3\].*none below 1"),
+    "a layer of none": (lambda: nets.MLP([6, 0, 3], "no-WN"), r"side of weights \(1, 0, 6\) is 0; allowed are whole"),
+    "half a unit": (lambda: nets.MLP([6, 2.5, 3], "no-WN"), "is 2.5; allowed are whole numbers"),
+    "no runs": (lambda: convnets.build("vgg11", (3, 32, 32), 10, -1), "is 0; allowed are whole"),
+    "a text of a density": (lambda: methods.prune(module(), "magnitude", "0.5"), "density.* is '0.5'; allowed are"),
+    "no density": (lambda: methods.prune(stack(), "magnitude", None), r"is None; allowed are numbers in \(0, 1\]"),
+    "a density of none": (lambda: methods.prune(module(), "magnitude", 1e-6), "1e-06 of 45 keeps none; one is.*0.0222"),
+    "rounds of none": (lambda: methods.prune(stack(), "synflow", 1e-3), "0.001 of 45 keeps none"),
+    "no unit": (lambda: methods.prune(stack(), "magnitude", 0.01, of="units"), "0.01 of 5 keeps none"),
+    "no hidden unit": (lambda: methods.prune(nn.Sequential(nn.Linear(6, 3)), "random", 0.5, of="units"),
+                       "has no hidden units to prune"),
+    "no layers": (lambda: methods.prune(module(), "magnitude", 0.5, layers=[]), r"layers is \[\]; needed is a list"),
+    "half a round": (lambda: methods.prune(module(), "synflow", 0.5, rounds=1.5), "rounds is 1.5; allowed are whole"),
+    "more than is left in rounds": (lambda: methods.prune(module(), "synflow", 0.9, within=of_each_row(2)),
+                                    "41 weights are to be kept, of which only 16 are left"),
+    "within by another name": (lambda: methods.prune(stack(), "magnitude", 0.5, within={"a": 1}),
+                               "within has no masks of layers.0.weight, layers.1.weight; it has those of a"),
+    "half a seed": (lambda: methods.prune(module(), "random", 0.5, seeds=[1.5]), r"seed is 1.5;.*\[0, 2\^64\)"),
+    "a seed below zero": (lambda: methods.prune(module(), "phew", 0.5, seeds=[-1]), "seed is -1; allowed are whole"),
+    "a seed too large": (lambda: nets.init_(nets.MLP([6, 3], "no-WN"), [2**64]), "seed is 18446744073709551616;"),
+    "a seed of walks": (lambda: methods.prune(stack(), "phew", 0.5, seeds=3), "seeds = 3 for a stack of 2 runs"),
+    "labels of an array": (lambda: methods.prune(module(), "snip", 0.5, X, Y.numpy()), "y is a ndarray"),
+    "labels as numbers": (lambda: methods.prune(module(), "snip", 0.5, X, Y.float()), r"torch.float32 \(4,\) for 4"),
+    "labels of fewer": (lambda: methods.prune(module(), "hessian", 0.5, X, Y[:3]), r"\(3,\) for 4 examples"),
+    "one example": (lambda: methods.prune(module(), "snip", 0.5, X[0], Y[:1]), r"x has shape \(6,\).*\(N, ...\)"),
+    "no batches": (lambda: methods.prune(module(), "snip", 0.5, [], []), "x is a list of none"),
+    "a lazy module": (lambda: methods.prune(nn.Sequential(nn.LazyLinear(3)), "magnitude", 0.5), "no real.*once"),
+    "another stack's units": (lambda: masks.expand({"layers.0": torch.ones(1, 5).bool()}, stack()),
+                              r"\(1, 5\).*\(2, 5\)"),
+    "units as numbers": (lambda: smaller.rows(module(), {"0": torch.ones(5)}), "0 are torch.float32.*torch.bool"),
+    "units of an activation": (lambda: smaller.rows(module(), {"1": torch.ones(5).bool()}), "no layer is called '1'"),
+    "units of what is transposed": (lambda: smaller.rows(nn.Sequential(nn.ConvTranspose1d(5, 5, 1)), {
+                                    "0": torch.ones(5).bool()}), "no layer is called '0'"),
+    "the density of a module's masks": (lambda: masks.density(methods.prune(module(), "magnitude", 0.5)), "mask.None"),
+    "the density of units": (lambda: masks.density(methods.prune(stack(), "magnitude", 0.5, of="units")), "a stack's"),
     "batches and a tensor": (lambda: methods.prune(module(), "snip", 0.5, [X, X], Y),
                              "x is 2 batches, y is one tensor; needed are two tensors"),
     "batches of one more": (lambda: methods.prune(stack(), "grasp", 0.5, [X, X], [Y]), "2 batches, y is 1 batches"),
@@ -98,3 +148,50 @@ def test_a_network_of_images_becomes_onnx(tmp_path):
     session = runtime.InferenceSession(str(plain.onnx(net, tmp_path, (3, 8, 8))), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"x": x.numpy()})
     np.testing.assert_allclose(found, net.eval()(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.5, 1, torch.tensor(0.5), np.float32(0.5), np.int64(1)])
+def test_numbers_of_every_library_are_numbers(value):
+    found = errors.number("share", value, "(0, 1]")
+    assert found == value and type(found) in (int, float)
+
+
+@pytest.mark.parametrize("value", ["0.5", None, True, [0.5], float("nan"), float("inf"), 0, 1.5, np.ones(1), 1j])
+def test_what_is_no_number_of_an_interval_is_told(value):
+    with pytest.raises(errors.ParameterError, match=r"^share is .*; allowed are numbers in \(0, 1\]$"):
+        errors.number("share", value, "(0, 1]")
+
+
+def test_what_a_module_had_pruned_stays_pruned():
+    net, old = module(), {"0.weight": torch.arange(30).view(5, 6) % 3 == 0, "2.weight": torch.ones(3, 5).bool()}
+    found = methods.prune(net, "magnitude", 0.4, within=old)
+    sizes = torch.cat([(net.get_parameter(name).detach().abs() * mask).flatten() for name, mask in old.items()])
+    least = sizes.sort().values[-18]
+    assert torch.equal(torch.cat([mask.flatten() for mask in found.values()]), sizes >= least)
+
+
+def test_one_layer_is_a_text_or_a_list():
+    assert list(methods.prune(module(), "magnitude", 0.5, layers="2")) == ["2.weight"]
+    with pytest.raises(errors.ParameterError, match=r"no layers \['20'\]|no score of 20"):
+        methods.prune(module(), "magnitude", 0.5, layers="20")  # which are not the layers 2 and 0
+
+
+def test_a_layer_of_which_nothing_is_kept_is_told():
+    net = module()
+    net[2].weight.data *= 1e-6
+    with pytest.warns(UserWarning, match="nothing is kept of 2.weight"):
+        methods.prune(net, "magnitude", 0.5)
+
+
+def test_a_dropout_is_drawn_alike_each_time_and_leaves_the_stream_alone():
+    net = nn.Sequential(nn.Linear(6, 5), nn.Dropout(), nn.ReLU(), nn.Linear(5, 3))
+    before = torch.random.get_rng_state()
+    found = methods.prune(net, "snip", 0.4, X, Y)
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(0)
+    losses = nn.functional.cross_entropy(net(X), Y)
+    weights = net[0].weight, net[3].weight
+    scores = torch.cat(
+        [(w * g).abs().flatten() for w, g in zip(weights, torch.autograd.grad(losses, weights), strict=True)]
+    )
+    assert torch.equal(torch.cat([mask.flatten() for mask in found.values()]), scores >= scores.sort().values[-18])

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrizations
 
-from lib import convnets, masks, methods, nets, shrink, smaller
+from lib import convnets, masks, methods, nets, shrink, smaller, units
 from lib.errors import ParameterError
 from tests.odd_networks import Lambda
 
@@ -177,6 +177,28 @@ def test_parts_are_called_as_anybody_likes(name):
     found = methods.prune(net, "taylor", 0.5, ROWS, Y, of="units")
     assert list(found) == [name] and torch.equal(found[name], scores >= scores.sort().values[3])
     assert list(methods.prune(net, "synflow", 0.5, ROWS)) == [f"{name}.weight", "o.weight"]
+
+
+def test_what_reads_a_unit_may_be_a_transposed_convolution():
+    """Its weights (I, O, ...) have their inputs first, and its own units second."""
+    net = Net(lambda net, x: net.o(net.b(net.a(x)[..., None]).flatten(1)),
+              a=nn.Linear(8, 6), b=nn.ConvTranspose1d(6, 6, 2), o=nn.Linear(12, 4))  # fmt: skip
+    found = methods.score(methods.modules.One(net, ROWS, wanted=["a"]), "outgoing_l1", of="units")
+    torch.testing.assert_close(found["a"][0], net.b.weight.detach().abs().sum((1, 2)))
+    scores = units.outgoing_l1(methods.modules.One(net, ROWS), None, None, None)
+    torch.testing.assert_close(scores["b"][0], net.o.weight.detach().abs().view(4, 6, 2).sum((0, 2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["magnitude", "taylor", "fpgm", "outgoing_l1"])
+def test_units_of_every_precision_have_scores(name, dtype):
+    """Of numbers that all precisions hold, the scores are those of float64."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)).to(dtype).double()
+    x = ROWS.to(dtype).double()
+    wanted = methods.score(methods.modules.One(net, x), name, x, Y, of="units")["0"]
+    found = methods.score(methods.modules.One(net.to(dtype), x.to(dtype)), name, x.to(dtype), Y, of="units")["0"]
+    torch.testing.assert_close(found.double(), wanted, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
 
 
 def linear(wrap):

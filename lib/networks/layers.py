@@ -22,8 +22,7 @@ class Layer(nn.Module):
     def __init__(self, runs, units, fan_in, bias=True, norm=None):
         super().__init__()
         shape = runs, units, *fan_in
-        for side in shape:
-            number(f"a side of weights {shape}", side, "[1, 2^31)", whole=True)
+        shape = [number(f"a side of weights {shape}", side, "[1, 2^31)", whole=True) for side in shape]
         self.weight = nn.Parameter(torch.empty(shape))
         self.scale = nn.Parameter(torch.zeros(runs, units))
         self.bias = nn.Parameter(torch.zeros(runs, units)) if bias else None

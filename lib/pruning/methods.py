@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import torch
 
-from lib.errors import ParameterError, choice, hint, listed
+from lib.errors import ParameterError, choice, hint, listed, one_each
 from lib.networks import nets
 from lib.pruning import anneal, masks, modules, paths
 
@@ -111,18 +111,28 @@ def prune_each(
     method needs them; seeds: one per run, of those that draw. layers: what is pruned, None for all that the method
     knows. Of scores alone: scope, rounding and within, masks whose weights alone may stay, see `masks.top`; rounds,
     see `anneal`. Units of a stack that are added up go together, see `paths.joint`. options: keywords of the method.
-    ParameterError for an unknown method, and for one that lacks its x.
+    ParameterError for an unknown method, for one that lacks its x, and where nothing is left; of a module a warning
+    where a layer keeps nothing.
     """
     if not isinstance(net, torch.nn.Module):
         raise ParameterError(f"net is a {type(net).__name__}; needed is a network itself, a stack or a torch module")
-    if not nets.layers(net):
-        needs = get(name, of).needs
-        alone, x = modules.One(net, x, needs == "nothing", layers), modules.examples(x) if needs == "examples" else None
-        how = {"layers": layers, "scope": scope, "rounding": rounding, "rounds": rounds, **options}
-        chosen = prune_each(alone, name, densities, x, y, seeds or [0], of, **how)
-        return [{part: mask[0] for part, mask in each.items()} for each in chosen]
-    chosen, x, y = _ready(get(name, of), x, y, options)
+    how = {"layers": modules.named(layers), "scope": scope, "rounding": rounding, "rounds": rounds, "within": within}
+    if nets.layers(net):
+        return modules.some(_masks(get(name, of), net, densities, x, y, seeds, **how, **options), densities)
+    needs = get(name, of).needs
+    alone = modules.One(net, x, needs == "nothing", how["layers"])
+    x = modules.examples(x) if needs == "examples" else None
+    how["within"] = within and {part: mask[None] for part, mask in within.items()}
+    made = _masks(get(name, of), alone, densities, x, y, [0] if seeds is None else seeds, **how, **options)
+    return [{part: mask[0] for part, mask in kept.items()} for kept in modules.told(modules.some(made, densities))]
+
+
+def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds, within, **options):
+    """Return what `prune_each` does, of a stack."""
+    name, of = chosen.name, chosen.of
+    chosen, x, y = _ready(chosen, x, y, options)
     if chosen.draws:
+        one_each(nets.runs(net), seeds=seeds)
         if odd := [what for what, given in (("layers", layers), ("scope", scope), ("within", within)) if given]:
             raise ParameterError(f"{name} draws masks of all layers at once, and takes no {listed(odd)}: leave it out")
         return chosen.function(net, densities, x, y, seeds, **options)
@@ -130,7 +140,7 @@ def prune_each(
     score = functools.partial(_scored, chosen, layers=layers, **options)
     if rounds != 1:
         score = functools.partial(chosen.function, **options) if layers is None else score
-        return anneal.anneal(score, net, densities, rounds, scope, rounding, x, y, seeds)
+        return anneal.anneal(score, net, densities, rounds, scope, rounding, x, y, seeds, within=within)
     made = score(net, x, y, seeds)
     if of == "units" and not isinstance(net, modules.One):
         made = paths.joint(nets.graph(net), made)
@@ -140,7 +150,7 @@ def prune_each(
 def score(net, name, x=None, y=None, seeds=None, of="weights", layers=None, **options):
     """Return what the method called `name` ranks by, `{name: (R, O, *F)}` or, of units, `{layer: (R, O)}`."""
     chosen, x, y = _ready(get(name, of), x, y, options)
-    return _scored(chosen, net, x, y, seeds, layers, **options)
+    return _scored(chosen, net, x, y, seeds, modules.named(layers), **options)
 
 
 def _ready(chosen, x, y, options):
@@ -150,7 +160,7 @@ def _ready(chosen, x, y, options):
     elif x is None:
         raise ParameterError(f"{chosen.name} needs {chosen.needs}: pass them as x, see lib/pruning/methods.py")
     elif chosen.needs == "examples":
-        modules.assert_tensors(x)
+        modules.assert_tensors(x, y)
     own = inspect.signature(chosen.function).parameters
     if odd := [key for key in options if key not in own and "options" not in own]:
         has = listed([*own][5 if chosen.draws else 4 :])
@@ -163,6 +173,8 @@ def _scored(chosen, net, x, y, seeds, layers=None, **options):
     made = chosen.function(net, x, y, seeds, **options)
     if layers is None:
         own = nets.hidden(net) if chosen.of == "units" and isinstance(net, modules.One) else made
+        if not own:
+            raise ParameterError(f"{type(net).__name__} has no hidden units to prune: all its layers make outputs")
         return {name: score for name, score in made.items() if name in own}
     wanted = [f"{layer}.weight" if chosen.of == "weights" else layer for layer in layers]
     if odd := [name for name in wanted if name not in made]:

@@ -1,6 +1,8 @@
 """Any torch module as a stack of one, so that methods made for stacks prune it too."""
 
 import copy
+import warnings
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -22,8 +24,9 @@ TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 class Weighted(Layer):
     """The tensors of a layer of a module, with a leading axis; nothing is computed here."""
 
-    def __init__(self, weight, groups):
+    def __init__(self, weight, groups, turned):
         nn.Module.__init__(self)
+        self.turned = turned  # of a transposed convolution, whose weights are (1, I, O, ...)
         self.scale, self.normalised, self.groups = weight.new_zeros(1, len(weight)), False, groups
         self.norm = torch.zeros(1, dtype=torch.int8)
 
@@ -42,7 +45,7 @@ class One(nn.Module):
         super().__init__()
         module, self._wanted = hops.unwrapped(module), wanted
         layers = _prunable(module)
-        assert_tensors([] if x is None else x)
+        x is None or assert_tensors(x)
         batch, first = x[0] if isinstance(x, list | tuple) else x, next(iter(layers.values()))
         shape = (first.in_features,) if isinstance(first, nn.Linear) else None
         self._shape, self._example = shape if batch is None else tuple(batch.shape[1:]), batch
@@ -97,11 +100,24 @@ class One(nn.Module):
         own = dict((*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)))
         names = (name for name, _ in (*self._own.named_parameters(), *self._own.named_buffers()))
         x = x.flatten(0, -2).unflatten(1, self.image)
-        logits = functional_call(self._own, {name: own[name][0] for name in names}, (x,))
+        with _stream(x):
+            logits = functional_call(self._own, {name: own[name][0] for name in names}, (x,))
         if not isinstance(logits, torch.Tensor):
             told = f"{type(self._own).__name__} returns a {type(logits).__name__}"
             raise ParameterError(f"{told}; scores of examples are of logits: pass a module that returns them alone")
         return logits[None]
+
+
+@contextmanager
+def _stream(x):
+    """Draw what a module draws, as its dropouts do, from one fixed seed, and leave torch's own stream as it was."""
+    stream = torch.cuda.default_generators[x.device.index] if x.is_cuda else torch.default_generator
+    before = stream.get_state()
+    stream.manual_seed(0)
+    try:
+        yield
+    finally:
+        stream.set_state(before)
 
 
 def examples(x):
@@ -109,12 +125,40 @@ def examples(x):
     return [part.flatten(1) for part in x] if isinstance(x, list | tuple) else x.flatten(1)
 
 
-def assert_tensors(x):
-    """Raise ParameterError for examples that are neither a tensor nor a list of them."""
-    batches = x if isinstance(x, list | tuple) else [x]
-    if odd := [type(batch).__name__ for batch in batches if not isinstance(batch, torch.Tensor)]:
-        told = f"x is a {odd[0]}, or has one; needed is a tensor, or a list of them, and y likewise"
-        raise ParameterError(f"{told}: of a loader x, y = map(list, zip(*loader)), of an array torch.from_numpy(x)")
+def assert_tensors(x, y=None):
+    """Raise ParameterError for examples that are neither a tensor nor a list of them, and for labels y likewise."""
+    for what, given, axes in (("x", x, 2), ("y", y, 1)):
+        batches = given if isinstance(given, list | tuple) else [given]
+        odd = [type(batch).__name__ for batch in batches if not isinstance(batch, torch.Tensor | None)]
+        if odd or not batches:
+            told = f"{what} is a {odd[0] if odd else 'list of none'}, or has one; needed is a tensor, or a list of them"
+            raise ParameterError(f"{told}: of a loader x, y = map(list, zip(*loader)), of an array torch.from_numpy(x)")
+        if odd := [tuple(batch.shape) for batch in batches if batch is not None and batch.dim() < axes]:
+            raise ParameterError(f"{what} has shape {odd[0]}; needed are examples along an axis of their own, (N, ...)")
+
+
+def named(layers):
+    """Return the names of layers that may be pruned as a list, or None for all; ParameterError for a list of none."""
+    layers = [layers] if isinstance(layers, str) else layers
+    if layers is not None and not len(layers):
+        raise ParameterError("layers is []; needed is a list of names, or None for all")
+    return layers
+
+
+def some(made, densities):
+    """Return masks `made` of densities, `[{name: bool (R, O, *F)}]`; ParameterError where a run keeps nothing."""
+    for density, kept in zip(densities, made, strict=True):
+        if not torch.stack([mask.flatten(1).any(1) for mask in kept.values()]).any(0).all():
+            count = sum(mask[0].numel() for mask in kept.values())
+            raise ParameterError(f"density {density} of {count} keeps none; one is a density of {1 / count:.3g}")
+    return made
+
+
+def told(made):
+    """Return masks, having warned of the parts, weights or layers, of which they keep nothing."""
+    if empty := list(dict.fromkeys(part for kept in made for part, mask in kept.items() if not mask.any())):
+        warnings.warn(f"nothing is kept of {listed(empty)}: no input is seen behind it", stacklevel=4)
+    return made
 
 
 def _prunable(module):
@@ -124,11 +168,19 @@ def _prunable(module):
         raise ParameterError(f"{type(module).__name__} has neither a convolution nor a linear layer to be pruned")
     if "" in layers:
         raise ParameterError("a layer alone is the module itself, which has no name: pass nn.Sequential(layer)")
+    if odd := [name for name, part in module.named_parameters() if not _real(part)]:
+        how = "run a lazy module once, load those of the device meta"
+        raise ParameterError(f"parameters {odd} hold no real numbers to rank: {how}")
     if odd := [name for name, part in layers.items() if "weight" not in part._parameters]:
         how = 'torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")'
         older = "of the older kind remove_weight_norm, remove_spectral_norm or prune.remove"
         raise ParameterError(f"layers {odd} compute their weights, so that no mask stays: first {how}, {older}")
     return layers
+
+
+def _real(parameter):
+    lazy = isinstance(parameter, nn.parameter.UninitializedParameter)
+    return not lazy and not parameter.is_meta and parameter.is_floating_point()
 
 
 def assert_flows(net):
@@ -139,8 +191,9 @@ def assert_flows(net):
 
 
 def _shell(module):
-    layer = isinstance(module, hops.WEIGHTED)
-    return Weighted(module.weight, getattr(module, "groups", 1)) if layer else nn.Module()
+    if not isinstance(module, hops.WEIGHTED):
+        return nn.Module()
+    return Weighted(module.weight, getattr(module, "groups", 1), isinstance(module, TRANSPOSED))
 
 
 def _shelled(module, known):

@@ -52,7 +52,7 @@ def drawn(like, seeds, keys, draw):
 
     keys: `{name: (purpose, *position)}` of each draw, see `draws.generator`; draw: `(generator, shape)` to numbers.
     """
-    one_each(len(next(iter(like.values()))), seeds=seeds)
+    one_each(len(next(iter(like.values()), seeds)), seeds=seeds)
     shapes = {name: tuple(like[name].shape[1:]) for name in keys}
     made = {name: np.stack([draw(draws.generator(seed, *keys[name]), shape) for seed in seeds])
             for name, shape in shapes.items()}  # fmt: skip
@@ -163,6 +163,10 @@ def _batches(x, y):
     batches = list(zip(x, y, strict=True)) if several else [(x, y)]
     if not batches or not all(len(labels.flatten()) for _, labels in batches):
         raise ValueError("there is no example, or a batch of none; this score is made from some, ten of every class")
+    for images, labels in batches:
+        if labels.dtype != torch.int64 or labels.shape[-1] != images.shape[-2]:
+            told = f"labels are {labels.dtype} {tuple(labels.shape)} for {images.shape[-2]} examples"
+            raise ValueError(f"{told}; needed are classes, torch.int64, one for each")
     return batches
 
 

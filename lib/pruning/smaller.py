@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from lib.errors import ParameterError
-from lib.networks import plain
-from lib.pruning import shrink
-from lib.pruning.hops import unwrapped
-from lib.pruning.masks import trailing
+from lib.networks import nets, plain
+from lib.networks.layers import Layer
+from lib.pruning import hops, modules, shrink
+from lib.pruning.masks import assert_units, trailing
 
 
 @torch.no_grad()
@@ -50,15 +50,15 @@ def rows(net, units):
     units: `{layer: bool (R, O)}` of a stack, `{layer: bool (O,)}` of a torch module, as `methods.prune` makes them.
     Biases and normalisations go on speaking for a unit, unlike under `masks.expand`: `shrink` folds what they say.
     """
-    masks, net = {}, unwrapped(net)
-    for layer, mask in units.items():
-        if layer.endswith(".weight"):
-            raise ValueError(
-                f"{layer} is a mask of weights, which shrink takes itself; rows makes masks of units' masks"
-            )
-        weight = net.get_submodule(layer).weight
-        masks[f"{layer}.weight"] = trailing(mask, weight).expand_as(weight).clone()
-    return masks
+    net, weights = hops.unwrapped(net), {}
+    if odd := [layer for layer in units if layer.endswith(".weight")]:
+        raise ValueError(f"{odd[0]} is a mask of weights, which shrink takes itself; rows makes masks of units' masks")
+    for name, part in net.named_modules():
+        if isinstance(part, (Layer, *hops.WEIGHTED)) and not isinstance(part, modules.TRANSPOSED):
+            weights[f"{name}.weight"] = part.weight
+    assert_units(units, weights, 2 if nets.layers(net) else 1)
+    found = {f"{layer}.weight": mask for layer, mask in units.items()}
+    return {name: trailing(mask, weights[name]).expand_as(weights[name]).clone() for name, mask in found.items()}
 
 
 def runtime(path):

@@ -32,10 +32,14 @@ def fpgm(net, x, y, seeds):
 
     `{layer: (R, O)}`; what lies nearest to the geometric median of all goes first (He et al., arXiv 1811.00250).
     """
-    each = {layer: net.get_submodule(layer).weight.detach().flatten(2) for layer in nets.hidden(net)}
+    each = {layer: _fine(net.get_submodule(layer).weight.detach().flatten(2)) for layer in nets.hidden(net)}
     # By products, which are faster, equal weights are apart.
     how = {"compute_mode": "donot_use_mm_for_euclid_dist"}
     return {name: torch.cdist(weights, weights, **how).sum(2) for name, weights in each.items()}
+
+
+def _fine(weights):
+    return weights.to(torch.promote_types(weights.dtype, torch.float32))  # of half precision torch has no distances
 
 
 @method("growth", of="units", needs="history")
@@ -67,10 +71,15 @@ def outgoing_l1(net, x, y, seeds, signed=False):
     if odd := [name for name, layer in layers.items() if getattr(layer, "groups", 1) > 1]:
         raise ValueError(f"{odd} read in groups; what reads a unit is told of layers that read all of them")
     for name, names in readers(net).items():
-        weights = [layers[reader].weight.detach().flatten(2) for reader in names]
+        weights = [_rows(layers[reader]).flatten(2) for reader in names]
         sums = sum((weight if signed else weight.abs()).sum(1) for weight in weights)
-        scores[name] = sums.unflatten(1, (layers[name].weight.shape[1], -1)).sum(2)
+        scores[name] = sums.unflatten(1, (_rows(layers[name]).shape[1], -1)).sum(2)
     return scores
+
+
+def _rows(layer):
+    """Return the weights (R, O, I, ...) of a layer, whichever of both axes comes first."""
+    return layer.weight.detach().transpose(1, 2) if getattr(layer, "turned", False) else layer.weight.detach()
 
 
 def readers(net):

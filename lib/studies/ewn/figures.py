@@ -117,7 +117,9 @@ def claims(pruned, images):
     """
     furthest, rows = deepest(pruned), []
     of = "" if images == "all" else f" of {images} images"
-    told = pruned["level"].isin([level for level in LEVELS if level > furthest] + [furthest]) & (pruned["criterion"] == "norm")
+    told = pruned["level"].isin([level for level in LEVELS if level > furthest] + [furthest]) & (
+        pruned["criterion"] == "norm"
+    )
     for level, own in pruned[told].groupby("level"):
         for share in SHARES:
             for second in sorted({*own["type"]} - {"EWN"}, reverse=True):
