@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import scipy
 from scipy import stats
 
 from lib import drawing, parameters, provenance, runs
@@ -250,6 +251,19 @@ def test_the_ranking_has_a_row_for_every_type(axes, table):
         np.testing.assert_allclose(x, own["rank"])
         assert list(y) == [heights[kind] for kind in own.index] and errors[y[0] - 1] == said
         assert [errors[row] for row in y] == [f"{error:.2f}" for error in own["error"]]
+
+
+def test_the_best_is_on_top_in_the_middle_of_its_interval(axes, here, table):
+    figures.order(axes, here, table)
+    assert [text.get_text() for text in axes.get_yticklabels()] == [figures.label(kind) for kind in table.index]
+    assert axes.yaxis.get_inverted() and len(axes.patches) == len(table)
+    spans = {line.get_ydata()[0]: line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2}
+    means = {line.get_ydata()[0]: line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1}
+    for row, (kind, one) in enumerate(table.iterrows()):
+        own = here.loc[here["type"] == kind, "tuned"]
+        half = scipy.stats.sem(own) * scipy.stats.t.ppf(0.975, len(own) - 1)
+        assert means[row] == one["error"]
+        np.testing.assert_allclose(spans[row], [one["error"] - half, one["error"] + half])
 
 
 def test_errors_stand_beside_the_controls_in_every_panel(axes, frame):

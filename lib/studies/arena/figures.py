@@ -71,6 +71,24 @@ def ranking(axes, table):
     axes.set(ylim=(at - 0.4, -0.6), xlim=(0.3, len(table) + 0.7))
 
 
+def order(axes, frame, table):
+    """Draw the test error of every type with its 95 % interval over seeds, the best on top, controls on grey.
+
+    frame: `standings.rows` at one sparsity, of which `table` is the `standings.ladder`.
+    """
+    for row, (kind, one) in enumerate(table.iterrows()):
+        said, colour, marker = FAMILIES[one["family"]]
+        own = frame.loc[frame["type"] == kind, "error"]
+        if len(own) > 1:  # about the mean of the ladder, which knows what seeds are missing
+            axes.plot(evidence.interval(own - own.mean() + one["error"]), [row, row], color=colour, linewidth=1.2)
+        first = kind == table.index[table["family"] == one["family"]][0]
+        axes.plot(one["error"], row, marker, color=colour, markersize=3.5, label=said if first else None)
+        axes.axhspan(row - 0.5, row + 0.5, color=drawing.GREY, alpha=0.25 * (kind in FREE), linewidth=0, zorder=0)
+    axes.set_yticks(range(len(table)), map(label, table.index))
+    axes.set_ylim(len(table) - 0.4, -0.6)
+    drawing.log_ticks(axes, "x")
+
+
 def errors(axes, frame, kinds):
     """Draw the error of types against the share of weights that stays, both logarithmic, beside the controls.
 
