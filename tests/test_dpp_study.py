@@ -283,7 +283,7 @@ def pupil(taught):
     student, teacher, _ = taught
     student, teacher = nets.take(student, [1]), nets.take(teacher, [1])
     x, _ = committee.many(1, INPUTS, 5000, "train")
-    return student, teacher, committee_study.items(student, x), committee.many(1, INPUTS, 5000)
+    return student, teacher, study.items(student, x, "preactivation"), committee.many(1, INPUTS, 5000)
 
 
 def test_students_learn_and_are_taught_once(taught, monkeypatch):

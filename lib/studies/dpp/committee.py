@@ -21,7 +21,6 @@ from lib.kernels import twins
 from lib.networks import nets
 
 LAYER = "layers.0"  # of the local fields, the one that is pruned
-ACTIVATION = nets.ACTIVATIONS["erf"]
 DRAWN = 500  # samples that are drawn with one key
 BLOCK = 25  # samples whose inner products are computed at once; 16 and 64 are slower
 FIELDS_AT_ONCE = 2**23  # activations of one pass through pruned committees, 32 MiB

@@ -7,9 +7,7 @@ import numpy as np
 import torch
 
 from lib.networks import nets
-from lib.pruning.likelihood import moments, projected, unit_moments
 from lib.studies.dpp import committee, kinds, study
-from lib.studies.dpp.study import LAYER, Items
 from lib.training import once
 
 DRAWN_AT_RANDOM = ("dpp_node", "dpp_edge", "random_node", "random_edge")
@@ -49,21 +47,14 @@ def complaint(p):
     return kinds.complaint(p, (p["inputs"], p["students"], 1), budgets)
 
 
-def items(student, x):
-    """Return the `Items` of a student from the inputs `x (N, I)`; a node is its local field, as in the study."""
-    weight = nets.layers(student)[LAYER].weight
-    inputs = moments(x)
-    return Items(inputs, projected(inputs, weight), unit_moments(x, weight, None, committee.ACTIVATION))
-
-
 def errors(kind, student, teacher, keep, seed, noise, items, tests, sets=10, as_published=False):
     """Return what a type does to one student, `{name: array}`: one entry per number in the list `keep`.
 
     error (2, K, S): half the mean squared error in closed form, raw and reweighted, of each of the `sets` drawn (one,
     where nothing is drawn); simulated and deviation (2, K, S): the same on `tests`, samples as of `committee.many`, and
     its standard error; student (K, units, units) and cross (K, units, teacher units): mean |Q| and |R| over the sets,
-    raw. items: the student's `Items`. as_published: edges at random with probability keep / I, and units by the sum
-    of their outgoing weights with their signs.
+    raw. items: of `study.items`, on the "preactivation": a node is its local field, as in the study. as_published:
+    edges at random with probability keep / I, and units by the sum of their outgoing weights with their signs.
     """
     if not 1 <= sets <= MOST_SETS:
         raise ValueError(f"sets is {sets}; allowed are 1 to {MOST_SETS}")
