@@ -189,7 +189,7 @@ def test_the_holdout_is_stratified_fixed_and_leaves_the_test_set():
     few = sets.load("digits", holdout=200, train_examples=50)
     assert len(few.train_y) == 50 and torch.equal(few.test_x, cut.test_x)
     n = len(whole.train_y)
-    with pytest.raises(sets.DataError, match=f"holdout is {n}; allowed is 0 .none. to {n - 1}"):
+    with pytest.raises(sets.DataError, match=f"holdout is {n}; allowed is 0 to {n - 1}"):
         sets.load("digits", holdout=n)
 
 

@@ -118,9 +118,11 @@ def load(name, device="cpu", train_examples=0, statistics="ewn", holdout=0):
     mean, std = STATISTICS[statistics].get(name, (data.mean, data.std))
     data = replace(data, mean=mean, std=std)
     if holdout:
-        data = _hold_out(data, holdout)
+        held, x, y = _stratified(data, "holdout", holdout, "holdout", len(data.train_y) - 1), data.train_x, data.train_y
+        data = replace(data, train_x=x[~held], train_y=y[~held], test_x=x[held], test_y=y[held])
     if train_examples:
-        data = _keep(data, train_examples)
+        kept = _stratified(data, "subset", train_examples, "train_examples", len(data.train_y))
+        data = replace(data, train_x=data.train_x[kept], train_y=data.train_y[kept])
     device = _device(device)
     tensors = {k: v.to(device) for k, v in vars(data).items() if isinstance(v, torch.Tensor)}
     return replace(data, **tensors)
@@ -180,37 +182,27 @@ def _checksum(*tensors):
     return digest.hexdigest()[:16]
 
 
-def _hold_out(data, count):
-    n = len(data.train_y)
-    if not 0 < count < n:
-        raise DataError(f"holdout is {count}; allowed is 0 (none) to {n - 1}, {data.name} has {n} training images")
-    held, x, y = _stratified(data.train_y, "holdout", count), data.train_x, data.train_y
-    rest = torch.ones(n, dtype=torch.bool).index_fill_(0, held, False)
-    return replace(data, train_x=x[rest], train_y=y[rest], test_x=x[held], test_y=y[held])
+def _stratified(data, purpose, count, what, most):
+    """Return which `count` training examples are chosen, `bool (N,)`, all classes in proportion; at `most` so many."""
+    if not 0 < count <= most:
+        raise DataError(
+            f"{what} is {count}; allowed is 0 to {most}, of the {len(data.train_y)} training images of {data.name}"
+        )
+    order = draws.generator(0, purpose).permutation(len(data.train_y))
+    labels = data.train_y.numpy()[order]
+    rank = _before(labels) / np.bincount(labels)[labels]
+    chosen = torch.zeros(len(order), dtype=torch.bool)
+    chosen[torch.from_numpy(order[np.argsort(rank, kind="stable")][:count])] = True
+    return chosen
 
 
-def _keep(data, count):
-    n = len(data.train_y)
-    if not 0 < count <= n:
-        raise DataError(f"train_examples is {count}; allowed is 0 (all) to {n}, which {data.name} has here")
-    kept = _stratified(data.train_y, "subset", count)
-    return replace(data, train_x=data.train_x[kept], train_y=data.train_y[kept])
-
-
-def _stratified(labels, purpose, count):
-    """Return the indices of `count` examples with all classes in proportion, in order."""
-    order = draws.generator(0, purpose).permutation(len(labels))
-    ranked = order[np.argsort(_rank_in_class(labels.numpy()[order]), kind="stable")]
-    return torch.from_numpy(np.sort(ranked[:count]))
-
-
-def _rank_in_class(labels):
-    """Return for every example how many of its class, in proportion to the class, come before it."""
-    rank = np.empty(len(labels))
+def _before(labels):
+    """Return for every example how many of its class come before it, int64 (N,)."""
+    before = np.empty(len(labels), np.int64)
     for label in np.unique(labels):
         where = np.flatnonzero(labels == label)
-        rank[where] = np.arange(len(where)) / len(where)
-    return rank
+        before[where] = np.arange(len(where))
+    return before
 
 
 def _digits(channels, side):
@@ -222,11 +214,7 @@ def _digits(channels, side):
     x = torch.nn.functional.interpolate(x, size=(side, side), mode="bilinear").round().to(torch.uint8)
     x = x.repeat(1, channels, 1, 1)
     y = torch.from_numpy(labels).long()
-    position = torch.zeros_like(y)
-    for label in range(10):
-        where = y == label
-        position[where] = torch.arange(int(where.sum()))
-    test = position % TEST_EVERY == TEST_EVERY - 1
+    test = torch.from_numpy(_before(labels)) % TEST_EVERY == TEST_EVERY - 1
     return (x[~test], y[~test]), (x[test], y[test])
 
 
