@@ -65,14 +65,13 @@ class Augmented:
         self.data, self.seeds, self.pad, self.epoch = data, list(seeds), pad, None
 
     def __call__(self, epoch, index):
-        if index.dim() == 1 and len(set(self.seeds)) == 1:
-            return self._batch(index, *(part[index] for part in self._moves(epoch)[self.seeds[0]]))
-        index = index.expand(len(self.seeds), -1)
-        drawn = [self._moves(epoch)[seed] for seed in self.seeds]
-        shift, flip = (torch.stack([d[k][i] for d, i in zip(drawn, index, strict=True)]) for k in (0, 1))
-        return self._batch(index, shift, flip)
-
-    def _batch(self, index, shift, flip):
+        moves = self._moves(epoch)
+        if index.dim() == 1 and len(moves) == 1:
+            shift, flip = (part[index] for part in moves[self.seeds[0]])
+        else:
+            index = index.expand(len(self.seeds), -1)
+            each = [[part[own] for part in moves[seed]] for seed, own in zip(self.seeds, index, strict=True)]
+            shift, flip = map(torch.stack, zip(*each, strict=True))
         images = crop_flip(self.data.train_x, index, shift, flip, self.pad)
         return standardise(images, self.data.mean, self.data.std)
 
