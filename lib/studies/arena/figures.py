@@ -24,6 +24,7 @@ ENDS = {"_units": " units", "_init": " at start", "_gradual": " gradually"}  # o
 
 def panels(heights, columns):
     """Return (figure, panels), `columns` side by side, of so many inches each; a row is as tall as its tallest."""
+    columns = min(columns, len(heights))
     rows = [max(heights[k : k + columns]) for k in range(0, len(heights), columns)]
     size = {"figsize": (drawing.WIDE, sum(rows)), "height_ratios": rows, "squeeze": False}
     figure, found = plt.subplots(len(rows), columns, **size)

@@ -100,8 +100,7 @@ def by_moment(frame):
 
 def _effect(row):
     mean, low, high = (gallery.number(row[name]) for name in ("mean", "low", "high"))
-    clear = row["n"] >= evidence.NEEDED and row["low"] * row["high"] > 0
-    return f"**{mean}** ({low} to {high})" if clear else f"{mean} ({low} to {high})"
+    return f"**{mean}** ({low} to {high})" if row["clear"] else f"{mean} ({low} to {high})"
 
 
 def _when(frame):
@@ -109,8 +108,8 @@ def _when(frame):
     found, said = standings.apart_by_moment(frame), []
     for one, other in PAIRS if len(found) else ():
         own = found[(found["one"] == one) & (found["other"] == other)]
-        clear = (own["n"] >= evidence.NEEDED) & (own["low"] * own["high"] > 0)
-        fates = (("better", clear & (own["mean"] > 0)), ("worse", clear & (own["mean"] < 0)), ("undecided", ~clear))
+        clear, better = own["clear"].astype(bool), own["mean"] > 0
+        fates = (("better", clear & better), ("worse", clear & ~better), ("undecided", ~clear))
         parts = [f"{what} for {_listed(own['score'][rows])}" for what, rows in fates if rows.any()]
         if parts:
             said.append(f"Pruned {one} training instead of {other} it, by the same score: {'; '.join(parts)}.")
