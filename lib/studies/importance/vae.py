@@ -167,10 +167,7 @@ def _contributions(net, images, noise, preactivation):
     sums = {layer: contribution.Sums(torch.cat(parts, 1)) for layer, parts in weights.items()}
 
     def note(layer):
-        def hook(_, __, output):
-            sums[layer].add(output if preactivation else torch.relu(output))
-
-        return hook
+        return lambda _, __, output: sums[layer].add(output if preactivation else torch.relu(output)) and None
 
     handles = [net.get_submodule(layer).register_forward_hook(note(layer)) for layer in read_by]
     try:
