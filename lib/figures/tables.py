@@ -107,7 +107,7 @@ def joined(experiment, names, columns=(), /, **where):
     frame = runs.curves(experiment, names[0], **where)
     for name in names[1:]:
         frame = frame.merge(runs.curves(experiment, name, **where))
-    records = runs.records(experiment, **where)
+    records = runs.records(experiment, **where) if columns else []
     constant = {key: records[0].parameters[key] for key in columns if records and key not in frame}
     return frame.assign(**constant)
 
@@ -148,9 +148,6 @@ def resample(frame, x, y, at):
 
 def sweeps(experiment, **where):
     """Return the record with the most seeds of every type, {type: record}, in the order of the types' looks."""
-    longest = {}
-    for record in runs.records(experiment, **where):
-        best = longest.get(record.type)
-        if best is None or len(record.axes.get("seed", ())) > len(best.axes.get("seed", ())):
-            longest[record.type] = record
+    found = sorted(runs.records(experiment, **where), key=lambda record: -len(record.axes.get("seed", ())))
+    longest = {record.type: record for record in reversed(found)}
     return {kind: longest[kind] for kind in drawing.ordered(longest)}

@@ -71,8 +71,7 @@ def compared(mode, rows):
 
 def layers(experiment, **where):
     """Return the rows of every layer pruned alone: mass, root = √mass, and error, the change of its output."""
-    mass, error = (runs.curves(experiment, name, **where, type=list(KINDS[:2])) for name in ("mass", "error"))
-    rows = mass.merge(error)
+    rows = tables.joined(experiment, ("mass", "error"), **where, type=list(KINDS[:2]))
     return rows.assign(root=np.sqrt(rows["mass"].clip(lower=0)), asked=rows["asked"].astype(float))
 
 

@@ -5,9 +5,8 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from lib.data.sets import SHAPES
-from lib.figures import drawing, gallery
+from lib.figures import drawing, gallery, tables
 from lib.networks import convnets, nets
-from lib.records import runs
 
 DASHES = {"norms of a batch": "-", "norms as they start": "--", "one round": ":"}  # of masks without training
 ABOUT = ["type", "rounds", "width", "seed"]
@@ -55,9 +54,7 @@ def left(layers, **where):
 
     layers: of `parts`; where: records of `phew_density`.
     """
-    rows = runs.curves("phew_density", "layer_sparsity", **where).merge(
-        runs.curves("phew_density", "active_units", **where)
-    )
+    rows = tables.joined("phew_density", ("layer_sparsity", "active_units"), **where)
     rows = rows.merge(layers, on="layer").assign(kept=lambda rows: (1 - rows["layer_sparsity"]) * rows["weights"])
     by = ["type", "seed", "density", "part"]
     sums = rows.groupby(by, as_index=False, sort=False)[["kept", "weights", "active_units", "units"]].sum()
@@ -84,9 +81,9 @@ def conserved(experiment, kinds, **where):
     """
     logs = {}
     for kind in kinds:
-        sides = [runs.curves(experiment, name, **where, type=kind) for name in ("score_in", "score_out")]
-        if all(len(side) for side in sides):
-            ratio = sides[0].merge(sides[1]).query("score_in > 0 and score_out > 0")
+        sides = tables.joined(experiment, ("score_in", "score_out"), **where, type=kind)
+        if len(sides):
+            ratio = sides.query("score_in > 0 and score_out > 0")
             logs[kind] = np.log10(ratio["score_out"] / ratio["score_in"]).to_numpy()
     return logs
 
