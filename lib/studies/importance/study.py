@@ -162,10 +162,9 @@ class Study(frame.Lab):
         """Return the control: a network of the widths that the rounds leave, trained from scratch just as long."""
         widths = self.schedule.widths(self.start_widths)
         net, history = self.dense(self.schedule.total, widths[-1])
-        names, rounds = contribution.prunable(net, self.channels), len(self.schedule.rounds)
-        kept = {name: torch.ones_like(net.get_submodule(name).scale, dtype=torch.bool) for name in names}
+        rounds, kept = len(self.schedule.rounds), self._units(net, {})
         never = np.full((1, rounds), np.nan)
-        of_rounds = np.array([widths[-1]] * rounds).reshape(1, rounds, len(names))
+        of_rounds = np.array([widths[-1]] * rounds).reshape(1, rounds, len(kept))
         return Trained(net, kept, history, of_rounds, never, never, [["small"]])
 
     def _start(self):
@@ -195,16 +194,16 @@ class Study(frame.Lab):
         with self.keeping() as lab:
             return dict(zip(kinds, lab.grid(train, [start] * len(kinds)), strict=True))
 
-    def _units(self, trainer):
-        """Return the units that a trainer still has, `{layer: bool (R, O)}`, as its notes say."""
-        names = contribution.prunable(trainer.net, self.channels)
-        every = {name: torch.ones_like(trainer.net.get_submodule(name).scale, dtype=torch.bool) for name in names}
-        kept = {name: trainer.notes[name][-1] for name in names if name in trainer.notes}
+    def _units(self, net, notes):
+        """Return the units that networks still have, `{layer: bool (R, O)}`, as the notes of their trainer say."""
+        names = contribution.prunable(net, self.channels)
+        every = {name: torch.ones_like(net.get_submodule(name).scale, dtype=torch.bool) for name in names}
+        kept = {name: notes[name][-1] for name in names if name in notes}
         return every | {name: torch.from_numpy(units).to(every[name].device) for name, units in kept.items()}
 
     def _round(self, trainer, kinds, number):
         """Prune round `number`, and note which units stay, and how good the networks are right afterwards."""
-        units = self._fewer(trainer, self._units(trainer), kinds, number)
+        units = self._fewer(trainer, self._units(trainer.net, trainer.notes), kinds, number)
         trainer.prune(masks.expand(units, trainer.net))
         if self.reset_optimizer:
             trainer.reset_optimizer()
@@ -216,7 +215,7 @@ class Study(frame.Lab):
 
     def _outcome(self, trainer, kinds, before):
         """Return the `Trained` of a stack that `before` says the first epochs of."""
-        units, notes, runs = self._units(trainer), trainer.notes, len(kinds)
+        units, notes, runs = self._units(trainer.net, trainer.notes), trainer.notes, len(kinds)
         skip = int(before["epoch"].shape[1] > 0)  # both histories know the epoch at which one ends
         history = {name: np.hstack([before[name].repeat(runs, 0), own[:, skip:]])
                    for name, own in trainer.curves().items()}  # fmt: skip
