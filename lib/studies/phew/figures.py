@@ -122,12 +122,12 @@ def lasting(rows):
 
 
 def collapse(axes, rows):
-    """Draw the emptied layers of every run against density, with what the lines are; rows: of `emptied`."""
-    for (kind, rounds, *_), own in rows.groupby(ABOUT):
-        _, colour, marker, _ = drawing.look(kind)
+    """Draw the median of the emptied layers against density, and quartiles, with what the lines are; see `emptied`."""
+    for (kind, rounds, _), own in rows.groupby(ABOUT[:3]):
         norms = "norms as they start" if kind.endswith("_frozen") else "norms of a batch"
         dashes = DASHES["one round" if rounds == 1 else norms]
-        axes.plot(own["density"], own["empty"], ls=dashes, marker=marker, color=colour, alpha=0.6)
+        line = {"linestyle": dashes, "marker": drawing.look(kind)[2], "label": False, "medians": True}
+        drawing.spread(axes, own, "density", "empty", kind, **line)
     axes.legend([Line2D([], [], color=drawing.GREY, ls=dashes) for dashes in DASHES.values()], DASHES)
     axes.set(xlabel="density", ylabel="emptied layers", xscale="log")
 
