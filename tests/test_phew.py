@@ -565,7 +565,7 @@ def test_a_density_out_of_reach_is_an_error_and_not_an_endless_search():
 def test_hops_that_do_not_fit_are_named(hops, shapes, message):
     weights = {f"{name}.weight": torch.ones(1, *shape) for name, shape in shapes.items()}
     with pytest.raises(ValueError, match=message):
-        phew.masks([phew.Hop(*hop) for hop in hops], weights, 0.5, [0])
+        phew.masks(hops, weights, 0.5, [0])
 
 
 def test_the_legacy_branch_is_refused_where_it_makes_no_sense():

@@ -177,8 +177,9 @@ def test_a_score(name):
 
 
 def walks(net, device, **options):
-    hops = [phew.Hop(hop.layer, hop.source, hop.target) for hop in nets.graph(net)]
-    return phew.Walks(hops, {name: w.detach()[0].to(device) for name, w in nets.weights(net).items()}, 1, **options)
+    return phew.Walks(
+        nets.graph(net), {name: w.detach()[0].to(device) for name, w in nets.weights(net).items()}, 1, **options
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"kernels": True}, {"power": 2}, {"invert": True}])

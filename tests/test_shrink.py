@@ -90,7 +90,7 @@ def test_at_one_percent_the_dead_units_are_gone():
     kept = random_masks(net, 0.02)
     small, x = shrink.shrink(net, kept), inputs(5, 100, torch.float32)
     live = paths.live(nets.graph(net), kept)
-    assert [len(m.weight) for m in small if isinstance(m, nn.Linear)][:2] == [int(live.units(n).sum()) for n in (1, 2)]
+    assert [len(m.weight) for m in small if isinstance(m, nn.Linear)][:2] == [int(live.units[n].sum()) for n in (1, 2)]
     assert plain.macs(small, 100) < nets.macs_per_run(net) / 4
     assert_same(small, net, kept, x, 0, 1e-5)
 
@@ -202,7 +202,7 @@ def test_no_unit_without_a_path_is_left(name):
     for seed, density in enumerate((0.3, 0.1)):
         kept = random_masks(net, density, seed)
         live = paths.live(nets.graph(net), kept)
-        expected = {node: int(live.units(node)[0].sum()) for node in live.forward}
+        expected = {node: int(units[0].sum()) for node, units in live.units.items()}
         small = shrink.shrink(net, kept)
         for k, (hop, modules) in enumerate(zip(*by_hop(net, small), strict=True)):
             layer = next(m for m in modules if isinstance(m, plain.LAYERS))

@@ -20,7 +20,7 @@ def anatomy(net, masks):
     hops = nets.graph(net)
     kept = paths.complete(masks, nets.weights(net))
     live = paths.live(hops, kept)
-    units = {node: live.units(node).sum(1) for node in live.forward}
+    units = {node: units.sum(1) for node, units in live.units.items()}
     total = torch.tensor([mask[0].numel() for mask in kept.values()], dtype=torch.float64, device=units[0].device)
     left, on_path = (
         torch.stack([mask.flatten(1).sum(1) for mask in found.values()], 1).double() for found in (kept, live.masks)
@@ -39,7 +39,7 @@ def _macs(net, live, units):
     macs = 0
     for hop in (hop for hop in nets.graph(net) if hop.layer):
         layer = net.get_submodule(hop.layer)
-        pairs = live.forward[hop.source].shape[1] * live.forward[hop.target].shape[1]
+        pairs = live.units[hop.source].shape[1] * live.units[hop.target].shape[1]
         # A pair of units has as many as the filter has entries, or as a flattened channel has pixels.
         each = layer.weight[0].numel() // pairs * layer.positions
         macs = macs + units[hop.source] * units[hop.target] * each

@@ -183,7 +183,7 @@ def widths(hops, weights):
     """Return the units of every group, `{group: units}`; raise ValueError where hops and weights do not fit."""
     if odd := {f"{hop.layer}.weight" for hop in hops if hop.layer is not None} ^ set(weights):
         raise ValueError(f"{sorted(odd)} is in the hops or in the weights, but not in both")
-    width = {0: max(_read_by(hop, weights) for hop in hops if hop.source == 0)}
+    width = {0: max((_read_by(hop, weights) for hop in hops if hop.source == 0), default=0)}
     for name, source, target, wiring in hops:
         if source not in width:
             raise ValueError(f"{name or 'an identity'} starts at group {source}, to which no hop before it leads")
@@ -245,7 +245,7 @@ class Step:
         self.groups = self.inputs // self.goal.shape[1] // self.fan_in
         self.units = units // self.groups
 
-    def across(self, units, back=False):
+    def across(self, units, back):
         """Return the units, `bool`, that these lead to, or those that lead to these, if all weights are kept."""
         if not back:
             units = self._inputs(units)
@@ -337,23 +337,28 @@ class Step:
         return (sums <= second[:, None] * sums[:, -1:]).sum(1)
 
 
-def alive(hops, steps, width):
-    """Return which units lie on a path, `{group: bool}`, and of every hop those that it leads to, and that it leads on.
+def wired(hops):
+    """Return the hops of any network, such as `nets.graph` has them, as `Hop`s."""
+    return [Hop(*hop[:3], getattr(hop, "wiring", Wiring())) for hop in hops]
 
-    steps: what stands for the hops, whose `across` says which units lead to which.
+
+def alive(hops, across, first):
+    """Return which units the input reaches, and which lie on a path, both `{group: bool}`, and of every hop two more.
+
+    Those are the units that it leads to, and those that it leads on. first: `bool`, the units of the input; across: for
+    every hop a function `(units, back)` that says to which others units lead, or, going back, which lead to them.
     """
-    reached, live, came, leads = {}, {}, [], [None] * len(hops)
-    for hop, step in zip(hops, steps, strict=True):
-        here = reached.setdefault(hop.source, torch.ones(width[0], dtype=torch.bool, device=step.device))
-        came.append(step.across(here))
+    reached, came, leads = {0: first}, [], [None] * len(hops)
+    for hop, lead in zip(hops, across, strict=True):
+        came.append(lead(reached[hop.source], False))
         before = reached.get(hop.target, came[-1])
         reached[hop.target] = before & came[-1] if hop.wiring.factor else before | came[-1]
-    last = max(width)
+    last = max(reached)
     live = {group: torch.zeros_like(here) for group, here in reached.items()} | {last: reached[last]}
     for number, hop in reversed([*enumerate(hops)]):
-        leads[number] = steps[number].across(live[hop.target], back=True) & reached[hop.source]
+        leads[number] = across[number](live[hop.target], True) & reached[hop.source]
         live[hop.source] = live[hop.source] | leads[number]
-    return live, came, leads
+    return reached, live, came, leads
 
 
 def _marked(units, count):

@@ -9,23 +9,20 @@ from typing import NamedTuple
 
 import torch
 
+from lib.pruning import hops as h
 from lib.pruning.masks import trailing
 
 
 class Live(NamedTuple):
     """What of R masked networks is alive.
 
-    forward, backward: `{node: bool (R, C)}`, the units that the input reaches, and those that reach the output;
-    masks: `{name: bool (R, O, *F)}`, the kept weights that lead from the one to the other.
+    reached, units: `{node: bool (R, C)}`, the units that the input reaches, and those of them that lie on a path to the
+    output; masks: `{name: bool (R, O, *F)}`, the kept weights between such units.
     """
 
-    forward: dict
-    backward: dict
+    reached: dict
+    units: dict
     masks: dict
-
-    def units(self, node):
-        """Return the units of a node that lie on a path, `bool (R, C)`."""
-        return self.forward[node] & self.backward[node]
 
 
 def complete(masks, weights):
@@ -50,32 +47,26 @@ def live(hops, masks):
 
     masks: `{layer + ".weight": bool (R, O, *F)}` of every layer of the graph, see `complete`.
     """
-    sizes = widths(hops, masks)
-    pairs = {hop.layer: _pairs(masks[_key(hop)], sizes[hop.source]) for hop in hops if hop.layer}
-    like = next(iter(masks.values()))
-    every = {node: like.new_zeros(len(like), size) for node, size in sizes.items()}
-    forward, backward = dict(every), dict(every)
-    forward[0], backward[max(sizes)] = ~every[0], ~every[max(sizes)]
-    for hop in hops:
-        here = forward[hop.source]
-        arriving = (pairs[hop.layer] & here[:, None]).any(2) if hop.layer else here
-        forward[hop.target] = forward[hop.target] | arriving
-    for hop in reversed(hops):
-        there = backward[hop.target]
-        leading = (pairs[hop.layer] & there[:, :, None]).any(1) if hop.layer else there
-        backward[hop.source] = backward[hop.source] | leading
-    on_path = {_key(hop): _between(hop, masks[_key(hop)], forward, backward) for hop in hops if hop.layer}
-    return Live(forward, backward, on_path)
+    sizes, like = widths(hops, masks), next(iter(masks.values()))
+    across = [_across(hop.layer and masks[f"{hop.layer}.weight"], sizes[hop.source]) for hop in hops]
+    reached, units, *_ = h.alive(h.wired(hops), across, like.new_ones(len(like), sizes[0]))
+    ends = {f"{hop.layer}.weight": (units[hop.source], units[hop.target]) for hop in hops if hop.layer}
+    return Live(reached, units, {name: _between(masks[name], *both) for name, both in ends.items()})
 
 
-def _key(hop):
-    return f"{hop.layer}.weight"
+def _across(mask, channels):
+    """Return what says to which units others lead, see `hops.alive`: by a mask, or each to itself if it is None."""
+    if mask is None:
+        return lambda units, back: units
+    # A filter, or a channel's inputs, keep anything.
+    pairs = mask.flatten(3).any(3) if mask.dim() > 3 else mask
+    pairs = pairs if pairs.shape[2] == channels else pairs.unflatten(2, (channels, -1)).any(3)
+    return lambda units, back: (pairs & units[:, :, None]).any(1) if back else (pairs & units[:, None]).any(2)
 
 
-def _between(hop, mask, forward, backward):
-    """Return the entries of a layer's mask that join a unit the input reaches to one that reaches the output."""
-    inputs = per_input(forward[hop.source], mask)
-    return mask & trailing(inputs[:, None], mask) & trailing(backward[hop.target], mask)
+def _between(mask, sources, targets):
+    """Return the entries of a layer's mask that join units of its `sources` to units of its `targets`."""
+    return mask & trailing(per_input(sources, mask)[:, None], mask) & trailing(targets, mask)
 
 
 def joint(hops, scores):
@@ -102,28 +93,5 @@ def per_input(units, weight):
 
 def widths(hops, masks):
     """Return the number of units of every node, `{node: C}`; ValueError where masks and hops do not fit."""
-    missing = [hop.layer for hop in hops if hop.layer and _key(hop) not in masks]
-    if missing:
-        raise ValueError(f"no mask of {missing}; paths.complete(masks, nets.weights(net)) adds all-kept ones")
-    entries = [masks[_key(hop)].shape[2] for hop in hops if hop.layer and hop.source == 0]
-    if not entries:
-        raise ValueError("no layer reads node 0, the input: its number of units is unknown")
-    sizes = {0: min(entries)}
-    for hop in hops:
-        if hop.source not in sizes:
-            raise ValueError(
-                f"{hop} comes before any hop to node {hop.source}; hops have the order of the forward pass"
-            )
-        size = masks[_key(hop)].shape[1] if hop.layer else sizes[hop.source]
-        if sizes.setdefault(hop.target, size) != size:
-            raise ValueError(f"{hop} brings {size} units to node {hop.target}, which has {sizes[hop.target]}")
-        if hop.layer and masks[_key(hop)].shape[2] % sizes[hop.source]:
-            inputs, units = masks[_key(hop)].shape[2], sizes[hop.source]
-            raise ValueError(f"{hop} has {inputs} inputs; that is no multiple of the {units} units before it")
-    return sizes
-
-
-def _pairs(mask, channels):
-    """Return which units a layer joins, `bool (R, O, C)`: where a filter, or a channel's inputs, keep anything."""
-    cells = mask.flatten(3).any(3) if mask.dim() > 3 else mask
-    return cells if cells.shape[2] == channels else cells.unflatten(2, (channels, -1)).any(3)
+    named = {f"{hop.layer}.weight" for hop in hops}
+    return h.widths(h.wired(hops), {name: mask[0] for name, mask in masks.items() if name in named})

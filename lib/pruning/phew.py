@@ -18,10 +18,10 @@ import warnings
 import torch
 
 try:
-    from lib.pruning.hops import Hop, Step, Wiring, alive, shared, turned, weight_of, weighted, widths
+    from lib.pruning.hops import Step, Wiring, alive, shared, turned, weight_of, weighted, widths, wired
     from lib.pruning.topology import topology
 except ImportError:  # the three files were copied
-    from hops import Hop, Step, Wiring, alive, shared, turned, weight_of, weighted, widths
+    from hops import Step, Wiring, alive, shared, turned, weight_of, weighted, widths, wired
     from topology import topology
 
 BATCH = 2**16  # walks drawn at once, which no mask depends on; so many without one new weight are an error
@@ -117,7 +117,7 @@ class Walks:
     ):
         if not isinstance(seed, int) and not hasattr(seed, "__index__"):
             raise ValueError(f"seed is {seed!r}; wanted is a whole number")
-        self.hops = [Hop(*hop[:3], getattr(hop, "wiring", Wiring())) for hop in hops]
+        self.hops = wired(hops)
         self.wiring = {hop.layer: hop.wiring for hop in self.hops}
         weights = {
             name: turned(weight.detach(), self.wiring.get(name.removesuffix(".weight"), Wiring()))
@@ -126,7 +126,8 @@ class Walks:
         self.device, self.whole = next(iter(weights.values())).device, kernels or kernel_walk
         width, shortcuts = widths(self.hops, weights), _shortcuts(self.hops, weights)
         self.steps, self.layers, self.total = [Step(hop, weights, width) for hop in self.hops], {}, 0
-        live, came, leads = alive(self.hops, self.steps, width)
+        first = torch.ones(width[0], dtype=torch.bool, device=self.device)
+        _, live, came, leads = alive(self.hops, [step.across for step in self.steps], first)
         for hop, step in zip(self.hops, self.steps, strict=True):
             step.settle(live[hop.source], live[hop.target], (power, invert), self.whole)
             if step.size:

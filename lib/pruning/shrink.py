@@ -50,11 +50,11 @@ def shrink(net, masks=None, run=0, inputs=None):
     parts = _parts(net, masks or {}, run)
     hops = [part.hop for part in parts]
     live = paths.live(hops, {f"{part.hop.layer}.weight": (part.weight != 0)[None] for part in parts if part.hop.layer})
-    reached, last = {node: units[0] for node, units in live.forward.items()}, hops[-1].target
+    reached, last = {node: units[0] for node, units in live.reached.items()}, hops[-1].target
     constants = _constants(net, parts, reached)
     if not reached[last].any():
         return filled(plain.Constant(len(reached[last])), values=constants[last]).to(next(net.parameters()))
-    rows = {node: live.units(node)[0] for node in reached}
+    rows = {node: units[0] for node, units in live.units.items()}
     rows |= {node: torch.ones_like(rows[node]) for node in (0, last)}
     return _assembled(net, _ways(net, parts, rows, constants))
 
