@@ -27,8 +27,7 @@ from lib.workers import product, squares
 
 SAMPLERS = ("exact", "dppy")
 BLOCK = 64  # candidates at a time; measured on 784 items, 48 to 96 cost the same
-# How many bytes of matrices are decomposed at a time, and of rows drawn. What is larger than 32 MB a CPU maps anew,
-# page by page, at every allocation; what is drawn from lies where the rows before lay, and many share a small step.
+# How many bytes of matrices are decomposed at a time, and of rows drawn, of which many share a small step.
 CHUNK_BYTES = {"cpu": 25e6, "cuda": 1e9}
 GROUP_BYTES = {"cpu": 80e6, "cuda": 1e9}
 UNIFORM = 0.01  # an L this near to a multiple of I draws every set with the same probability, within one percent
@@ -117,17 +116,13 @@ def sample(matrices, keep, seeds, sampler="exact", purpose="dpp"):
     keeps, items = _asked(matrices.shape[-1], keep, seeds, sampler), matrices.shape[-1]
     draw = _draw if sampler == "exact" else _draw_by_dppy
 
-    def work(parts):
-        room, done = _Room(matrices.device), []
-        for part in parts:
-            eigen = _eigen(matrices, part)
-            _check_rank(eigen, part.start, max(keeps))
-            done.append((eigen.values, draw(eigen, part.start, keeps, seeds, purpose, room)))
-        return done
+    def work(part):
+        eigen = _eigen(matrices, part)
+        _check_rank(eigen, part.start, max(keeps))
+        return eigen.values, draw(eigen, part.start, keeps, seeds, purpose)
 
     parts = workers.slices(matrices.shape[0], max(1, int(CHUNK_BYTES[matrices.device.type] / (8 * items**2))))
-    shares = [parts[piece] for piece in workers.slices(len(parts), -(-len(parts) // torch.get_num_threads()))]
-    values, sets = zip(*sum(workers.each(work, shares, matrices.device), []), strict=True)
+    values, sets = zip(*workers.each(work, parts, matrices.device), strict=True)
     _warn_of_identity(torch.cat(values))
     sets = torch.cat(sets, dim=2)
     if not (sets.sum(-1) == torch.tensor(keeps, device=sets.device)[:, None, None]).all():
@@ -161,21 +156,7 @@ def _streams(count, first, keep, seeds, purpose):
     return [draws.generator(seed, purpose, keep, first + m) for seed in seeds for m in range(count)]
 
 
-class _Room:
-    """Memory to be written over, by name, which is allocated once for all the matrices that a worker draws from."""
-
-    def __init__(self, device):
-        self.device, self.parts = device, {}
-
-    def __call__(self, name, *shape):
-        """Return a float64 tensor of this shape, with anything in it; what had this name is lost."""
-        total = math.prod(shape)
-        if total > len(self.parts.get(name, ())):
-            self.parts[name] = torch.empty(total, dtype=torch.float64, device=self.device)
-        return self.parts[name][:total].view(shape)
-
-
-def _draw(eigen, first, keeps, seeds, purpose, room):
+def _draw(eigen, first, keeps, seeds, purpose):
     """Return the sets `bool (K, S, M, N)` of M matrices, of which the first is number `first`."""
     count, items = eigen.values.shape
     values = eigen.values.cpu().numpy()[:, ::-1]
@@ -191,7 +172,7 @@ def _draw(eigen, first, keeps, seeds, purpose, room):
         smaller = keep <= items - keep
         wanted = chosen if smaller else ~chosen
         parts = workers.slices(len(kept), len(vectors))
-        drawn = torch.cat([_project(vectors, wanted[p], streams[p], room) for p in parts])
+        drawn = torch.cat([_project(vectors, wanted[p], streams[p]) for p in parts])
         kept.copy_(drawn if smaller else ~drawn)
     return sets.unflatten(1, (len(seeds), count))
 
@@ -244,7 +225,7 @@ def _choose(values, table, keep, uniform):
     return chosen.T
 
 
-def _project(vectors, chosen, streams, room):
+def _project(vectors, chosen, streams):
     """Return the sets drawn from the projections onto the chosen columns of `vectors (M, N, N)`, `bool (M, N)`."""
     rows, items = chosen.shape
     size = int(chosen[0].sum())
@@ -253,9 +234,8 @@ def _project(vectors, chosen, streams, room):
     sets = []
     for part in workers.slices(rows, group):
         count, columns = part.stop - part.start, chosen[part].nonzero()[:, 1].view(-1, 1, size)
-        factor = room("factor", count, items, size)
-        torch.gather(vectors[part], 2, columns.expand(-1, items, -1), out=factor)
-        spaces = room("basis", count, most, size), room("reach", count, most, items)
+        factor = vectors[part].gather(2, columns.expand(-1, items, -1))
+        spaces = (factor.new_empty(count, most, width) for width in (size, items))
         sets.append(_eliminate(factor, *spaces, streams[part]))
     return torch.cat(sets)
 
@@ -332,7 +312,7 @@ def _solver(taken, root, most):
     return inverse.gather(1, order[:, :, None].expand(-1, -1, root.shape[1]))
 
 
-def _draw_by_dppy(eigen, first, keeps, seeds, purpose, room):
+def _draw_by_dppy(eigen, first, keeps, seeds, purpose):
     """Return what `_draw` returns, by DPPy (Gautier et al., arXiv 1809.07258), from the same eigenpairs."""
     from dppy.finite_dpps import FiniteDPP
 
