@@ -24,7 +24,7 @@ from torch.nn.functional import conv_transpose2d  # noqa: E402
 from lib import curvature, plain, twins  # noqa: E402
 from lib.studies.importance import vae  # noqa: E402
 
-CHANNELS, EXAMPLES, SIDE, RATE = range(1, 17), 6, 16, 0.5
+CHANNELS, EXAMPLES, SIDE = range(1, 17), 6, 16
 CLOSE = 1e-4  # of the largest entry, in float32
 SECONDS = 60  # of processor time, seven times what all cases take
 
@@ -61,10 +61,6 @@ def convolution(inputs, side, stride, runs, shared, last):
     found = twins.conv2d(x, w, scale, None, codes, False, stride)
     yield found, expected
     yield from zip(grads(found, (x, w), along), slopes, strict=True)
-    stepped, rate = w.detach().clone(), torch.full((runs,), RATE)
-    out = twins.conv2d_sgd(x, stepped, scale, None, codes, rate, False, stride)
-    yield grads(out, (x,), along)[0], slopes[0]
-    yield (w.detach() - stepped) / RATE, slopes[1]
     with curvature.fast():
         out = twins.conv2d(x, w, scale, None, codes, False, stride)
         by_w = torch.autograd.grad(out, w, along, create_graph=True)[0]

@@ -51,23 +51,6 @@ def test_a_stacked_convolution_is_torchs_run_by_run(runs, shape, shared):
     torch.testing.assert_close(without[0], conv2d(x if shared else x[0], v[0], padding=1))
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("runs", [1, 3])
-def test_the_step_in_the_backward_pass_is_autograds(runs, shared):
-    x, v, s, bias, codes = case(runs, shared)
-    lr = torch.linspace(0.01, 0.03, runs, dtype=torch.float64)
-    leaves = [t.clone().requires_grad_() for t in (x, v, s, bias)]
-    upstream = torch.randn_like(twins.conv2d(*leaves, codes))
-    slopes = torch.autograd.grad(twins.conv2d(*leaves, codes), leaves, upstream)
-    stepped = [t.clone() for t in (v, s, bias)]
-    through = x.clone().requires_grad_()
-    twins.conv2d_sgd(through, *stepped, codes, lr).backward(upstream)
-    torch.testing.assert_close(through.grad, slopes[0])
-    for before, after, slope in zip((v, s, bias), stepped, slopes[1:], strict=True):
-        rate = lr.reshape(-1, *[1] * (before.dim() - 1))
-        torch.testing.assert_close(after, before - rate * slope)
-
-
 @pytest.mark.parametrize("image", [(1, 1), (2, 3), (4, 4)])
 @pytest.mark.parametrize("stride, padding, side", [(1, None, 3), (2, 1, 3), (2, 0, 1)])
 def test_one_small_image_is_convolved_by_a_product(stride, padding, side, image):

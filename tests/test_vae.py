@@ -88,10 +88,17 @@ def test_a_transposed_convolution_can_be_normalised():
     torch.testing.assert_close(vae.deconvolve(x, layer.weight, layer.scale, layer.bias, norm)[0], expected)
 
 
-def test_a_transposed_convolution_takes_no_step_going_backward():
-    net = stack()
-    with pytest.raises(ValueError, match="use an optimizer"), nets.sgd_in_backward(net, torch.ones(2)):
-        net(vae.numbers(images()).double(), draw())
+def test_a_transposed_convolution_takes_its_step_going_backward():
+    layer = vae.Deconv2d(2, 3, 4).double()
+    nn.init.normal_(layer.weight)
+    x, rate = torch.randn(2, 2, 3, 5, 5, dtype=torch.float64), torch.tensor([0.1, 0.2], dtype=torch.float64)
+    slopes = torch.autograd.grad(layer(x).square().sum(), (layer.weight, layer.bias))
+    before = [p.detach().clone() for p in (layer.weight, layer.bias)]
+    with nets.sgd_in_backward(layer, rate):
+        layer(x).square().sum().backward()
+    for p, was, slope in zip((layer.weight, layer.bias), before, slopes, strict=True):
+        torch.testing.assert_close(p, was - rate.view(-1, *[1] * (p.dim() - 1)) * slope)
+        assert p.grad is None
 
 
 @pytest.mark.parametrize("image", [(1, 8, 8), (3, 12, 12)])

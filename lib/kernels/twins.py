@@ -229,44 +229,6 @@ def conv2d(x, v, s, bias, norm, normalised=True, stride=1, padding=None):
     return convolve(x, weight_norm(v, s, norm) if normalised else v, bias, stride, padding)
 
 
-class _Conv2dSGD(torch.autograd.Function):
-    """The convolution whose backward pass takes the SGD step."""
-
-    @staticmethod
-    def forward(ctx, x, v, s, bias, norm, lr, normalised, stride, padding):
-        length = lengths(v) if normalised else None
-        g = _gain(length, s, norm) if normalised else None
-        ctx.layer, ctx.steps = (x, v, s, bias, norm, lr, g, length), (stride, padding)
-        return convolve(x, v if g is None else v * _per_unit(g, v), bias, stride, padding)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, delta):
-        x, v, s, bias, norm, lr, g, length = ctx.layer
-        w = v if g is None else v * _per_unit(g, v)
-        grad_x, slope = _convolution_gradients(delta, x, w, ctx.needs_input_grad[0], *ctx.steps)
-        rate = lr[:, None]
-        if bias is not None:
-            bias.sub_(rate * delta.sum((1, 3, 4)))
-        if g is not None:
-            _normalised_step(v, s, norm, lr, g, length, (v * slope).flatten(2).sum(2))
-            rate = rate * g
-        v.sub_(slope * _per_unit(rate, v))
-        return grad_x, *[None] * 8
-
-
-def _convolution_gradients(delta, x, w, of_x, stride, padding):
-    """Return the gradients of `convolve` by x (None unless `of_x`) and by w: what autograd itself computes."""
-    folded, filters = _fold_runs(x), w.flatten(0, 1)
-    grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
-        _fold_runs(delta), folded, filters, None, (stride, stride), _padding(w, padding), (1, 1), False, (0, 0),
-        _groups(x, w), (of_x, True, False),
-    )  # fmt: skip
-    if of_x and x.dim() == 5:
-        grad_x = _unfold_runs(grad_x, len(x))
-    return grad_x, grad_w.unflatten(0, w.shape[:2])
-
-
 def max_pool(x, side):
     """Return `(R, N, C, H // side, W // side)`, the largest value of every square of `x (R, N, C, H, W)`."""
     return _unfold_runs(torch.max_pool2d(_fold_runs(x), side), len(x))
@@ -275,12 +237,6 @@ def max_pool(x, side):
 def average_pool(x, side):
     """Return `(R, N, C, H // side, W // side)`, the mean of every square of `x (R, N, C, H, W)`."""
     return _unfold_runs(torch.nn.functional.avg_pool2d(_fold_runs(x), side), len(x))
-
-
-def conv2d_sgd(x, v, s, bias, norm, lr, normalised=True, stride=1, padding=None):
-    """Return what `conv2d` returns; going backward takes the SGD step at once, as `linear_sgd` does."""
-    x, stride = _spaced(x, v, stride, padding)
-    return _Conv2dSGD.apply(x, v, s, bias, norm, lr, normalised, stride, padding)
 
 
 def batch_norm(x, weight, bias, mean, variance, training, momentum=0.1, eps=EPS, beside=None, rectified=False):

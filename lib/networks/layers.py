@@ -29,28 +29,31 @@ class Layer(nn.Module):
         codes = torch.tensor([twins.NORMS[n] for n in norm or ["no-WN"] * runs], dtype=torch.int8)
         self.register_buffer("norm", codes)
         self.normalised = bool(codes.any())
-        self.lr = None  # set by `sgd_in_backward`
 
-    def forward(self, x, **together):
-        """Return the layer's output; together: what a linear layer that `steps` does in the same kernel."""
-        tensors = (x, self.weight, self.scale, self.bias, self.norm)
-        if not self.steps:
-            return self.plain(*tensors, normalised=self.normalised, **self.options)
-        return self.stepping(*tensors, self.lr, self.normalised, *self.options.values(), **together)
-
-    @property
-    def steps(self):
-        """Whether going backward takes a step, see `nets.sgd_in_backward`."""
-        return self.lr is not None and torch.is_grad_enabled()
+    def forward(self, x):
+        tensors = x, self.weight, self.scale, self.bias, self.norm
+        return self.function(*tensors, self.normalised, **self.options)
 
 
 class Linear(Layer):
     """R linear layers: `(R, N, I)` or, shared by all runs, `(N, I)` to `(R, N, O)`; weight (R, O, I)."""
 
-    plain, stepping = staticmethod(twins.linear), staticmethod(twins.linear_sgd)
+    function = staticmethod(twins.linear)
+    lr = None  # set by `nets.sgd_in_backward`
 
     def __init__(self, runs, inputs, units, bias=True, norm=None):
         super().__init__(runs, units, (inputs,), bias, norm)
+
+    def forward(self, x, rectified=False):
+        """Return the layer's output; rectified: max(0, ·) of it, in the same kernel, where the layer `steps`."""
+        if not self.steps:
+            return super().forward(x)
+        return twins.linear_sgd(x, self.weight, self.scale, self.bias, self.norm, self.lr, self.normalised, rectified)
+
+    @property
+    def steps(self):
+        """Whether going backward takes a step, see `nets.sgd_in_backward`."""
+        return self.lr is not None and torch.is_grad_enabled()
 
 
 class Conv2d(Layer):
@@ -60,7 +63,7 @@ class Conv2d(Layer):
     odd side keep height and width.
     """
 
-    plain, stepping = staticmethod(twins.conv2d), staticmethod(twins.conv2d_sgd)
+    function = staticmethod(twins.conv2d)
 
     def __init__(self, runs, inputs, units, side=3, bias=True, norm=None, positions=1, stride=1, padding=None):
         super().__init__(runs, units, (inputs, side, side), bias, norm)

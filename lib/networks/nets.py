@@ -5,7 +5,7 @@ no-WN networks train in one stack, by one function; `fold` gives the plain netwo
 """
 
 import copy
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import NamedTuple
 
@@ -277,19 +277,26 @@ def assert_plain(net):
 def sgd_in_backward(net, lr):
     """Within the block, going backward takes the SGD step of rate `lr (R,)` in every layer, in place.
 
-    No parameter gets a gradient and none is stored: for a wide layer that halves the memory traffic of a step.
-    Raises ValueError for a network with batch normalisation, whose parameters it could not train.
+    No parameter keeps a gradient, and those of linear layers get none: for a wide one that halves the memory traffic of
+    a step. Raises ValueError for a network with batch normalisation, whose parameters it could not train.
     """
     if any(isinstance(module, BatchNorm) for module in net.modules()):
         raise ValueError("a network with batch normalisation takes no step in its backward pass: use an optimizer")
-    own = list(layers(net).values())
-    try:
-        for layer in own:
-            layer.lr = lr
+
+    @torch.no_grad()
+    def step(parameter):
+        parameter.sub_(lr.reshape(-1, *[1] * (parameter.dim() - 1)) * parameter.grad)
+        parameter.grad = None
+
+    with ExitStack() as held:
+        for layer in layers(net).values():
+            if isinstance(layer, Linear):
+                layer.lr = lr
+                held.callback(setattr, layer, "lr", None)
+            else:
+                for parameter in layer.parameters():
+                    held.enter_context(parameter.register_post_accumulate_grad_hook(step))
         yield
-    finally:
-        for layer in own:
-            layer.lr = None
 
 
 @torch.no_grad()

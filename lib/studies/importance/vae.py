@@ -38,14 +38,10 @@ def deconvolve(x, v, s, bias, norm, normalised=True, stride=STRIDE, padding=PADD
     return out.unflatten(1, w.shape[:2]).transpose(0, 1)
 
 
-def _no_step(*_, **__):
-    raise ValueError("a transposed convolution takes no step in its backward pass: use an optimizer")
-
-
 class Deconv2d(Layer):
     """R transposed convolutions: `(R, N, C, H, W)` to `(R, N, O, 2H, 2W)`; weight (R, O, C, 4, 4)."""
 
-    plain, stepping = staticmethod(deconvolve), staticmethod(_no_step)
+    function = staticmethod(deconvolve)
     options = {"stride": STRIDE, "padding": PADDING}
 
     def __init__(self, runs, inputs, units, positions=1):
