@@ -55,13 +55,13 @@ def unit_moments(x, weight, bias, activation):
     As in DIVNET and as the network computes them; `x` is (N, I), shared, or (R, N, I). Of x wᵀ alone, as Acharyya,
     Zhang et al. published it, they are `projected`.
     """
-    if len(weight) > 1:
-        each = zip(range(len(weight)), [None] * len(weight) if bias is None else bias[:, None], strict=True)
-        return _joined(
-            unit_moments(x[[run]] if x.dim() == 3 else x, weight[[run]], own, activation) for run, own in each
-        )
-    shift = 0 if bias is None else bias[:, None]
-    return moments(x, lambda part: activation(twins.product(part, weight) + shift))
+
+    def of(run):
+        shift = 0 if bias is None else bias[[run], None]
+        own = x[[run]] if x.dim() == 3 else x
+        return moments(own, lambda part: activation(twins.product(part, weight[[run]]) + shift))
+
+    return _joined(map(of, range(len(weight))))
 
 
 @torch.no_grad()

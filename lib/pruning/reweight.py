@@ -28,41 +28,34 @@ def refit(weight, kept, moments, intercept=True):
         raise ValueError(
             f"kept is {tuple(kept.shape)}; allowed for {tuple(weight.shape)} are that, or without the units"
         )
-    if len(weight) > 1:
-        each = [moments] * len(weight) if moments.gram.dim() == 2 else moments.of_runs()
-        parts = (refit(weight[[run]], kept[[run]], mine, intercept) for run, mine in enumerate(each))
-        return tuple(map(torch.cat, zip(*parts, strict=True)))
-    own = kept.dim() == 3
-    groups = weight.double().flatten(0, 1)[:, None] if own else weight.double()
-    gram, mean = moments.gram, moments.mean
+    each = [moments] * len(weight) if moments.gram.dim() == 2 else moments.of_runs()
+    parts = (_refit(*mine, intercept) for mine in zip(weight, kept, each, strict=True))
+    return tuple(map(torch.stack, zip(*parts, strict=True)))
+
+
+def _refit(weight, kept, moments, intercept):
+    """Return what `refit` does of one run: `weight (P, I)`, kept (P, I) or (I,)."""
+    groups, kept = (weight.double()[:, None], kept) if kept.dim() == 2 else (weight.double()[None], kept[None])
+    gram, mean, new, counts = moments.gram, moments.mean, torch.zeros_like(groups), kept.sum(-1)
     if intercept:
-        gram = gram - moments.examples * mean[..., :, None] * mean[..., None, :]
-    # Which Gram matrix belongs to which group of units: one for all, or one per run.
-    which = torch.arange(weight.shape[0], device=weight.device) * int(gram.dim() == 3)
-    which = which.repeat_interleave(weight.shape[1]) if own else which
-    gram = gram.reshape(-1, *gram.shape[-2:])
-    new = torch.zeros_like(groups)
-    counts = kept.flatten(0, -2).sum(-1)
+        gram = gram - moments.examples * mean[:, None] * mean
     for count in counts.unique().tolist():
         if count:
-            _solve_(new, groups, kept.flatten(0, -2), (counts == count).nonzero()[:, 0], gram, which)
+            _solve_(new, groups, kept, (counts == count).nonzero()[:, 0], gram)
     new = new.view(weight.shape)
-    shift = ((weight.double() - new) * mean.reshape(-1, 1, mean.shape[-1])).sum(-1) * intercept
+    shift = ((weight.double() - new) * mean).sum(-1) * intercept
     return new.to(weight.dtype), shift.to(weight.dtype)
 
 
-def _solve_(new, groups, kept, rows, gram, which):
+def _solve_(new, groups, kept, rows, gram):
     """Set the rows of `new (B, P, I)` from `groups`, for rows of `kept (B, I)` that all keep the same number."""
     inputs = kept[rows].nonzero()[:, 1].view(len(rows), -1)
 
     def work(part):
         row, chosen = rows[part], inputs[part]
-        blocks = gram[which[row, None, None], chosen[:, :, None], chosen[:, None, :]]
         dropped = groups[row].masked_fill(kept[row, None], 0)
-        # One product for all where the Gram matrix is shared: it is never copied for each of several hundred units.
-        sums = dropped @ gram[0] if len(gram) == 1 else torch.bmm(dropped, gram[which[row]])
         index = chosen[:, None].expand(-1, groups.shape[1], -1)
-        change = _least(blocks, sums.gather(2, index))
+        change = _least(gram[chosen[:, :, None], chosen[:, None, :]], (dropped @ gram).gather(2, index))
         new[row] = torch.zeros_like(dropped).scatter_(2, index, groups[row].gather(2, index) + change)
 
     size = int(CHUNK_BYTES[gram.device.type] / (8 * inputs.shape[1] ** 2))
