@@ -10,7 +10,7 @@ it is 100 / (S m) · sum over t of |w[t, k]| (Pᵀ |A|)[t, k], two matrix produc
 """
 
 import math
-from contextlib import contextmanager
+from contextlib import ExitStack
 
 import torch
 from torch.nn.functional import unfold
@@ -131,44 +131,26 @@ def of_units(net, x, average=1.0, maximum=0.0, on="activation", channels=False):
 
 @torch.no_grad()
 def _of_run(net, x, average, maximum, on, channels):
-    sums = {name: _sums(net, name, bool(maximum)) for name in prunable(net, channels)}
-    with nets.mode(net, training=False), _adding(net, sums, on):
+    sums = {}
+    with nets.mode(net, training=False), ExitStack() as hooks:
+        for name in prunable(net, channels):
+            reader = net.get_submodule(next_layer(net, name))
+            weight = reader.weight.flatten(2)
+            sums[name] = Sums(weight, weight.shape[2] // net.get_submodule(name).weight.shape[1], bool(maximum))
+            hooks.enter_context(_adding(sums[name], net, name, on))
         for part in x.split(max(1, min(CHUNK, ACTIVATIONS // nets.widest(net))), -2):
             net(part)
     return {name: own.score(average, maximum) for name, own in sums.items()}
 
 
-def _sums(net, name, maximum):
-    weight = net.get_submodule(next_layer(net, name)).weight.flatten(2)
-    return Sums(weight, weight.shape[2] // net.get_submodule(name).weight.shape[1], maximum)
-
-
-@contextmanager
-def _adding(net, sums, on):
-    """Within the block every forward pass adds its examples to `sums`."""
-    after = {hop.layer: hop.norm or hop.layer for hop in nets.graph(net)}
-    handles = []
-    for name, own in sums.items():
-        if on == "activation":
-            hook = _reads(own)
-            handles.append(net.get_submodule(next_layer(net, name)).register_forward_pre_hook(hook))
-        else:
-            # A ReLU may work in place: what is added is made of the values before it runs.
-            hook = _sends(own)
-            handles.append(net.get_submodule(after[name]).register_forward_hook(hook))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _reads(sums):
-    return lambda layer, inputs: sums.add(_rows(layer, inputs[0])) and None
-
-
-def _sends(sums):
-    return lambda layer, inputs, output: sums.add(output) and None
+def _adding(sums, net, name, on):
+    """Return a hook, a context, by which every forward pass adds its examples to the `Sums` of a layer's units."""
+    if on == "activation":
+        reader = net.get_submodule(next_layer(net, name))
+        return reader.register_forward_pre_hook(lambda layer, given: sums.add(_rows(layer, given[0])) and None)
+    (module,) = (hop.norm or hop.layer for hop in nets.graph(net) if hop.layer == name)
+    # A ReLU may work in place: what is added is made of the values before it runs.
+    return net.get_submodule(module).register_forward_hook(lambda layer, given, found: sums.add(found) and None)
 
 
 def _rows(layer, x):

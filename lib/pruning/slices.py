@@ -7,6 +7,7 @@ it, and behind a padded convolution into a `plain.Offset`, which stands behind t
 import copy
 import warnings
 from collections import Counter
+from contextlib import ExitStack
 
 import torch
 from torch import nn
@@ -60,14 +61,12 @@ def _example(like):
 
 def _watched(work, coupled, x):
     """Return what a module returns, and what its layers read meanwhile, `{layer: (N, ...)}`."""
-    read, handles = {}, []
-    for name in {layer.name for layer in coupled.layers}:
-        keep = lambda part, given, name=name: read.update({name: given[0]})  # noqa: E731
-        handles.append(work.get_submodule(name).register_forward_pre_hook(keep))
-    outputs = work(*x)
-    for handle in handles:
-        handle.remove()
-    return outputs, read
+    read = {}
+    with ExitStack() as hooks:
+        for name in {layer.name for layer in coupled.layers}:
+            keep = lambda part, given, name=name: read.update({name: given[0]})  # noqa: E731
+            hooks.enter_context(work.get_submodule(name).register_forward_pre_hook(keep))
+        return work(*x), read
 
 
 def _pairs(work, coupled):
@@ -173,16 +172,15 @@ def _add(work, name, constant):
 
 def _assert_same(outputs, work, x):
     """Raise ValueError if a module does not return what it did before it was cut."""
-    bare = [part for part in work.modules() if hasattr(part, "num_features") and not part.state_dict()]
-    handles = [part.register_forward_pre_hook(_recount) for part in bare]
-    try:
-        again = work(*x)
-    except Exception as error:  # whatever code may do that counts on sizes
-        raise ValueError(
-            f"{type(work).__name__} does not run without units on no path: {error}. {TORCH_PRUNING}"
-        ) from error
-    for handle in handles:
-        handle.remove()
+    with ExitStack() as hooks:
+        for part in work.modules():
+            if hasattr(part, "num_features") and not part.state_dict():
+                hooks.enter_context(part.register_forward_pre_hook(_recount))
+        try:
+            again = work(*x)
+        except Exception as error:  # whatever code may do that counts on sizes
+            told = f"{type(work).__name__} does not run without units on no path: {error}. {TORCH_PRUNING}"
+            raise ValueError(told) from error
     for before, after in zip(h.tensors(outputs), h.tensors(again), strict=True):
         if before.shape != after.shape or (before - after).abs().max() > CLOSE * before.abs().max().clamp(1e-30):
             raise ValueError(f"{type(work).__name__} computes otherwise without units on no path. {TORCH_PRUNING}")

@@ -41,8 +41,18 @@ def evaluate(net, x, y, top5=False):
     if not nets.layers(net):
         way_out = "of a torch module take (module(x).argmax(1) == y).float().mean()"
         raise ValueError(f"{type(net).__name__} is no stack of networks; {way_out}")
+    size, n, losses, correct = chunk(net), len(y), [], 0
+    among5 = torch.full_like(y[:1], 0 if top5 else math.nan, dtype=torch.float64).expand(nets.runs(net))
     with nets.mode(net, training=False):
-        return _evaluate(net, x, y, top5)
+        for start in range(0, n, size):
+            part = slice(start, start + size)
+            logits = net(x[..., part, :])
+            losses.append(twins.log_losses(logits, y[part]).double())
+            correct = correct + (logits.argmax(2) == y[part]).sum(1)
+            among5 = among5 + _among(logits, y[part], 5) if top5 else among5
+    total = torch.cat(losses, 1).logsumexp(1) - math.log(n)
+    shares = ((count.double() / n).masked_fill(total.isnan(), math.nan) for count in (correct, among5))
+    return Evaluation(total, *shares)
 
 
 def evaluate_alone(net, x, y, top5=False):
@@ -51,21 +61,6 @@ def evaluate_alone(net, x, y, top5=False):
     For what is said of trained networks; while they train, `evaluate` shares a pass. x: `(N, I)`.
     """
     return nets.join(evaluate(alone, x, y, top5) for alone in nets.apart(net))
-
-
-def _evaluate(net, x, y, top5):
-    size, n = chunk(net), len(y)
-    losses, correct = [], 0
-    among5 = torch.full_like(y[:1], 0 if top5 else math.nan, dtype=torch.float64).expand(nets.runs(net))
-    for start in range(0, n, size):
-        part = slice(start, start + size)
-        logits = net(x[..., part, :])
-        losses.append(twins.log_losses(logits, y[part]).double())
-        correct = correct + (logits.argmax(2) == y[part]).sum(1)
-        among5 = among5 + _among(logits, y[part], 5) if top5 else among5
-    total = torch.cat(losses, 1).logsumexp(1) - math.log(n)
-    shares = ((count.double() / n).masked_fill(total.isnan(), math.nan) for count in (correct, among5))
-    return Evaluation(total, *shares)
 
 
 def _among(logits, y, most):
