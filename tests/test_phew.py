@@ -313,7 +313,7 @@ def _is_path(weights, hops, found):
         layer = found.layers[ends[k].layer]
         kernel = (weight - (bounds[k] - layer.kernels.numel())) // layer.cells
         out, source = kernel // layer.fan_in, kernel % layer.fan_in
-        source = (source + out // layer.units * layer.fan_in) // layer.features
+        source = (source + out // layer.units * layer.fan_in) // max(1, layer.inputs // layer.width)
         if ends[k].source != group or unit not in (None, source):
             return False
         group, unit = ends[k].target, out

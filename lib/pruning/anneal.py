@@ -32,9 +32,6 @@ def anneal(
     """
     number("rounds", rounds, "[1, 2^31)", whole=True)
     choice("scope", scope, masks.SCOPES), choice("schedule", schedule, SCHEDULES)
-    if rounds == 1:
-        made = score(net, x, y, seeds)
-        return [masks.top(made, density, scope, rounding, within) for density in densities]
     own = _of_each(net, x, y, seeds, within)
     jobs = [(*run, goal) for d in densities for run, goal in zip(own, masks.each(d, len(own)), strict=True)]
     device, plan = next(net.parameters()).device, (rounds, scope, rounding, SCHEDULES[schedule])

@@ -226,7 +226,7 @@ class Step:
     def __init__(self, hop, weights, width):
         weight, wiring, self.width = weights.get(f"{hop.layer}.weight"), hop.wiring, width[hop.source]
         self.device, self.name = next(iter(weights.values())).device, hop.layer
-        self.features, self.start, self.placed = 1, 0, wiring.places is not None
+        self.start, self.placed = 0, wiring.places is not None
         self.pairs = None if wiring.pairs is None else wiring.pairs.to(self.device)
         if weight is None:
             self.size, self.inputs = 0, width[hop.target]
@@ -237,9 +237,10 @@ class Step:
         self.goal, self.origin = (
             x.to(self.device) for x in wiring.places or [torch.zeros(1, 1, dtype=torch.int64)] * 2
         )
-        if weight.dim() == 2 and self.pairs is None and not self.placed:
-            self.features = self.fan_in // self.width
-        self.inputs = self.width * self.features
+        self.inputs = self.fan_in if weight.dim() == 2 and not self.placed else self.width
+        if self.pairs is None and self.inputs > self.width:  # the features of a channel, one behind the other
+            features = torch.arange(self.inputs, device=self.device)
+            self.pairs = torch.stack([features // (self.inputs // self.width), features])
         if self.pairs is not None:
             self.inputs = wiring.groups * self.fan_in * self.goal.shape[1]
         self.groups = self.inputs // self.goal.shape[1] // self.fan_in
@@ -256,13 +257,11 @@ class Step:
             units = led[:, None].expand(-1, count, -1).flatten()
         if back and self.pairs is not None:
             return _marked(self.pairs[0][units[self.pairs[1]]], self.width)
-        return units.view(-1, self.features).any(1) if back else units
+        return units
 
     def _inputs(self, units):
         """Return which inputs are among these units."""
-        if self.pairs is None:
-            return units.repeat_interleave(self.features)
-        return _marked(self.pairs[1][units[self.pairs[0]]], self.inputs)
+        return units if self.pairs is None else _marked(self.pairs[1][units[self.pairs[0]]], self.inputs)
 
     def settle(self, sources, targets, preference, whole):
         """Make the tables, whose ways lead between live units alone."""
@@ -301,10 +300,8 @@ class Step:
         """Return the next units `(S,)` of the walks at `unit` `(S,)`, and the weights they take `(S, 1 or kernel)`."""
         if not self.size:
             return (unit if self.pairs is None else _pick(self.ways[back], unit, second)[0]), None
-        if not back and self.pairs is not None:
+        if not back and self.pairs is not None:  # the published rule: any of a channel's features, whatever its weights
             unit, second = _pick(self.ways[0], unit, second)
-        elif not back and self.features > 1:  # the published rule: any of the channel's features, whatever its weights
-            unit = unit * self.features + (second * self.features).long()
         tables = (self.origin, self.goal) if back else (self.goal, self.origin)
         if self.placed:
             unit, place = unit // tables[0].shape[1], unit % tables[0].shape[1]
@@ -323,8 +320,6 @@ class Step:
             there = there * tables[1].shape[1] + tables[0][cell, place]
         if back and self.pairs is not None:
             there, _ = _pick(self.ways[1], there, second)
-        elif back and self.features > 1:
-            there = there // self.features
         if self.taken > 1:
             return there, self.start + kernel[:, None] * self.cells + torch.arange(self.cells, device=kernel.device)
         return there, self.start + kernel * self.cells + cell

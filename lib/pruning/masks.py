@@ -200,14 +200,20 @@ def assert_named(masks):
         )
 
 
+def assert_like(masks, tensors):
+    """Raise ValueError for a mask that is not bool, or has not the shape of the tensor of its name."""
+    for name, mask in masks.items():
+        wanted = f"bool {tuple(tensors[name].shape)}" if name in tensors else f"one of {listed(tensors)}"
+        if f"{str(mask.dtype).removeprefix('torch.')} {tuple(mask.shape)}" != wanted:
+            raise ValueError(f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}; it must be {wanted}")
+
+
 def fitted(net, masks):
     """Return the parameters of a folded stack, or of any torch module, by name; ValueError for masks that misfit."""
     assert_named(masks)
     parameters = dict(unwrapped(net).named_parameters(remove_duplicate=False))
-    for name, mask in masks.items():
-        wanted = f"bool {tuple(parameters[name].shape)}" if name in parameters else f"one of {listed(parameters)}"
-        if f"{str(mask.dtype).removeprefix('torch.')} {tuple(mask.shape)}" != wanted:
-            raise ValueError(f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}; it must be {wanted}")
+    assert_like(masks, parameters)
+    for name in masks:
         if getattr(unwrapped(net).get_submodule(name.rpartition(".")[0]), "normalised", False):
             raise ValueError(f"{name} is normalised; masks act on plain weights: take nets.fold(net), a plain copy")
     return parameters

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from lib.pruning import hops as h
-from lib.pruning.masks import trailing
+from lib.pruning.masks import assert_like, trailing
 
 
 class Live(NamedTuple):
@@ -31,14 +31,8 @@ def complete(masks, weights):
     Entries that end in ".bias" are left out. ValueError for the mask of no layer, or of another shape.
     """
     biases = {f"{name.removesuffix('.weight')}.bias" for name in weights}
-    unknown = [name for name in masks if name not in weights and name not in biases]
-    if unknown:
-        raise ValueError(f"there are masks of {unknown}; the network has {list(weights)} and biases of these layers")
-    masks = {name: mask for name, mask in masks.items() if name in weights}
-    for name, mask in masks.items():
-        if mask.dtype != torch.bool or mask.shape != weights[name].shape:
-            wanted = tuple(weights[name].shape)
-            raise ValueError(f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}; it must be bool {wanted}")
+    masks = {name: mask for name, mask in masks.items() if name not in biases}
+    assert_like(masks, weights)
     return {name: masks.get(name, torch.ones_like(weight, dtype=torch.bool)) for name, weight in weights.items()}
 
 
