@@ -7,9 +7,11 @@ Run: python benchmarks/kernels.py [rounds]
 """
 
 import math
+import os
 import sys
 import traceback
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -57,7 +59,7 @@ def linear():
 def linear_step():
     """The same layer's way back, with the gradient of its inputs; the rate is zero, so that all calls do the same."""
     _, (x, v, s, bias, codes, *_), _ = linear()
-    with fused.use("twin"):
+    with patch.dict(os.environ, PRUNING_KERNELS="twin"):
         out, *beside = twins.layer(x, v, s, bias, codes, True, True)
     return twins.layer_step_, (out, x, v, s, bias, codes, torch.zeros_like(s[:, 0]), *beside, out, True), True
 
@@ -129,5 +131,5 @@ def main(rounds):
 
 
 if __name__ == "__main__":
-    with torch.no_grad(), fused.use("twin"):
+    with torch.no_grad(), patch.dict(os.environ, PRUNING_KERNELS="twin"):
         main(int(sys.argv[1]) if sys.argv[1:] else sized(7, 1))

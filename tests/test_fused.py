@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -116,9 +117,9 @@ def test_every_kernel_is_compiled():
 
 def both(function, *arguments):
     """Return what the kernel gives and what the twin gives."""
-    with fused.use("triton"):
+    with patch.dict(os.environ, PRUNING_KERNELS="triton"):
         mine = function(*arguments)
-    with fused.use("twin"):
+    with patch.dict(os.environ, PRUNING_KERNELS="twin"):
         return mine, function(*arguments)
 
 
@@ -147,7 +148,7 @@ def test_log_loss_is_its_twin(shape, dtype):
 def test_log_loss_has_the_gradient_of_autograd():
     z, y = logits((2, 3, 3))
     z.requires_grad_()
-    with fused.use("triton"):
+    with patch.dict(os.environ, PRUNING_KERNELS="triton"):
         assert torch.autograd.gradcheck(lambda z: twins.log_loss(z, y), z)
         (mine,) = torch.autograd.grad((twins.log_loss(z, y) * torch.tensor([2.0, -1.0], device=DEVICE)).sum(), z)
     losses = torch.nn.functional.cross_entropy(z.transpose(1, 2), y, reduction="none").mean(1).log()
@@ -213,7 +214,7 @@ def test_the_update_is_its_twin(shape, rule, masked):
         results = []
         for choice in ("triton", "twin"):
             own, moments = w.clone(), None if v is None else v.clone()
-            with fused.use(choice):
+            with patch.dict(os.environ, PRUNING_KERNELS=choice):
                 twins.masked_sgd_(own, g, moments, kept, lr, *rule)
             results.append([own] if v is None else [own, moments])
         for mine, expected in zip(*results, strict=True):
@@ -228,7 +229,7 @@ def test_the_update_reads_a_gradient_of_any_strides_and_one_rate_for_all():
     turned = g.transpose(1, 2).contiguous().transpose(1, 2)
     lr = torch.tensor(0.1, device=DEVICE).expand(3)
     straight, strided = (w.clone(), v.clone()), (w.clone(), v.clone())
-    with fused.use("triton"):
+    with patch.dict(os.environ, PRUNING_KERNELS="triton"):
         twins.masked_sgd_(straight[0], g, straight[1], kept, lr, 0.9)
         twins.masked_sgd_(strided[0], turned, strided[1], kept.mT.contiguous().mT, lr, 0.9)
         assert torch.equal(straight[0], strided[0]) and torch.equal(straight[1], strided[1])
@@ -276,7 +277,7 @@ def linear(types, examples, inputs, units, bias=True, shared=False, dtype=torch.
 def stepped(choice, given, rectified, wanted=True):
     """Return all that a pass there and back gives and changes."""
     x, v, s, b, codes, lr, delta = (t if t is None else t.clone() for t in given)
-    with fused.use(choice):
+    with patch.dict(os.environ, PRUNING_KERNELS=choice):
         out, *beside = twins.layer(x, v, s, b, codes, bool(codes.any()), rectified)
         back = twins.layer_step_(delta, x, v, s, b, codes, lr, *beside, out if rectified else None, wanted)
     return [tensor for tensor in (out, *beside, back, v, s, b) if tensor is not None]
@@ -303,7 +304,7 @@ def test_the_kernels_take_a_step_of_sgd_on_the_normalised_weights(types):
     expected = torch.relu(torch.einsum("rni,roi->rno", leaves[0], w) + leaves[3][:, None])
     slopes = torch.autograd.grad((expected * delta).sum(), leaves, allow_unused=True)
     found = [tensor.clone().requires_grad_() for tensor in (x, v, s, b)]
-    with fused.use("triton"):
+    with patch.dict(os.environ, PRUNING_KERNELS="triton"):
         out = twins.linear_sgd(*found, codes, lr, bool(codes.any()), True)
         (out * delta).sum().backward()
     torch.testing.assert_close(out, expected)
@@ -349,7 +350,7 @@ def candidates(rows, count, seed=0):
 def test_candidates_are_taken_as_by_the_twin(rows, count):
     products, coins, left = candidates(rows, count)
     taken, root = fused.LAUNCHERS["accept"](products, coins, left)
-    with fused.use("twin"):
+    with patch.dict(os.environ, PRUNING_KERNELS="twin"):
         expected, factor = dpp.accept(products, coins, left)
     assert torch.equal(taken, expected) and bool((taken.sum(1) <= left).all()) and bool(taken[:, 0].all())
     torch.testing.assert_close(root, factor, rtol=1e-9, atol=1e-11)
@@ -374,7 +375,7 @@ def test_kernels_do_not_serve_a_cpu_unless_interpreted(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setitem(fused.MEASURED, "log_loss", "2x on a GPU")
     for choice in fused.CHOICES:
-        with fused.use(choice):
+        with patch.dict(os.environ, PRUNING_KERNELS=choice):
             assert not fused.picks("log_loss", torch.zeros(1))
 
 
@@ -394,8 +395,8 @@ def test_an_unmeasured_kernel_must_be_asked_for(monkeypatch):
     assert fused.picks("accept", tensor) and not fused.picks("accept", tensor.to(torch.bfloat16))
     monkeypatch.setenv(fused.VARIABLE, "twin")
     assert not fused.picks("accept", tensor)
-    with fused.use("triton"):
-        assert fused.picks("log_loss", tensor), "what is asked for goes before the environment"
+    with patch.dict(os.environ, PRUNING_KERNELS="triton"):
+        assert fused.picks("log_loss", tensor)
     monkeypatch.setenv(fused.VARIABLE, "fast")
     with pytest.raises(ValueError, match="fast"):
         fused.picks("accept", tensor)
@@ -406,7 +407,7 @@ def test_a_kernel_asked_for_without_triton_is_an_error(monkeypatch):
     monkeypatch.setitem(fused.MEASURED, "accept", "2x on a GPU")
     tensor = torch.zeros(1).as_subclass(OnCuda)
     assert not fused.picks("accept", tensor)
-    with fused.use("triton"), pytest.raises(ImportError, match="Triton is not installed"):
+    with patch.dict(os.environ, PRUNING_KERNELS="triton"), pytest.raises(ImportError, match="Triton is not installed"):
         fused.picks("accept", tensor)
 
 

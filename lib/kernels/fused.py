@@ -2,7 +2,7 @@
 
 A function marked `@twin("name")` is the twin; `lib.kernels` has the list. Its kernel takes over on CUDA where
 `MEASURED` has a text: the number by which it beats the twin, eager and compiled. Where it has None the kernel is
-unmeasured and must be asked for, by `with use("triton")` or PRUNING_KERNELS=triton; "twin" turns all kernels off.
+unmeasured and must be asked for, by the environment variable PRUNING_KERNELS=triton; "twin" turns all kernels off.
 Tensors on a CPU, and types other than float32 and float64, are always the twin's, except that Triton's interpreter
 (TRITON_INTERPRET=1, for tests) runs kernels on a CPU when they are asked for. Triton need not be installed.
 `python benchmarks/kernels.py` measures. How the kernels fill a GPU is in `triton_kernels`.
@@ -11,7 +11,6 @@ Tensors on a CPU, and types other than float32 and float64, are always the twin'
 import functools
 import importlib.util
 import os
-from contextlib import contextmanager
 
 import torch
 
@@ -31,36 +30,20 @@ LINEAR = {"TN": 64, "TO": 32, "TI": 32, "num_warps": 8, "num_stages": 2}
 DEPTH = 16  # of them are summed at a time: with more, the operands of a product do not fit into the registers
 SPAN = 256  # inputs that a program steps the weights of
 LAUNCH = {"enable_fp_fusion": False}  # every operation is rounded as torch rounds it, whatever Triton's own default
-_asked = []
-
-
-@contextmanager
-def use(choice):
-    """Within the block all marked functions follow `choice`: "measured" (the default), "triton" or "twin"."""
-    _check(choice)
-    _asked.append(choice)
-    try:
-        yield
-    finally:
-        _asked.pop()
-
-
-def _check(choice):
-    if choice not in CHOICES:
-        raise ValueError(f"kernels are chosen by {choice!r}; allowed are {CHOICES} (by use() or ${VARIABLE})")
 
 
 def picks(name, tensor):
     """Return whether the Triton kernel `name` is to work on `tensor`. ImportError if it must and Triton is missing."""
-    choice = _asked[-1] if _asked else os.environ.get(VARIABLE, "measured")
-    _check(choice)
+    choice = os.environ.get(VARIABLE, "measured")
+    if choice not in CHOICES:
+        raise ValueError(f"${VARIABLE} is {choice!r}; allowed are {CHOICES}")
     here = tensor.is_cuda or choice == "triton" and interpreted()
     wanted = choice == "triton" or choice == "measured" and MEASURED[name] is not None
     if not (here and wanted and tensor.dtype in (torch.float32, torch.float64)):
         return False
     if not installed():
         if choice == "triton":
-            raise ImportError(f"the kernel {name} is asked for (by use() or ${VARIABLE}), but Triton is not installed")
+            raise ImportError(f"the kernel {name} is asked for (by ${VARIABLE}), but Triton is not installed")
         return False
     return True
 
