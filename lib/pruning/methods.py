@@ -31,7 +31,7 @@ from lib.pruning import anneal, masks, modules, paths
 
 NEEDS = ("nothing", "examples", "moments", "history")
 SCOPES = {"weights": "global", "units": "layer"}  # of what is pruned: what shares one count, if nothing else is said
-_known = {of: {} for of in SCOPES}
+METHODS = {of: {} for of in SCOPES}  # {"weights": {name: Method}, …} of the files imported; see `names` and `get`
 
 
 class Method(NamedTuple):
@@ -54,10 +54,10 @@ def method(name, of="weights", needs="nothing", draws=False, rounds=1):
     choice("of", of, SCOPES), choice("needs", needs, NEEDS)
 
     def register(function):
-        other = _known[of].setdefault(name, Method(name, of, needs, draws, rounds, function)).function
+        other = METHODS[of].setdefault(name, Method(name, of, needs, draws, rounds, function)).function
         if (other.__module__, other.__qualname__) != (function.__module__, function.__qualname__):
             raise ParameterError(f"{other.__module__} has a method of {of} called {name!r}; take another name")
-        _known[of][name] = Method(name, of, needs, draws, rounds, function)  # a cell may be run again
+        METHODS[of][name] = Method(name, of, needs, draws, rounds, function)  # a cell may be run again
         return function
 
     return register
@@ -67,32 +67,24 @@ def method(name, of="weights", needs="nothing", draws=False, rounds=1):
 def _load():
     for path in sorted(Path(__file__).parent.glob("*.py")):
         importlib.import_module(f"lib.pruning.{path.stem}")
-    for of, known in _known.items():  # in one order, whichever of them had been imported before
-        _known[of] = dict(sorted(known.items(), key=lambda item: item[1].function.__module__))
-
-
-def __getattr__(name):
-    """Return METHODS, `{"weights": {name: Method}, "units": {name: Method}}`: those of all files of this folder."""
-    if name != "METHODS":
-        raise AttributeError(f"module 'lib.pruning.methods' has no attribute {name!r}")
-    _load()
-    return _known
+    for of, known in METHODS.items():  # in one order, whichever of them had been imported before
+        METHODS[of] = dict(sorted(known.items(), key=lambda item: item[1].function.__module__))
 
 
 def names(of="weights", needs=("nothing", "examples"), draws=True):
     """Return the names of the methods of weights, or of units, that need no more; draws: of those too that draw."""
     _load()
-    return [name for name, known in _known[of].items() if known.needs in needs and draws >= known.draws]
+    return [name for name, known in METHODS[of].items() if known.needs in needs and draws >= known.draws]
 
 
 def get(name, of="weights"):
     """Return the `Method` of this name; ParameterError if there is none."""
     _load(), choice("of", of, SCOPES)
-    if name not in _known[of]:
-        other = "".join(f" There is one of {kind}: pass of={kind!r}." for kind in _known if name in _known[kind])
-        known = f"allowed are {listed(_known[of])}.{other or hint(name, _known[of])}"
+    if name not in METHODS[of]:
+        other = "".join(f" There is one of {kind}: pass of={kind!r}." for kind in METHODS if name in METHODS[kind])
+        known = f"allowed are {listed(METHODS[of])}.{other or hint(name, METHODS[of])}"
         raise ParameterError(f"no method of {of} is called {name!r}; {known}")
-    return _known[of][name]
+    return METHODS[of][name]
 
 
 def prune(net, name, density, x=None, y=None, seeds=None, **how):
