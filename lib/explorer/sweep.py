@@ -73,18 +73,14 @@ def sweep(subject, name, of, stops=STOPS, bar=iter):
         made = methods.prune_each(net, name, densities, **given)
     scores = None if method.draws else methods.score(net, name, x, y, [subject.seed], of)
     cuts = [cut(subject, 0.0, whole(net))]
-    cuts += [cut(subject, stop, expanded(net, kept, of)) for stop, kept in bar(zip(stops[1:], made, strict=True))]
+    made = (kept if of == "weights" else masks.expand(kept, net) for kept in made)
+    cuts += [cut(subject, stop, kept) for stop, kept in bar(zip(stops[1:], made, strict=True))]
     return Sweep(name, of, scores, rounds, tuple(cuts))
 
 
 def whole(net):
     """Return the masks that keep every weight, `{name: bool (1, O, *F)}`."""
     return paths.complete({}, nets.weights(net))
-
-
-def expanded(net, kept, of):
-    """Return masks of weights and biases from those of a method of weights, or of units."""
-    return kept if of == "weights" else masks.expand(kept, net)
 
 
 @torch.no_grad()
