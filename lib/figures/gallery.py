@@ -82,12 +82,8 @@ def grid(table, row, digits=2):
     rows = []
     for key, own in table.groupby(level=row, sort=False):
         own = own.droplevel(row)
-        rows.append(
-            [
-                f"{key:g}" if isinstance(key, float) else key,
-                *(_cell(own.loc[kind], digits) if kind in own.index else "" for kind in kinds),
-            ]
-        )
+        cells = [_cell(own.loc[kind], digits) if kind in own.index else "" for kind in kinds]
+        rows.append([f"{key:g}" if isinstance(key, float) else key, *cells])
     return pipes([row, *(drawing.look(kind)[0] for kind in kinds)], rows)
 
 
