@@ -55,6 +55,10 @@ class Remasked(nn.Module):
                 self.held = self._tensors()
         return self.held
 
+    def _largest(self, of):
+        """Return masks of what has the largest magnitude; of few they keep none, which is no error in a step."""
+        return masks.top(methods.score(self.net, "magnitude", of=of, layers=self.names), self.density, self.scope)
+
     def _behind(self, kept):
         """Return the parameters that masks name, zero where these prune, which their gradients do not notice."""
         return {name: _StraightThrough.apply(self.net.get_parameter(name), mask) for name, mask in kept.items()}
@@ -65,7 +69,7 @@ class RemaskedWeights(Remasked):
 
     def masks(self):
         """Return the masks of this moment, `{weight: bool (R, O, *F)}`."""
-        return methods.prune(self.net, "magnitude", self.density, layers=self.names, scope=self.scope)
+        return self._largest("weights")
 
     def _tensors(self):
         return self._behind(self.masks())
@@ -81,7 +85,7 @@ class RemaskedUnits(Remasked):
 
     def units(self):
         """Return the units kept at this moment, `{layer: bool (R, O)}`."""
-        return methods.prune(self.net, "magnitude", self.density, of="units", layers=self.names, scope=self.scope)
+        return self._largest("units")
 
     def masks(self):
         """Return the masks of this moment, `{parameter: bool (R, O, I)}`."""
