@@ -88,8 +88,12 @@ def get(name, of="weights"):
 
 
 def prune(net, name, density, x=None, y=None, seeds=None, **how):
-    """Return masks of `net` by the method called `name`: see `prune_each`, which makes those of several densities."""
-    return prune_each(net, name, [density], x, y, seeds, **how)[0]
+    """Return masks of `net` by the method called `name`: see `prune_each`, which makes those of several densities.
+
+    ParameterError where a run of a stack is left with nothing.
+    """
+    made = prune_each(net, name, [density], x, y, seeds, **how)
+    return modules.some(made, [density])[0] if nets.layers(net) else made[0]
 
 
 def prune_each(
@@ -103,14 +107,14 @@ def prune_each(
     method needs them; seeds: one per run, of those that draw. layers: what is pruned, None for all that the method
     knows. Of scores alone: scope, rounding and within, masks whose weights alone may stay, see `masks.top`; rounds,
     see `anneal`. Units of a stack that are added up go together, see `paths.joint`. options: keywords of the method.
-    ParameterError for an unknown method, for one that lacks its x, and where nothing is left; of a module a warning
-    where a layer keeps nothing.
+    ParameterError for an unknown method, for one that lacks its x, and where nothing is left of a module, of which a
+    layer that keeps nothing is a warning.
     """
     if not isinstance(net, torch.nn.Module):
         raise ParameterError(f"net is a {type(net).__name__}; needed is a network itself, a stack or a torch module")
     how = {"layers": modules.named(layers), "scope": scope, "rounding": rounding, "rounds": rounds, "within": within}
     if nets.layers(net):
-        return modules.some(_masks(get(name, of), net, densities, x, y, seeds, **how, **options), densities)
+        return _masks(get(name, of), net, densities, x, y, seeds, **how, **options)
     needs = get(name, of).needs
     alone = modules.One(net, x, needs == "nothing", how["layers"])
     x = modules.examples(x) if needs == "examples" else None

@@ -57,7 +57,8 @@ class Remasked(nn.Module):
 
     def _largest(self, of):
         """Return masks of what has the largest magnitude; of few they keep none, which is no error in a step."""
-        return masks.top(methods.score(self.net, "magnitude", of=of, layers=self.names), self.density, self.scope)
+        how = {"layers": self.names, "scope": self.scope}
+        return methods.prune_each(self.net, "magnitude", [self.density], of=of, **how)[0]
 
     def _behind(self, kept):
         """Return the parameters that masks name, zero where these prune, which their gradients do not notice."""

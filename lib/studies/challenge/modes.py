@@ -92,7 +92,7 @@ def masks_of(net, kind, densities, seeds=None, scope="layer"):
     """
     name, _, word = f"magnitude_{kind}".rpartition("_") if kind in KINDS else kind.rpartition("_")
     how = {"layers": list(nets.layers(net))[:-1], "scope": scope, "of": OF[word]}
-    made = methods.prune(net, name, densities, seeds=seeds, **how)
+    (made,) = methods.prune_each(net, name, [densities], seeds=seeds, **how)  # at 99 % of few units none may be left
     return (masks.expand(made, net), made) if word == "neuron" else (made, None)
 
 
