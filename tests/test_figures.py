@@ -175,3 +175,15 @@ def test_a_strip_shows_every_seed_sorted_and_the_median(axes):
     seeds_drawn, bar = axes.lines
     assert seeds_drawn.get_xdata().tolist() == [1, 2, 3] and np.isclose(np.mean(seeds_drawn.get_ydata()), 2)
     assert list(bar.get_xdata()) == [2, 2]
+
+
+def test_numbers_below_zero_have_a_minus_sign(tmp_path, monkeypatch):
+    """In titles, legends and axes; not hyphens of words, and not mathematics, which has its own."""
+    monkeypatch.setenv("PRUNING_FIGURES", str(tmp_path))
+    figure, axes = plt.subplots()
+    axes.plot([1, 2], label="fit, -0.84")
+    axes.set(title="no-WN to -5, SynFlow-2", xlabel="$e^{-200}$, -7")
+    axes.legend()
+    drawing.save(figure, "signs")
+    found = axes.get_title(loc="left"), axes.get_title(), axes.get_xlabel(), axes.get_legend().texts[0].get_text()
+    assert "".join(found[:2]) == "no-WN to −5, SynFlow-2" and found[2:] == ("$e^{-200}$, −7", "fit, −0.84")

@@ -21,7 +21,7 @@ from matplotlib.lines import AxLine, Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib_inline.config import InlineBackend
 
-from lib.figures import evidence
+from lib.figures import evidence, looks
 from lib.figures.looks import BLACK, BLUE, COLOURS, CYAN, DASHES, GREEN, GREY, LOOKS, MARKERS, RED, WORDS, YELLOW  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +60,7 @@ def save(figure, name):
         print(f"{name}: not drawn, no run has a record of it yet")
         plt.close(figure)
         return None
-    folder().mkdir(parents=True, exist_ok=True)
+    folder().mkdir(parents=True, exist_ok=True), looks.minus(figure)
     figure.savefig(folder() / f"{name}.pdf", metadata={"CreationDate": None})
     figure.savefig(folder() / f"{name}.png")
     return folder() / f"{name}.png"

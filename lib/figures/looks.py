@@ -1,5 +1,9 @@
 """How every type looks in all figures of the repository, and what raw names are called there."""
 
+import re
+
+from matplotlib.text import Text
+
 # Paul Tol's bright scheme, which readers with colour-blindness can tell apart; the grey is for the rest.
 BLUE, RED, GREEN, YELLOW, CYAN, PURPLE, GREY = COLOURS = (
     "#4477AA #EE6677 #228833 #CCBB44 #66CCEE #AA3377 #BBBBBB".split()
@@ -68,3 +72,9 @@ WORDS = {  # of titles: data sets, networks, splits
     "vgg16_bn": "VGG16", "train": "training images", "test": "test images",
 }  # fmt: skip
 MARKERS, DASHES = "os^vDPXd<>h*p8", ("-", "--", ":", "-.")  # of types that have no look of their own
+
+
+def minus(figure):
+    """Write the numbers below zero in the texts of a figure with a minus sign, for which programs put a hyphen."""
+    for text in figure.findobj(Text):
+        text.set_text(re.sub(r"(?<![\w${^.-])-(?=\d)", "−", text.get_text()))

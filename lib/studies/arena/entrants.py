@@ -129,7 +129,7 @@ def _of_images(p):
     *_, classes, train, _ = SHAPES[p["dataset"]]
     there = train - p["holdout"]
     if there < max(p["train_examples"], classes):
-        return f"holdout = {p['holdout']}: of {train} training images {there} are left to train on, which is too few"
+        return f"holdout = {p['holdout']}: of {train} training images {there} are left to train on; take fewer"
     if max(p["score_examples"]) > (p["train_examples"] or there):
         return f"score_examples = {p['score_examples']}: there are {p['train_examples'] or there} images to train on"
     return None

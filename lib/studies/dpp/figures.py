@@ -73,9 +73,9 @@ def entries(axes, rows, beta):
     rows: seed, bandwidth, quantile, entries.
     """
     lines = rows.groupby(["bandwidth", "quantile"])["entries"].mean().unstack("quantile")
-    for (quantile, line), colour, marker in zip(lines.items(), drawing.COLOURS, "v.^", strict=False):
-        axes.plot(line.index, line, color=colour, marker=marker, label=f"{quantile:.0%}")
-    axes.axvline(beta, color="black", linewidth=0.5)
+    for (quantile, line), grey, marker in zip(lines.items(), ("0.75", "0.5", "0"), "v.^", strict=False):
+        axes.plot(line.index, line, color=grey, marker=marker, label=f"{quantile:.0%}")
+    axes.axvline(beta, color=drawing.RED, linewidth=0.8, linestyle="--", label="β of the runs")
     axes.set(xscale="log", xlabel="β", ylim=(-0.05, 1.05), xlim=(5e-7, 2))
 
 

@@ -128,7 +128,10 @@ def collapse(axes, rows):
         dashes = DASHES["one round" if rounds == 1 else norms]
         line = {"linestyle": dashes, "marker": drawing.look(kind)[2], "label": False, "medians": True}
         drawing.spread(axes, own, "density", "empty", kind, **line)
-    axes.legend([Line2D([], [], color=drawing.GREY, ls=dashes) for dashes in DASHES.values()], DASHES)
+    shown = DASHES | {"published limit": "--"}
+    lines = [Line2D([], [], color=drawing.GREY, ls=dashes, lw=1.4 if name in DASHES else 0.6)
+             for name, dashes in shown.items()]  # fmt: skip
+    axes.legend(lines, shown, loc="upper right")
     axes.set(xlabel="density", ylabel="emptied layers", xscale="log")
 
 
