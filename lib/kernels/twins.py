@@ -1,4 +1,4 @@
-"""The hot loops: weight normalisation, linear and convolutional layers with their update, the loss at e^-300.
+"""The hot loops: weight normalisation, linear layers with their update, convolutions, the loss at e^-300.
 
 Every tensor of a network has a leading run axis R; N is examples, I inputs, O units of a layer.
 Weight normalisation (Salimans & Kingma 2016; exponential form arXiv 2010.12909) is a code per run:
