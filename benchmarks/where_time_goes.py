@@ -91,7 +91,8 @@ def draw():
 def by_operators(found):
     """Return ({what: share of the time in torch operators of a kind}, the same of their kernels on the GPU)."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if DEVICE == "cuda" else [])]
-    with profile(activities=activities) as seen, mock.patch("numpy.linalg.eigh", marked(np.linalg.eigh)):
+    told = {"activities": activities, "acc_events": True}
+    with profile(**told) as seen, mock.patch("numpy.linalg.eigh", marked(np.linalg.eigh)):
         wall, _ = timed(execute, found)
     here, there = dict.fromkeys(KINDS, 0.0), dict.fromkeys([*KINDS, ALL], 0.0)
     for event in seen.key_averages():

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -121,6 +122,8 @@ class Card(TorchDispatchMode):
                     if hasattr(module, name):
                         patches.enter_context(mock.patch.object(module, name, value))
             patches.enter_context(mock.patch.object(torch, "autocast", _autocast))
+            # before torch 2.12 a fake tensor makes a true one first
+            patches.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None, create=True))
             known = [*optim._foreach_supported_types, OnCard]
             patches.enter_context(mock.patch.object(optim, "_foreach_supported_types", known))
             patches.callback(future.set_overwrite_module_params_on_conversion, False)

@@ -120,12 +120,12 @@ def _rows(form, net, kept, run, block):
 
 def _compressed(weight, form, side):
     """Return the matrix as compressed rows, of square blocks of this side if `form` is "block"; indices are int32."""
-    with _no_notice("Sparse (CSR|BSR) tensor support is in beta state"):
+    checked = torch.sparse.check_sparse_tensor_invariants()
+    with _no_notice("Sparse (CSR|BSR) tensor support is in beta state"), checked:
         rows = weight.to_sparse_bsr((side, side)) if form == "block" else weight.to_sparse_csr()
         # MKL works with int32, to which torch would convert int64 at every product: a third of the time of one example.
         indices = rows.crow_indices().int(), rows.col_indices().int()
-        options = {"layout": rows.layout, "check_invariants": True}
-        return torch.sparse_compressed_tensor(*indices, rows.values(), rows.shape, **options)
+        return torch.sparse_compressed_tensor(*indices, rows.values(), rows.shape, layout=rows.layout)
 
 
 @contextmanager
