@@ -117,7 +117,7 @@ def student_errors(kind):
         parts = []
         for run, seed in enumerate(seeds):
             mine, its = nets.take(net, [run]), committee.teachers([seed], 60)
-            found = committee_study.items(mine, committee.many(seed, 60, 500, "train")[0])
+            found = dpp_study.items(mine, committee.many(seed, 60, 500, "train")[0], "preactivation")
             keep = [12] if kind.endswith("edge") else [3]
             drawn = committee.many(seed, 60, 500)
             parts.append(committee_study.errors(kind, mine, its, keep, seed, 0.0, found, drawn, 3))
