@@ -60,7 +60,8 @@ def save(figure, name):
         print(f"{name}: not drawn, no run has a record of it yet")
         plt.close(figure)
         return None
-    folder().mkdir(parents=True, exist_ok=True), looks.minus(figure)
+    looks.minus(figure)
+    folder().mkdir(parents=True, exist_ok=True)
     figure.savefig(folder() / f"{name}.pdf", metadata={"CreationDate": None})
     figure.savefig(folder() / f"{name}.png")
     return folder() / f"{name}.png"

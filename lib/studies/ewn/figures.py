@@ -117,9 +117,8 @@ def claims(pruned, images):
     """
     furthest, rows = deepest(pruned), []
     of = "" if images == "all" else f" of {images} images"
-    told = pruned["level"].isin([level for level in LEVELS if level > furthest] + [furthest]) & (
-        pruned["criterion"] == "norm"
-    )
+    levels = [*(level for level in LEVELS if level > furthest), furthest]
+    told = pruned["level"].isin(levels) & (pruned["criterion"] == "norm")
     for level, own in pruned[told].groupby("level"):
         for share in SHARES:
             for second in sorted({*own["type"]} - {"EWN"}, reverse=True):
