@@ -1,9 +1,10 @@
 """All benchmarks, or those named, each in a process of its own; their tables in `results/`, one file a machine.
 
 A benchmark that fails is listed at the end, and the file keeps what it had of it; so is one that needs another machine.
-A benchmark of several tables is named piece by piece, as `whole_tables.masks`. With --new a table is not made again
-that this machine made with the files that lib/ and benchmarks/ hold now, and what failed with them is not tried again:
-so a run in pieces, each killed after some minutes, comes to its end. --limit ends a benchmark after so many seconds.
+A benchmark of several tables is named piece by piece, as `whole_tables.masks`; `page` names all that README.md tells.
+With --new a table is not made again that this machine made with the files that lib/ and benchmarks/ hold now, and what
+failed with them is not tried again: so a run in pieces, each killed after some minutes, comes to its end. --limit ends
+a benchmark after so many seconds.
 What README.md claims is written from the file, and its figure drawn.
 Nothing else should run meanwhile. Run: python benchmarks/all.py [--new] [--limit SECONDS] [NAME ...]
 """
@@ -146,11 +147,12 @@ def main(given):
     parser.add_argument("--new", action="store_true")
     parser.add_argument("--limit", type=float)
     asked = parser.parse_args(given)
-    unknown = sorted(set(asked.names) - set(names()))
+    unknown = sorted({*asked.names} - {*names(), "page"})
     if unknown:
-        sys.exit(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(names())}")
+        sys.exit(f"no benchmark is called {', '.join(unknown)}; there are page, {', '.join(names())}")
+    told = [*page.PIECES, *page.OTHERS]
     results, without = Results(), {}
-    for name in asked.names or names():
+    for name in [piece for given in asked.names or names() for piece in (told if given == "page" else [given])]:
         if asked.new and results.known(name):
             continue
         print(f"== {name}", flush=True)

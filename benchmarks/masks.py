@@ -4,8 +4,8 @@ Two walkers stand beside `phew` on ResNet20, both by the rule of the published c
 does, with tables from Python lists, a library call for every choice and a count of all masks after every walk;
 `one_by_one` is the same loop written with care, from cumulative tables by bisection, counting what is new. Times are
 processor times, ours with the reading of the network; memory is the peak of a process that makes one mask (Linux).
-SynFlow in 100 rounds, and SNIP and GraSP of 100 images, are made as the notebooks make them, and beside them by the
-same formulas in plain PyTorch on the modules of this file; SynFlow so on ResNet20 alone, since VGG19 takes minutes.
+SynFlow, SNIP and GraSP as the notebooks make them, and by the same formulas in plain PyTorch on the modules of this
+file, are what `claims.py` times.
 Run: python benchmarks/masks.py [rounds]
 """
 
@@ -25,7 +25,7 @@ from torch import nn
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 import measure  # noqa: E402
 
-from lib import anneal, convnets, nets, phew, scores, synflow  # noqa: E402
+from lib import anneal, phew, scores, synflow  # noqa: E402
 from lib import masks as kept_masks  # noqa: E402
 
 VGG19 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512, 512, 512)  # 0 is a max-pool
@@ -271,29 +271,9 @@ def plain_from_data(network, second):
     return highest(products if second else [product.abs() for product in products], DENSITY)
 
 
-def by_scores(report, rounds):
-    """Report SynFlow, SNIP and GraSP on either network, and plain PyTorch beside them."""
-    plain = {"SynFlow": plain_synflow, "SNIP": partial(plain_from_data, second=False)}
-    plain["GraSP"] = partial(plain_from_data, second=True)
-    for name, build in NETWORKS.items():
-        net, module = convnets.build(STACKS[name], (3, 32, 32), 10, 1), build(0)
-        nets.init_(net, [0], "phew")
-        for kind in ("SNIP", "GraSP", "SynFlow"):
-            slow = (name, kind) == ("VGG19", "SynFlow")
-            ours, theirs = [], []
-            for _ in range(1 if slow else rounds):
-                ours.append(seconds(by_lib, kind, net))
-                theirs += [] if slow else [seconds(plain[kind], module)]
-            what, beside = f"{name}, {kind}, sparsity {1 - DENSITY:.2f}", f"{name}, {kind}, plain PyTorch"
-            if not slow:
-                report.add(beside, theirs)
-            report.add(what, ours, "" if slow else beside)
-
-
 def main(rounds):
     report = measure.Report("masks", "masks of the CIFAR networks, processor time of one thread")
     table(report, rounds)
-    by_scores(report, rounds)
     compare(report, rounds)
 
 

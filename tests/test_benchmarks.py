@@ -95,8 +95,18 @@ def test_a_benchmark_that_fails_is_told_and_the_others_are_kept(modules, tmp_pat
         everything.main([])
     (saved,) = (tmp_path / "results").glob("*.json")
     assert list(json.loads(saved.read_text())) == ["good"]
-    with pytest.raises(SystemExit, match="no benchmark is called worse; there are bad, good"):
+    with pytest.raises(SystemExit, match="no benchmark is called worse; there are page, bad, good"):
         everything.main(["worse"])
+
+
+def test_what_the_page_tells_are_benchmarks_that_are_made_by_one_name(modules, monkeypatch):
+    everything, made = modules[1], []
+    told = [*everything.page.PIECES, *everything.page.OTHERS]
+    assert set(told) <= set(everything.names())
+    monkeypatch.setattr(everything, "run", lambda name, limit: made.append(name) or (None, everything.ELSEWHERE))
+    monkeypatch.setattr(everything.Results, "put", lambda *table: None)
+    everything.main(["page"])
+    assert made == told
 
 
 TABLE = {"name": "a", "about": "x", "ratio": 34.5, "unit": " % idle", "peak_gib": 1.0, "rows": []}
