@@ -133,6 +133,32 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
+def gated(x, hidden):
+    return 4 * hidden * (x + hidden)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "count"),
+    [
+        (nn.LSTM(6, 7, num_layers=2, bidirectional=True, batch_first=True), (5, 6),
+         5 * 2 * (gated(6, 7) + gated(14, 7))),
+        (nn.GRU(6, 7, batch_first=True), (5, 6), 5 * 3 * 7 * (6 + 7)),
+        (nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), (5, 8), 5 * 8 * (3 * 8 + 8 + 2 * 12) + 2 * 5 * 5 * 8),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4)), (3, 6, 6),
+         4 * 27 * 16),
+        (nn.ConvTranspose2d(3, 4, 2, 2), (3, 5, 5), 25 * 3 * 4 * 4),
+    ], ids=["lstm", "gru", "attention", "normalised", "transposed"],
+)  # fmt: skip
+@pytest.mark.parametrize("trained", [True, False])
+def test_multiplications_are_those_counted_by_hand(module, shape, count, trained):
+    """Whatever torch calls for it on a CPU, of frozen weights too; the module is left as it was."""
+    module = module.requires_grad_(trained).train()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    assert plain.macs(module, shape) == count
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert all(part.training for part in module.modules()) and torch.backends.mha.get_fastpath_enabled()
+
+
 def hooked():
     module = nn.Sequential(nn.Linear(9, 9))
     module[0].register_forward_hook(lambda part, given, found: 2 * found)

@@ -6,13 +6,14 @@ torch.nn has no module for. All are traced by torch.fx and by torch.export, and 
 
 import copy
 import inspect
+import math
 from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lib.errors import ParameterError, RecordError, listed
 from lib.kernels import twins
@@ -298,10 +299,35 @@ def parameters(module):
 
 @torch.enable_grad()  # without, the counter fails on a module of parameters alone
 def macs(module, inputs):
-    """Return the multiplications of one example's pass through the module; `inputs` is its length, or its shape."""
-    with FlopCounterMode(display=False) as counter:  # which counts additions too, as many
-        module(_zeros(module, 1, inputs))
+    """Return the multiplications of one example's pass through the module; `inputs` is its length, or its shape.
+
+    In eval() mode, of products of matrices and convolutions, those of attention and recurrence included.
+    """
+    before, fast = [part.training for part in module.modules()], torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one call that the counter does not know
+    try:
+        with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:  # which counts additions too, as many
+            module.eval()(_zeros(module, 1, inputs))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for part, training in zip(module.modules(), before, strict=True):
+            part.training = training
     return counter.get_total_flops() // 2
+
+
+def _attended(query, key, value, *_, out_val=None, **options):
+    return sdpa_flop_count(query, key, value)
+
+
+def _recurred(x, into, back, *_, out_val=None, **options):
+    return 2 * x[0] * x[1] * (math.prod(into) + math.prod(back))
+
+
+# What torch calls on a CPU and its counter does not know: of one layer and direction of an LSTM, and of attention.
+UNCOUNTED = {
+    torch.ops.aten.mkldnn_rnn_layer: _recurred,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attended,
+}
 
 
 def _zeros(module, count, inputs):
