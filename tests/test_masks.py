@@ -1,8 +1,12 @@
 """Masks against tables that a person would draw."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import prune
 
 from lib import convnets, masks, nets
 
@@ -103,6 +107,33 @@ def test_masks_meet_plain_weights_only():
     units = {"layers.0": torch.tensor([[True, False, True]])}
     with pytest.raises(ValueError, match="fold"):
         masks.apply_(net, masks.expand(units, net))
+
+
+@pytest.mark.parametrize("rule", ["SGD", "AdamW"])
+def test_what_is_held_trains_as_under_torchs_own_pruning(rule):
+    """Momentum and weight decay bring nothing back; a normalisation stands between, one layer is frozen."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    net[3].requires_grad_(False)
+    x, y, other = torch.randn(20, 6).double(), torch.arange(20) % 3, copy.deepcopy(net.double())
+    kept = {f"{k}.weight": torch.rand_like(net[k].weight) < 0.5 for k in (0, 3, 5)}
+    for k in (0, 3, 5):
+        prune.custom_from_mask(other[k], "weight", kept[f"{k}.weight"])
+    options = {"lr": 0.1, "weight_decay": 0.01} | ({"momentum": 0.9, "nesterov": True} if rule == "SGD" else {})
+    optimizers = [getattr(torch.optim, rule)(one.parameters(), **options) for one in (net, other)]
+    handle = masks.hold_(net, kept, optimizers[0])
+    for _ in range(5):
+        for one, optimizer in zip((net, other), optimizers, strict=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(one(x), y).backward()
+            optimizer.step()
+    other(x)  # which computes its weights anew
+    for k in (0, 3, 5):
+        torch.testing.assert_close(net[k].weight, other[k].weight, rtol=1e-9, atol=1e-12)
+        assert torch.equal(net[k].weight == 0, ~kept[f"{k}.weight"])
+    handle.remove()
+    optimizers[0].step()
+    assert net[0].weight[~kept["0.weight"]].any(), "what is not held comes back"
 
 
 def test_an_unknown_layer_is_an_error():

@@ -228,6 +228,20 @@ def apply_(net, masks):
     return net
 
 
+def hold_(net, masks, optimizer):
+    """Return the handle of what zeroes, now and after every step of `optimizer`, all that `masks` prune; see `apply_`.
+
+    Without, momentum and Adam's moments bring back what was pruned. `handle.remove()` ends it. Of a `Trainer` its own
+    `prune` does so. ValueError for a mask of what the optimizer does not train, or the net does not have.
+    """
+    mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    parameters = fitted(net, masks)
+    if odd := [name for name in masks if parameters[name].requires_grad and id(parameters[name]) not in mine]:
+        raise ValueError(f"{listed(odd)} are no parameters of this optimizer: make it of net.parameters()")
+    apply_(net, masks)
+    return optimizer.register_step_post_hook(lambda *_: apply_(net, masks) and None)
+
+
 def density(masks):
     """Return the kept share of all the weights that `masks` cover, `(R,)`; biases do not count."""
     covered = _of_weights(masks).values()
