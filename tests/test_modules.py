@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrizations
 
@@ -201,6 +202,90 @@ def test_units_of_every_precision_have_scores(name, dtype):
     torch.testing.assert_close(found.double(), wanted, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
 
 
+class Attending(nn.Module):
+    """Tokens that attend to each other, behind a layer that training alone reads, and a pass that is remembered."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        block = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+        self.a, self.block, self.o, self.more = nn.Linear(6, 8), block, nn.Linear(8, 4), nn.Linear(8, 4)
+        self.double()
+
+    def forward(self, x):
+        self.seen = self.block(self.a(x)).mean(1)
+        return self.o(self.seen)
+
+
+TOKENS = torch.randn(6, 5, 6, generator=torch.Generator().manual_seed(3)).double()
+
+
+@pytest.mark.parametrize("name", ["magnitude", "snip", "grasp", "hessian"])
+def test_attention_is_scored_as_torch_differentiates_it(name):
+    """Also of a layer that nothing depends on, of a module that keeps a tensor of a pass, and in inference mode."""
+    net = Attending()
+    net(TOKENS)
+    weights = {f"{key}.weight": layer.weight for key, layer in net.named_modules() if isinstance(layer, nn.Linear)}
+    with pytest.warns(UserWarning) as told, torch.inference_mode():
+        found = methods.prune(net, name, 0.4, TOKENS, Y)
+    named = "block.self_attn.in_proj_weight are weights of no convolution and no linear layer"
+    assert named in str(told[0].message) and "more.weight" not in str(told[0].message)
+    with sdpa_kernel(SDPBackend.MATH):
+        scores = LITERAL[name](net, list(weights.values()))
+    least = (
+        torch.cat([score.flatten() for score in scores]).sort().values[-masks.count(sum(map(torch.numel, scores)), 0.4)]
+    )
+    assert list(found) == list(weights)
+    for key, score in zip(weights, scores, strict=True):
+        close = (score - least).abs() <= 1e-9 * least.abs()
+        assert torch.equal(found[key] | close, (score > least) | close), key
+
+
+def slopes_of(net, weights, x, y, temperature=1.0, **options):
+    found = torch.autograd.grad(cross_entropy(net(x) / temperature, y), weights, allow_unused=True, **options)
+    return [torch.zeros_like(w) if slope is None else slope for w, slope in zip(weights, found, strict=True)]
+
+
+def squares_of(net, weights):
+    each = [slopes_of(net, weights, TOKENS[[k]], Y[[k]]) for k in range(len(Y))]
+    return [w.detach() ** 2 * sum(slope[n] ** 2 for slope in each) for n, w in enumerate(weights)]
+
+
+def turned_by(net, weights):
+    slopes = slopes_of(net, weights, TOKENS, Y, 200.0, create_graph=True)
+    along = sum((slope * slope.detach()).sum() for slope in slopes)
+    found = torch.autograd.grad(along, weights, allow_unused=True)
+    return [w.detach() * (0 if h is None else h) for w, h in zip(weights, found, strict=True)]
+
+
+LITERAL = {
+    "magnitude": lambda net, weights: [w.detach().abs() for w in weights],
+    "snip": lambda net, weights: [
+        (w * s).detach().abs() for w, s in zip(weights, slopes_of(net, weights, TOKENS, Y), strict=True)
+    ],
+    "grasp": turned_by,
+    "hessian": squares_of,
+}
+
+
+def test_of_layers_that_are_named_no_other_weight_is_told():
+    found = methods.prune(Attending(), "magnitude", 0.4, layers=["a", "o"])  # a warning is an error
+    assert sum(int(mask.sum()) for mask in found.values()) == masks.count(80, 0.4)
+
+
+def recurrent():
+    parts = {"a": nn.Linear(6, 5), "r": nn.LSTM(5, 4, batch_first=True), "o": nn.Linear(4, 4)}
+    return Net(lambda net, x: net.o(net.r(net.a(x))[0][:, -1]), **parts)
+
+
+def test_recurrence_stays_whole_and_is_told():
+    net = recurrent()
+    with pytest.warns(UserWarning, match=r"r.weight_ih_l0, r.weight_hh_l0 are weights of no convolution"):
+        found = methods.prune(net, "magnitude", 0.4)
+    least = torch.cat([net.a.weight.abs().flatten(), net.o.weight.abs().flatten()]).sort().values[-masks.count(46, 0.4)]
+    assert torch.equal(found["a.weight"], net.a.weight.abs() >= least) and list(found) == ["a.weight", "o.weight"]
+
+
 def linear(wrap):
     return nn.Sequential(wrap(nn.Linear(8, 5)), nn.ReLU(), nn.Linear(5, 4)).double()
 
@@ -216,13 +301,20 @@ REFUSED = {
                           "magnitude", "weights", r"called \['image'\] has a name that a stack uses otherwise"),
     "a layer alone": (lambda: nn.Linear(8, 4).double(), "magnitude", "units", r"nn.Sequential\(layer\)"),
     "numbers looked up": (lambda: Net(lambda net, x: net.a(net.e(x.long()).mean(1)), e=nn.Embedding(9, 5),
-                                      a=nn.Linear(5, 4)), "synflow", "weights", "e normalise.*or look numbers up"),
+                                      a=nn.Linear(5, 4)), "synflow", "weights", "e normalise.*look numbers up"),
     "a transposed convolution": (lambda: Net(lambda net, x: net.o(net.a(x[..., None, None]).flatten(1)),
                                              a=nn.ConvTranspose2d(8, 6, 2), o=nn.Linear(24, 4)), "magnitude", "units",
                                  r"a are transposed convolutions.*layers=\[...\]"),
     "what cannot be read": (lambda: nn.Sequential(nn.Linear(8, 5), Lambda(lambda net, x: x.cumsum(1)), nn.Linear(5, 4))
                             .double(), "magnitude", "units", r"calls cumsum.*layers=\[...\]"),
     "contributions": (lambda: linear(lambda layer: layer), "contribution", "units", "are of stacks.*take taylor"),
+    "recurrence": (recurrent, "synflow", "weights", "r normalise.*attend or recur"),
+    "attention": (lambda: Attending(), "synflow", "weights", "block.self_attn.*attend or recur"),
+    "no second derivative": (lambda: linear(lambda layer: nn.Sequential(layer, nn.Hardsigmoid())), "grasp", "weights",
+                             "no second derivative of hardsigmoid, which GraSP needs: take snip"),
+    "a class too many": (lambda: nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3)).double(), "snip", "weights",
+                         "labels are 0 to 3; 3 logits have 0 to 2"),
+    "sums that are read": (residual, "outgoing_l1", "units", "^Net has sums.*chains"),
     "groups that are read": (lambda: Net(lambda net, x: net.o(net.b(net.a(x)[..., None])[..., 0]), a=nn.Linear(8, 6),
                                          b=nn.Conv1d(6, 6, 1, groups=3), o=nn.Linear(6, 4)), "outgoing_l1", "units",
                              r"\['b'\] read in groups"),
@@ -232,7 +324,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_a_module_cannot_be_asked_is_told_with_the_way_out(case):
     made, name, of, told = REFUSED[case]
-    x = ROWS.abs().clamp(0, 8) if case == "numbers looked up" else ROWS
+    x = {"numbers looked up": ROWS.abs().clamp(0, 8), "sums that are read": X}.get(case, ROWS)
     with pytest.raises(ValueError, match=told):
         methods.prune(made(), name, 0.5, x, Y, of=of)
 

@@ -7,6 +7,7 @@ convolutions of a gradient, and no more; of ResNet20 on one CPU thread GraSP tak
 
 import torch
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 
@@ -15,6 +16,15 @@ class fast(TorchFunctionMode):  # noqa: N801, used like a function
 
     `with fast(): slopes = torch.autograd.grad(loss, leaves, create_graph=True)`, where the loss is made in the block.
     """
+
+    def __enter__(self):
+        self._attention = sdpa_kernel(SDPBackend.MATH)  # the fast kernels of attention have no second derivative
+        self._attention.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *raised):
+        self._attention.__exit__(*raised)
+        return super().__exit__(*raised)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.conv2d:

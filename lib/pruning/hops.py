@@ -57,6 +57,12 @@ def unwrapped(network):
     return network
 
 
+def copied(network, memo=None):
+    """Return a deep copy of a network; of a tensor that it keeps from a pass, which torch does not copy, its values."""
+    kept = (x for part in network.modules() for x in tensors(vars(part)) if not x.is_leaf)
+    return copy.deepcopy(network, {id(x): x.detach().clone() for x in kept} | (memo or {}))
+
+
 def weighted(network):
     """Return the convolutions and linear layers by name, in the order in which they are registered."""
     return {name: module for name, module in unwrapped(network).named_modules() if isinstance(module, WEIGHTED)}
@@ -65,7 +71,7 @@ def weighted(network):
 def weight_of(layer):
     """Return the weight of a layer; one that is computed, by a copy, for doing so may move what it is computed from."""
     plain = "weight" in layer._parameters or "weight" in vars(layer)
-    return (layer if plain else copy.deepcopy(layer).eval()).weight.detach()
+    return (layer if plain else copied(layer).eval()).weight.detach()
 
 
 def shared(network):

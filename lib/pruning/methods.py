@@ -96,6 +96,7 @@ def prune(net, name, density, x=None, y=None, seeds=None, **how):
     return modules.some(made, [density])[0] if nets.layers(net) else made[0]
 
 
+@torch.inference_mode(False)  # of gradients, whatever the caller's mode
 def prune_each(
     net, name, densities, x=None, y=None, seeds=None, of="weights", layers=None, scope=None, rounding="nearest",
     rounds=None, within=None, **options,
@@ -117,10 +118,12 @@ def prune_each(
         return _masks(get(name, of), net, densities, x, y, seeds, **how, **options)
     needs = get(name, of).needs
     alone = modules.One(net, x, needs == "nothing", how["layers"])
-    x = modules.examples(x) if needs == "examples" else None
+    x = modules.examples(x, y) if needs == "examples" else None
     how["within"] = within and {part: mask[None] for part, mask in within.items()}
     made = _masks(get(name, of), alone, densities, x, y, [0] if seeds is None else seeds, **how, **options)
-    return [{part: mask[0] for part, mask in kept.items()} for kept in modules.told(modules.some(made, densities))]
+    whole = net if of == "weights" and layers is None else None
+    made = modules.told(modules.some(made, densities), whole)
+    return [{part: mask[0] for part, mask in kept.items()} for kept in made]
 
 
 def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds, within, **options):

@@ -1,6 +1,5 @@
 """Any torch module as a stack of one, so that methods made for stacks prune it too."""
 
-import copy
 import warnings
 from contextlib import contextmanager
 
@@ -16,7 +15,7 @@ from lib.pruning import hops, topology
 BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
 NO_SUMS = (
     nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
-    nn.LocalResponseNorm, nn.Embedding, nn.EmbeddingBag,
+    nn.LocalResponseNorm, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase,
 )  # fmt: skip
 TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 
@@ -49,7 +48,7 @@ class One(nn.Module):
         batch, first = x[0] if isinstance(x, list | tuple) else x, next(iter(layers.values()))
         shape = (first.in_features,) if isinstance(first, nn.Linear) else None
         self._shape, self._example = shape if batch is None else tuple(batch.shape[1:]), batch
-        self.__dict__["_own"] = copy.deepcopy(module)  # no child: its parameters are not those of the stack
+        self.__dict__["_own"] = hops.copied(module)  # no child: its parameters are not those of the stack
         self._odd = _neutralised(self._own) if neutral else []
         shell = _shelled(self._own, {})
         if odd := [name for name in (*shell._modules, *shell._parameters, *shell._buffers) if hasattr(One, name)]:
@@ -120,8 +119,13 @@ def _stream(x):
         stream.set_state(before)
 
 
-def examples(x):
-    """Return examples `(N, ...)`, or batches of them, as `One` reads them, `(N, I)`."""
+def examples(x, y=None):
+    """Return examples `(N, ...)`, or batches of them, as `One` reads them, `(N, I)`; ParameterError for odd labels."""
+    assert_tensors(x, y)
+    for labels in y if isinstance(y, list | tuple) else [y]:
+        if labels is not None and labels.dim() != 1:
+            told = f"y has shape {tuple(labels.shape)}; needed are classes (N,), such as y.squeeze(1) of a column"
+            raise ParameterError(f"{told}, or y.argmax(1) of rows that say one class each")
     return [part.flatten(1) for part in x] if isinstance(x, list | tuple) else x.flatten(1)
 
 
@@ -154,11 +158,28 @@ def some(made, densities):
     return made
 
 
-def told(made):
-    """Return masks, having warned of the parts, weights or layers, of which they keep nothing."""
+def told(made, module=None):
+    """Return masks, having warned of the parts, weights or layers, of which they keep nothing.
+
+    module: whose weights they are all of, but for those of other kinds than layers, of which is warned too.
+    """
+    if module is not None and (other := _unmasked(hops.unwrapped(module))):
+        warnings.warn(
+            f"{listed(other)} are weights of no convolution and no linear layer: they stay whole, and "
+            f"density does not count them. Or say what is pruned, layers=[...]",
+            stacklevel=5,
+        )
     if empty := list(dict.fromkeys(part for kept in made for part, mask in kept.items() if not mask.any())):
-        warnings.warn(f"nothing is kept of {listed(empty)}: no input is seen behind it", stacklevel=4)
+        warnings.warn(f"nothing is kept of {listed(empty)}: no input is seen behind it", stacklevel=5)
     return made
+
+
+def _unmasked(module):
+    """Return the names of tensors that multiply what flows and are no layer's, as of attention and recurrence."""
+    layers = (part for part in module.modules() if isinstance(part, (*hops.WEIGHTED, nn.Embedding, nn.EmbeddingBag)))
+    known = {id(p) for part in layers for p in part.parameters(recurse=False)}
+    own = ((name, p) for name, p in module.named_parameters() if id(p) not in known)
+    return [name for name, p in own if sum(side > 1 for side in p.shape) > 1]
 
 
 def _prunable(module):
@@ -186,7 +207,7 @@ def _real(parameter):
 def assert_flows(net):
     """Raise ParameterError for a module whose sum over paths has no meaning: see `synflow.flow`."""
     if odd := getattr(net, "_odd", []):
-        told = "normalise each example, or look numbers up"
+        told = "normalise each example, look numbers up, attend or recur"
         raise ParameterError(f"{listed(odd)} {told}, so that the module is no sum over paths")
 
 
@@ -218,6 +239,6 @@ def _neutralised(module):
     for part in module.modules():
         if isinstance(part, BATCH_NORMS):
             part.reset_parameters()
-        elif getattr(part, "bias", None) is not None:
+        elif part._parameters.get("bias") is not None:
             part.bias.zero_()
     return [name for name, part in module.named_modules() if isinstance(part, NO_SUMS)]

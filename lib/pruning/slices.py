@@ -4,7 +4,6 @@ It goes in the sets of `coupled.py`. What it still says, a constant, is folded i
 it, and behind a padded convolution into a `plain.Offset`, which stands behind the convolution in a sequence.
 """
 
-import copy
 import warnings
 from collections import Counter
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ from torch.func import functional_call
 
 from lib.networks import plain
 from lib.pruning import hops as h
+from lib.pruning import topology
 from lib.pruning.coupled import Coupled
 from lib.pruning.masks import apply_
 
@@ -38,8 +38,11 @@ def sliced(module, masks, inputs=None):
     because something normalises over them or needs their number, and says what. ValueError for what cannot be read, or
     would compute otherwise: then Torch-Pruning, which it names, takes units out.
     """
-    work = copy.deepcopy(h.unwrapped(module)).eval()
-    coupled, dtype = Coupled(work, inputs), next(work.parameters()).dtype
+    work = h.copied(h.unwrapped(module)).eval()
+    try:
+        coupled, dtype = Coupled(work, inputs), next(work.parameters()).dtype
+    except topology.Refused as error:
+        raise ValueError(f"{str(error).removesuffix(topology.BY_HAND)}. {TORCH_PRUNING}") from error
     apply_(work, masks).double()
     x = [_example(one).to(next(work.parameters()).device) for one in coupled.reader.given]
     outputs, read = _watched(work, coupled, x)

@@ -78,7 +78,7 @@ def flow(net, power=1, dtype=None):
         total = made(_ones(made, next(iter(weights.values())))).sum((1, 2))
     if dtype is None and own != torch.float64 and not bool(((total > SAFE[0]) & (total < SAFE[1])).all()):
         return flow(net, power, torch.float64)
-    slopes = torch.autograd.grad(total.sum(), list(weights.values()))
+    slopes = torch.autograd.grad(total.sum(), list(weights.values()), materialize_grads=True)
     detached = {name: w.detach() for name, w in weights.items()}
     return Flow(total.detach(), dict(zip(weights, slopes, strict=True)), detached)
 

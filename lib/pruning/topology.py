@@ -10,7 +10,6 @@ MNASNet, MobileNet, EfficientNet, RegNet and ConvNeXt are read; ViT, Swin and Ma
 Needs torch alone; see phew.py, which walks through what is found here.
 """
 
-import copy
 import inspect
 import math
 
@@ -47,10 +46,8 @@ LAYERS = {f"conv{turned}{n}d" for turned in ("", "_transpose") for n in (1, 2, 3
 SHAPES = set("size shape dim ndim ndimension dtype device numel nelement len stride layout requires_grad".split())
 VALUES = set("__bool__ __int__ __float__ __index__ __contains__ item tolist numpy".split())
 SIDES = 32, 64, 128, 224, 256, 299, 512, 28, 8, 1  # of images, or numbers of tokens, tried where no example is given
-WAY_OUT = (
-    "Read are layers, sums, products, concatenations, pools, and what moves or works on single units; else write the "
-    "hops by hand and call `masks`"
-)
+BY_HAND = "; else write the hops by hand and call `masks`"
+WAY_OUT = "Read are layers, sums, products, concatenations, pools, and what moves or works on single units" + BY_HAND
 
 
 def topology(network, inputs=None):
@@ -151,7 +148,7 @@ def _watched(network, names, kind):
         memo |= {id(x): x.detach().clone() for x in module._buffers.values() if x is not None and id(x) not in memo}
     layers = h.weighted(network)
     weights = {id(layer._parameters.get("weight", layer)): names[name] for name, layer in layers.items()}
-    copied, reader = copy.deepcopy(network, memo), kind(weights, names, next(iter(layers.values())))
+    copied, reader = h.copied(network, memo), kind(weights, names, next(iter(layers.values())))
     for name, module in copied.named_modules():
         module._compiled_call_impl = None
         module.register_forward_pre_hook(lambda *_, here=(name, module): reader.inside.append(here), prepend=True)

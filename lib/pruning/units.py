@@ -90,7 +90,8 @@ def readers(net):
     into, out = {}, {}
     for hop in nets.graph(net):
         if hop.layer is None:
-            raise ValueError(f"{type(net).__name__} has shortcuts; who reads a unit is told of chains, MLP and VGG")
+            told = "has sums, or pools of pixels that are units of their own"
+            raise ValueError(f"{type(getattr(net, '_own', net)).__name__} {told}: who reads a unit is told of chains")
         into[hop.target] = hop.layer
         out.setdefault(hop.source, []).append(hop.layer)
     return {layer: out[node] for node, layer in into.items() if node in out}
