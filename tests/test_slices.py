@@ -276,3 +276,19 @@ def test_code_that_counts_units_is_refused(kind, told):
         shrink.shrink(network, rows(network, 0.5, "b"), inputs=torch.rand(2, 3, 8, 8))
     with pytest.raises(ValueError, match="the mask of c.weight"):
         shrink.shrink(network, {"c.weight": torch.ones(3, dtype=torch.bool)}, inputs=torch.rand(2, 3, 8, 8))
+
+
+def test_a_weight_of_two_layers_stays_one():
+    """Cut in the one and whole in the other it would be two, larger than before."""
+    network = filled(READ["tied"][0]())
+    mask = torch.ones_like(network[0].weight, dtype=torch.bool)
+    mask[::2] = False
+    small, told = shrunk(network, {"0.weight": mask}, torch.rand(2, 4))
+    assert small[2].weight is small[4].weight and "2.weight is used twice" in told
+    assert plain.parameters(small) == plain.parameters(network)
+
+
+def test_what_attends_is_left_to_torch_pruning():
+    network = nn.Sequential(nn.Linear(6, 8), nn.TransformerEncoderLayer(8, 2, batch_first=True), nn.Linear(8, 3))
+    with pytest.raises(ValueError, match=r"MultiheadAttention.*on single units\. Torch-Pruning takes units out"):
+        shrink.shrink(network.eval(), {}, inputs=torch.rand(2, 5, 6))

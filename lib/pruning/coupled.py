@@ -92,6 +92,7 @@ class Coupled:
         self.reader = topology.read(module, inputs, Recorder)
         self.starts = torch.tensor([0, *self.reader.width]).cumsum(0)
         self.count, self.cuts, self.layers, self.joined = int(self.starts[-1]), [], [], []
+        self.shared = set()
         self.names = {id(tensor): name for name, tensor in module.named_parameters()}
         self.names |= {id(tensor): name for name, tensor in self.reader.network.named_buffers()}
         self.stays, self.why = torch.zeros(self.count, dtype=torch.bool), {}
@@ -173,6 +174,7 @@ class Coupled:
         odd = hop.wiring.transposed and hop.wiring.groups > 1 or name != f"{event.path}.weight"
         if odd or layer.inputs is None or layer.units is None:
             layer = layer._replace(name=hop.layer, inputs=None)
+            self.shared.add(name)
             what = "has places that are units of their own, or a weight that is not its own"
             self.keep(torch.cat([self.every(given), self.every(made)]), f"{event.where}: it {what}")
         else:
@@ -202,7 +204,7 @@ class Coupled:
         """Let stay what belongs to a tensor that is used twice: its uses have different units."""
         uses = Counter((cut.tensor, cut.axis) for cut in self.cuts)
         for cut in self.cuts:
-            if uses[cut.tensor, cut.axis] > 1:
+            if uses[cut.tensor, cut.axis] > 1 or cut.tensor in self.shared:
                 self.keep(cut.units[cut.units >= 0], f"{cut.tensor} is used twice")
 
     def _sets(self):
