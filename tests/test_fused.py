@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from packaging.version import Version
 
 import lib
 from lib import capture, dpp, fused, twins
@@ -22,6 +23,16 @@ from lib import capture, dpp, fused, twins
 INTERPRETED, CUDA = os.environ.get("TRITON_INTERPRET") == "1", torch.cuda.is_available()
 DEVICE = "cpu" if INTERPRETED else "cuda"
 TRITON = importlib.util.find_spec("triton") is not None
+
+
+def before(package, version):
+    """Return whether a package is there, and older than a version."""
+    there = importlib.util.find_spec(package) is not None
+    return there and Version(importlib.import_module(package).__version__) < Version(version)
+
+
+# What Triton's interpreter asked of NumPy until 3.6, which torch 2.11 has, NumPy refuses from 2.4 on.
+BROKEN = before("triton", "3.7") and not before("numpy", "2.4")
 kernel = pytest.mark.skipif(
     not (INTERPRETED or CUDA and TRITON), reason="no CUDA GPU with Triton here; the interpreter's process tests kernels"
 )
@@ -30,10 +41,12 @@ SHAPES = [(1, 1, 2), (3, 37, 10), (2, 130, 3), (1, 300, 37)]  # (R, N, C): less 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
 @pytest.mark.skipif(not TRITON, reason="Triton is not installed: its kernels are not tested")
+@pytest.mark.skipif(BROKEN, reason="Triton 3.6 interprets with NumPy before 2.4 alone: kernels are not tested")
 def test_the_kernels_in_the_interpreter():
     root = Path(__file__).resolve().parents[1]
     files = str(Path(__file__)), f"{Path(__file__).with_name('test_card.py')}::test_a_kernel_runs_on_it"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    old = "ignore:Conversion of an array with ndim > 0 to a scalar:DeprecationWarning"  # before NumPy refuses
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", old, *files]
     done = subprocess.run(command, cwd=root, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
 
@@ -61,7 +74,7 @@ COMPILED = {  # kernel: (types of what varies, constants and options as launched
     ),
     "accept": (
         _types("fp64", "products", "coins", "root", left="*i64", taken="*u8", count="i32"),
-        {"B": 64, "num_warps": 8} | fused.LAUNCH, 240, 1024,
+        {"B": 64, "num_warps": 8} | fused.LAUNCH, 255, 1024,
     ),
     "linear": (
         _types("fp32", "x", "v", "scale", "bias", "out", "products", "gains", "lengths", norm="*i8")

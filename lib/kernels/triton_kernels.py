@@ -10,7 +10,7 @@ work on an SM, and their 8 to 15 KB of shared memory are no bound. Of one run, a
 programs of `linear` and 128 of `linear_step`: half of 132 SMs stay idle going forward; nine runs fill them 1.5 times.
 `log_loss` is one program a run, so nine runs keep nine SMs busy: it is short, and spares launches. `masked_sgd`
 has 28 warps on an SM, enough for what memory bounds. `accept` holds 64 × 64 float64 in the registers of 8 warps, 230 a
-thread: one matrix is on an SM at a time.
+thread (255, all there are, by Triton 3.6): one matrix is on an SM at a time.
 """
 
 import triton
