@@ -150,28 +150,45 @@ def test_a_further_level_goes_on_from_the_last(digits, tmp_path, monkeypatch):
     assert len(made) == int(whole[0][-4].attempt[0] - whole[0][-2].attempt[0])
 
 
+def break_off(monkeypatch, after, *arguments, **keywords):
+    """Descend, and break off after so many attempts."""
+    made, real = [], descend.attempt
+
+    def stop(*given):
+        made.append(1)
+        if len(made) > after:
+            raise KeyboardInterrupt
+        real(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(descend, "attempt", stop)
+        descend.descend(*arguments, **keywords)
+
+
 @pytest.mark.parametrize("broken_off_at", [1, 7, 23])
 def test_a_stack_broken_off_ends_where_the_uninterrupted_one_does(digits, tmp_path, monkeypatch, broken_off_at):
     seeds, kinds = [1, 1, 2], ["EWN", "SWN", "no-WN"]
     whole, _ = descend.descend(stack(kinds, seeds), digits, seeds, [-2, -4], batch=16)
-    folders, made, real = [tmp_path / f"{k}" for k in kinds], [], descend.attempt
-
-    def stop(*arguments):
-        made.append(1)
-        if len(made) > broken_off_at:
-            raise KeyboardInterrupt
-        real(*arguments)
-
-    keywords = {"folders": folders, "batch": 16, "checkpoint": 0.0}
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(descend, "attempt", stop)
-        descend.descend(stack(kinds, seeds), digits, seeds, [-2, -4], **keywords)
+    keywords = {"folders": [tmp_path / f"{k}" for k in kinds], "batch": 16, "checkpoint": 0.0}
+    break_off(monkeypatch, broken_off_at, stack(kinds, seeds), digits, seeds, [-2, -4], **keywords)
     again, _ = descend.descend(stack(kinds, seeds), digits, seeds, [-2, -4], **keywords)
     for a, b in zip(whole, again, strict=True):
         assert list(a) == list(b)
         for level in a:
             same_descent(a[level], b[level])
     assert not list(tmp_path.glob("stack-*.safetensors")), "the checkpoint goes when all is done"
+
+
+@pytest.mark.parametrize("between", [-3, -2])
+def test_a_run_goes_on_from_a_level_that_another_call_reached_since(digits, tmp_path, monkeypatch, between):
+    whole, _ = descend.descend(stack(["EWN"], [1]), digits, [1], [-2, -3, -4], batch=16)
+    keywords = {"folders": [tmp_path / "a"], "batch": 16, "checkpoint": 0.0}
+    break_off(monkeypatch, 3, stack(["EWN"], [1]), digits, [1], [-2, -4], **keywords)
+    descend.descend(stack(["EWN"], [1]), digits, [1], [between], **keywords)
+    made = count_attempts(monkeypatch)
+    again, _ = descend.descend(stack(["EWN"], [1]), digits, [1], [-2, -4], **keywords)
+    assert len(made) == int(whole[0][-4].attempt[0] - whole[0][between].attempt[0]), "nothing is trained again"
+    same_descent(whole[0][-4], again[0][-4])
 
 
 def test_a_level_of_another_run_is_refused(digits, tmp_path):

@@ -70,7 +70,7 @@ def _descend(net, data, seeds, journal, batch, max_epochs):
 def _resume(net, seeds, sets, journal):
     """Return (levels reached by every run, runs still to do, their descents): by the checkpoint, or else the levels."""
     reached, checkpoint = journal.reached(net), journal.stack(net)
-    if checkpoint is not None:
+    if checkpoint is not None and not _overtaken(*checkpoint, net, journal):
         live, state = checkpoint
         for k, run in enumerate(live):  # levels later than the checkpoint are reached again, with the same stack
             reached[run] = {v: d for v, d in reached[run].items() if d.epoch[0] <= state.epoch[k]}
@@ -83,6 +83,12 @@ def _resume(net, seeds, sets, journal):
         kept |= {run: nets.take(begun, [k]) for k, run in enumerate(fresh)}
     state = nets.join(kept[run] for run in live) if live else None
     return reached, live, state
+
+
+def _overtaken(live, state, net, journal):
+    """Return whether the run of a checkpoint, one that stands alone, has come to a later level, as by another call."""
+    later = journal.deepest(live[0], net) if len(live) == 1 else None
+    return later is not None and bool(later.epoch[0] > state.epoch[0])
 
 
 def levels_complaint(levels):
