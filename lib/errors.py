@@ -49,6 +49,13 @@ def number(what: str, value, interval: str, whole: bool = False):
     return plain
 
 
+def flags(defaults: dict, given: dict) -> None:
+    """Raise ParameterError for the first of the values `given` that is not True or False where its default is."""
+    for name, default in defaults.items():
+        if isinstance(default, bool) and not isinstance(given.get(name, default), bool):
+            raise ParameterError(f"{name} is {given[name]!r}; allowed are True and False")
+
+
 def within(number: float, interval: str) -> bool:
     """Return whether a number lies in an interval such as "[0, 1)" or "[1, 2^31)"; what is not a number does not."""
     low, high = ends(interval)

@@ -15,10 +15,12 @@ from hypothesis import HealthCheck, given, settings
 
 from lib import errors, ranges, runs, sets
 from lib.errors import ParameterError
+from lib.records.parameters import in_cell
 from workflow.freeze import experiments
 
 NOTEBOOKS = runs.ROOT / "notebooks"
 EXPERIMENTS = [path.stem for path in experiments(NOTEBOOKS)]
+OTHERS = sorted({path.stem for path in NOTEBOOKS.glob("*.ipynb")} - {*EXPERIMENTS})
 CELLS = {
     name: ["".join(cell["source"]) for cell in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text("utf-8"))["cells"]
            if cell["cell_type"] == "code"]
@@ -93,11 +95,38 @@ def test_what_is_drawn_is_refused_or_in_range(name, draws):
             assert not any(outside(number, table[key]) for number in numbers), (key, value)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+def settled(name, **given):
+    """Return the parameters of a notebook that makes no record, as its third cell has them."""
+    namespace = parameters_of(name) | given | {"In": ["", "# Parameters\n" + "".join(f"{key} = 0\n" for key in given)]}
+    runs.settle(name, namespace)
+    return namespace
+
+
+def parameters_of(name):
+    return in_cell(runs.ROOT / "notebooks" / f"{name}.ipynb")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_makes_no_record_has_a_door_too(name):
+    defaults = parameters_of(name)
+    assert {key: settled(name)[key] for key in defaults} == defaults
+    with pytest.raises(ParameterError, match="no parameter 'widht'.*The parameters are: " + ", ".join(defaults)):
+        settled(name, widht=3)
+    for key, default in defaults.items():
+        first = default[0] if isinstance(default, list) else default
+        with pytest.raises(ParameterError, match=f"^{key} = "):
+            settled(name, **{key: 3 if isinstance(first, str) else "no"})
+        if isinstance(default, list):
+            assert settled(name, **{key: first})[key] == [first]
+    with pytest.raises(ParameterError, match=f"the parameters {next(iter(defaults))} have no value"):
+        runs.settle(name, {key: value for key, value in [*defaults.items()][1:]})
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS + OTHERS)
 def test_every_number_of_a_notebook_has_a_range(name):
     """And both ends of it are let in or refused as the interval says, each alone."""
     table = ranges.RANGES | ranges.OWN.get(name, {})
-    defaults = runs.declared(name)
+    defaults, door = (runs.declared(name), opened) if name in EXPERIMENTS else (parameters_of(name), settled)
     first = {key: value[0] if isinstance(value, list) else value for key, value in defaults.items()}
     numbers = {key for key, value in first.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     assert numbers - set(table) == set()
@@ -106,7 +135,7 @@ def test_every_number_of_a_notebook_has_a_range(name):
             assert errors.within(end, table[key]) == allowed
         low = errors.ends(table[key])[0]
         with pytest.raises(ParameterError, match=f"^{key} = "):
-            opened(name, **{key: [low - 1] if isinstance(defaults[key], list) else low - 1})
+            door(name, **{key: [low - 1] if isinstance(defaults[key], list) else low - 1})
 
 
 def test_the_shapes_of_data_are_as_told():

@@ -125,6 +125,14 @@ def test_third_cell_finds_the_library(notebook):
     assert notebook.cells[2].source.startswith(FIRST_IMPORT)
 
 
+def test_third_cell_checks_the_parameters(request, notebook):
+    """Whether or not records are made: papermill passes a mistyped name by, and "no" counts as true."""
+    stem = request.node.callspec.params["notebook"].stem
+    calls = [node for node in ast.walk(ast.parse(notebook.cells[2].source)) if isinstance(node, ast.Call)]
+    doors = [call for call in calls if ast.unparse(call.func) in ("runs.open_run", "runs.settle")]
+    assert [ast.unparse(argument) for argument in doors[0].args[:2]] == [repr(stem), "globals()"] and len(doors) == 1
+
+
 def test_defines_nothing(notebook):
     assert [definitions(source) for source in sources(notebook, "code") if definitions(source)] == []
 

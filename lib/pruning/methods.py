@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import torch
 
-from lib.errors import ParameterError, choice, hint, listed, one_each
+from lib.errors import ParameterError, choice, flags, hint, listed, one_each
 from lib.networks import nets
 from lib.pruning import anneal, masks, modules, paths
 
@@ -164,6 +164,7 @@ def _ready(chosen, x, y, options):
     if odd := [key for key in options if key not in own and "options" not in own]:
         has = listed([*own][5 if chosen.draws else 4 :])
         raise ParameterError(f"{chosen.name} has no keywords {odd}; it has {has}.{hint(odd[0], own)}")
+    flags({key: parameter.default for key, parameter in own.items()}, options)
     return chosen, x, y
 
 

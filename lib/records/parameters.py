@@ -38,6 +38,8 @@ def declared(notebook: Path) -> dict:
     values, which get another name, and no name gets another meaning. Only what the file lacks is taken from the cell.
     """
     cell, fixed = in_cell(notebook), frozen(notebook)
+    for name in {"seed", "type"} - cell.keys():
+        raise ParameterError(f"{notebook.name} declares no {name!r}; every experiment has one.")
     return {name: fixed.get(name, value) for name, value in cell.items()}
 
 
@@ -57,8 +59,6 @@ def in_cell(notebook: Path) -> dict:
         name, value = _literal(statement, notebook)
         _value(name, value, value)  # of a kind that papermill can pass
         defaults[name] = value
-    for name in {"seed", "type"} - defaults.keys():
-        raise ParameterError(f"{notebook.name} declares no {name!r}; every experiment has one.")
     return defaults
 
 
@@ -114,17 +114,17 @@ def _kind(name: str, value) -> str:
 def checked(values: dict, defaults: dict) -> dict:
     """Return every declared parameter in its canonical form: `values` where given, else the default.
 
-    seed and type become lists (a sweep's seed a text, "0..99"), a scalar for a list parameter a list of one,
-    an int for a float a float.
+    seed and type become lists (a sweep's seed a text, "0..99") where there are types, a scalar for a list parameter a
+    list of one, an int for a float a float.
     """
     reject_unknown(values, defaults)
-    values = {**defaults, **values}
-    return {name: _value(name, values[name], defaults[name]) for name in defaults}
+    values, runs = {**defaults, **values}, "type" in defaults
+    return {name: _value(name, values[name], defaults[name], runs) for name in defaults}
 
 
-def _value(name: str, value, default):
-    """Return `value` in the kind of its `default`; ParameterError if it is of another kind."""
-    if name in ("seed", "type"):
+def _value(name: str, value, default, runs: bool = True):
+    """Return `value` in the kind of its `default`, runs: seed and type as lists; ParameterError for another kind."""
+    if runs and name in ("seed", "type"):
         return _seeds(value, default) if name == "seed" else _types(value, default)
     if not isinstance(default, list):
         return _scalar(name, value, [default])
@@ -144,6 +144,7 @@ def _scalar(name: str, value, examples: list):
         return float(value)
     if kind not in kinds:
         raw = f" With papermill, `-r {name} {value}` passes a text." if kinds == {"str"} else as_list(name, value)
+        raw = f" With papermill, `-p {name} True` or `-p {name} False`." if kinds == {"bool"} else raw
         raise ParameterError(
             f"{name} = {value!r} is of kind {kind}; {name} is of kind {' or '.join(sorted(kinds))}, "
             f"such as {examples[0]!r}.{raw}"

@@ -27,6 +27,7 @@ RANGES = {
     "initial": "[0, 1000000]", "increment": "[1, 1000000]", "fraction": SHARE, "minimum": SIZE,
     "average": "[-1000, 1000]", "maximum": "[-1000, 1000]",
     "shuffle_at": SHARE, "recovery": "[1, 1000000]", "score_examples": COUNT, "holdout": COUNT, "level": "[-100000, 0]",
+    "at": "(0, 1)", "near": "(0, 1000]", "sizes": SIZE, "sparsity": SHARE, "batch": SIZE, "seconds": "(0, 3600]",
 }  # fmt: skip
 # Where 0 stands for something else: the published number, all, nothing trained.
 _AT_INITIALISATION = {"width": "[0, 65536]", "epochs": "[0, 1000000]"}
@@ -35,6 +36,7 @@ OWN = {
     "arena": {"width": "[0, 65536]"},
     "train_time_prune": {"hidden": "[0, 65536]", "batch_size": SOME},
     "vae_prune": {"score_examples": SOME},
+    "explore": {"examples": SOME},
 }  # fmt: skip
 # Lists whose entries are the coordinates of an axis.
 DIFFERENT = {"sparsities", "shuffle_at", "densities", "shares", "levels", "depths", "batches", "noise", "keep", "drops"}

@@ -117,19 +117,33 @@ def open_run(experiment: str, namespace: dict, *together: Callable, **allowed: S
     defaults or of a folder that cannot be written.
     """
     defaults = declared(experiment)
-    naming.reject_unknown(naming.injected(namespace), defaults)
-    absent = [name for name in defaults if name not in namespace]
-    if absent:
-        raise ParameterError(f"the parameters {listed(absent)} have no value: run the parameters cell first.")
-    parameters = naming.checked({name: namespace[name] for name in defaults}, defaults)
-    reject_outside(experiment, parameters)
-    naming.reject_unallowed(parameters, allowed)
+    parameters = _parameters(experiment, namespace, defaults, allowed)
     for check in together:
         if message := check(parameters):
             raise ParameterError(message)
     run = Run(experiment, parameters, defaults)
     run._claim()
     return run
+
+
+def settle(notebook: str, namespace: dict, **allowed: Sequence | Callable) -> None:
+    """Return nothing; check the parameters of a notebook that makes no record, a summary or an explorer.
+
+    As `open_run` does, with the notebook's `globals()`, in which they get their canonical form: a list for a list.
+    """
+    namespace |= _parameters(notebook, namespace, naming.in_cell(_notebook(notebook)), allowed)
+
+
+def _parameters(notebook: str, namespace: dict, defaults: dict, allowed: dict) -> dict:
+    """Return the parameters in `namespace` in canonical form; ParameterError for an unknown or invalid one."""
+    naming.reject_unknown(naming.injected(namespace), defaults)
+    absent = [name for name in defaults if name not in namespace]
+    if absent:
+        raise ParameterError(f"the parameters {listed(absent)} have no value: run the parameters cell first.")
+    parameters = naming.checked({name: namespace[name] for name in defaults}, defaults)
+    reject_outside(notebook, parameters)
+    naming.reject_unallowed(parameters, allowed)
+    return parameters
 
 
 # experiment -> the records that this process has locked to compute. Kept beside the runs because a person

@@ -2,13 +2,14 @@
 
 import torch
 
-from lib.errors import ParameterError, number
+from lib.errors import ParameterError, flags, number
 from lib.kernels import fused, twins
 
 RULES = ("sgd", "adam", "rms")
 # What a `Trainer` takes: numbers, and whole ones.
 RATES = {"lr": "(0, inf)", "momentum": "[0, 1)", "weight_decay": "[0, inf)", "drop": "(0, 1]", "every": "[0, inf]"}
 COUNTS = {"batch": "[1, 2^31)", "epoch": "[0, 2^31)"}
+FLAGS = dict.fromkeys(("nesterov", "shuffle", "bf16", "bar"), False)
 
 
 def make(rule, parameters, lr, options, recorded=False):
@@ -43,7 +44,11 @@ def complaint(rule, momentum=0.0, nesterov=False):
 
 
 def assert_numbers(given):
-    """Raise ParameterError for the first of the numbers of a `Trainer`, by name, that is outside of its interval."""
+    """Raise ParameterError for the first of the options of a `Trainer`, by name, that is no number of its interval.
+
+    Or neither True nor False.
+    """
+    flags(FLAGS, given)
     for name, interval in (RATES | COUNTS).items():
         number(name, given[name], interval, whole=name in COUNTS)
     drops = [number("an epoch of drops", when, "[0, 2^31)", whole=True) for when in given["drops"]]
