@@ -10,6 +10,7 @@ import math
 
 import hypothesis.strategies as st
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -197,6 +198,39 @@ def test_few_units_have_no_budgets(units):
 def test_what_no_parameter_alone_makes_wrong(name, given, message):
     with pytest.raises(ParameterError, match=message):
         opened(name, **given)
+
+
+# ---- as in a class: cells run once more
+
+
+SHORT = {
+    "lin_sep": {"seed": "0..1", "limit": 10.0, "steps": 60},
+    "simple_traj": {"seed": "0..1", "limit": 5.0, "steps": 40},
+    "xor": {"seed": "0..1", "limit": 5.0, "steps": 60},
+    "conv_rate": {"seed": "0..1", "steps": 20, "as_published": True},
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_cell_that_is_run_twice_changes_no_record(name, tmp_path, monkeypatch):
+    found = []
+    for times in (1, 2):
+        monkeypatch.setenv("PRUNING_RUNS", str(tmp_path / str(times)))
+        namespace = {"display": str}
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            for number, source in enumerate(cell for cell in CELLS[name] for _ in range(times)):
+                exec(source, namespace)
+                namespace |= SHORT[name] if number < times else {}
+        plt.close("all")
+        found.append({record.name: record for record in namespace["run"].records()})
+        exec(OPENING[name], namespace)
+        assert namespace["run"].todo == [], "it was done, and is called what it was"
+    once, twice = found
+    assert once.keys() == twice.keys() and len(once) == 3
+    for key, record in once.items():
+        assert record.scores == twice[key].scores
+        for array in record.arrays:
+            np.testing.assert_array_equal(record.array(array)[0], twice[key].array(array)[0])
 
 
 # ---- at the lower ends of all ranges at once

@@ -1,5 +1,6 @@
 """The toy descents: against the published step counts, against autograd, and against the algorithm written plainly."""
 
+import copy
 import math
 
 import numpy as np
@@ -45,7 +46,7 @@ def trajectories():
     toys.fix_output_(net, [2.0, 1.0])
     toys.start_units_(net, torch.tensor(STARTS * 3, dtype=torch.float64)[:, :, None])
     result = line_search.search(net, torch.ones(1, 1), torch.ones(1), 10, 0.1, 50, loss="exponential")
-    return result, nets.fold(net).layers[0].weight.detach()[..., 0]
+    return result, nets.fold(result.net).layers[0].weight.detach()[..., 0]
 
 
 def test_simple_trajectories_take_the_published_steps(trajectories):
@@ -214,8 +215,22 @@ def test_a_stack_is_its_runs_alone(activation):
         assert single.end[0] == stack.end[k]
         for name, values in single.history.items():
             torch.testing.assert_close(stack.history[name][k], values[0], rtol=1e-6, atol=1e-9, equal_nan=True)
-        for mine, other in zip(stack.net.parameters(), one.parameters(), strict=True):
+        for mine, other in zip(stack.net.parameters(), single.net.parameters(), strict=True):
             torch.testing.assert_close(mine[k], other[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_descent_leaves_its_network_as_it_was():
+    """Else the cell that trains, run once more, would go on from there and save that."""
+    net, (linear, x, y) = random_net("relu"), linear_nets(2, ["EWN", "no-WN"], [1, 2])
+    before = copy.deepcopy([net.state_dict(), linear.state_dict()])
+    points = torch.randn(5, 3, dtype=torch.float64).abs(), torch.ones(5, dtype=torch.float64)
+    first, again = (line_search.search(net, *points, 5, 0.1, 5, budget=30, keep=("weights",)) for _ in range(2))
+    one, other = (line_search.gradient_descent(linear, x, y, 0.001, 20) for _ in range(2))
+    assert torch.equal(one[1], other[1])
+    np.testing.assert_array_equal(first.history["weights"], again.history["weights"])
+    for mine, old in zip((net, linear), before, strict=True):
+        assert all(torch.equal(tensor, old[name]) for name, tensor in mine.state_dict().items())
+    assert not torch.equal(first.net.layers[0].weight, net.layers[0].weight)
 
 
 def test_only_rejected_runs_try_again():
@@ -266,7 +281,7 @@ def test_a_run_that_cannot_descend_stalls():
         net.layers[0].weight[0].fill_(torch.nan)
     result = line_search.search(net, *toys.xor(), 15, 0.1, 50, budget=1000)
     assert result.end == ["stalled", "budget"] and result.steps.tolist() == [0, 1000]
-    assert 600 < int(result.rejected[0]) < 1000 and net.layers[0].weight[1].isfinite().all()
+    assert 600 < int(result.rejected[0]) < 1000 and result.net.layers[0].weight[1].isfinite().all()
 
 
 def test_what_does_not_fit_is_refused():

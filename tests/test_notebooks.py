@@ -133,6 +133,14 @@ def test_third_cell_checks_the_parameters(request, notebook):
     assert [ast.unparse(argument) for argument in doors[0].args[:2]] == [repr(stem), "globals()"] and len(doors) == 1
 
 
+def test_parameters_stay_what_they_were_given(notebook):
+    """A cell that gave one another value would, when the third is run once more, ask for another run."""
+    given = {ast.unparse(statement.target) for statement in ast.parse(notebook.cells[1].source).body}
+    nodes = [node for source in sources(notebook, "code")[1:] for node in ast.walk(ast.parse(source))]
+    stored = [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    assert [name for name in stored if name in given] == []
+
+
 def test_defines_nothing(notebook):
     assert [definitions(source) for source in sources(notebook, "code") if definitions(source)] == []
 

@@ -7,6 +7,7 @@ Inside this file the run axis is the LAST one. A toy has two inputs and twenty u
 sum over inputs, units or examples adds long rows, 5 to 8 times faster on a CPU than sums of four numbers each.
 """
 
+import copy
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -124,7 +125,8 @@ def search(net, x, y, exponent, cap, limit, *, first=FIRST_STEP, budget=100_000,
     ends when the loss that it left behind is below e^-limit. Runs do not wait for each other: while one tries
     again, the others take their next step.
 
-    net: `nets.MLP` of one hidden layer and one output, without bias; weights that require no gradient stay.
+    net: `nets.MLP` of one hidden layer and one output, without bias, which is left as it is; weights that require no
+    gradient stay.
     x (N, I), or (R, N, I) by run; y (N,) or (R, N) of ±1. exponent (0: the rate is ρ), cap, limit: one number, or
     one per run. keep: which of "weights", "slopes" and "margins" go into the history beside the log-loss, at up to
     `points` log-spaced steps of the `budget`.
@@ -149,10 +151,11 @@ def search(net, x, y, exponent, cap, limit, *, first=FIRST_STEP, budget=100_000,
 def gradient_descent(net, x, y, rate, steps):
     """Return (at (T,), end-to-end weights (R, T, I), log-losses (R, T)) of plain gradient descent, rate constant.
 
-    net: an `nets.MLP` of any depth without activation and bias, taken in place through `steps` steps on the summed
+    net: an `nets.MLP` of any depth without activation and bias, of which a copy takes `steps` steps on the summed
     logistic loss. It is one linear map, so it is asked for its end-to-end weights alone, and only they meet the
     examples x (R, N, I) or (N, I), y (R, N) or (N,) of ±1. Both histories are of log-spaced steps, before the update.
     """
+    net = copy.deepcopy(net)
     weight = net.layers[0].weight
     basis = torch.eye(weight.shape[2], dtype=weight.dtype, device=weight.device)
     rates = torch.full(weight.shape[:1], rate, dtype=weight.dtype, device=weight.device)
@@ -297,7 +300,7 @@ def _empty_result(net, state, budget, keep, points):
     history["log_loss"] = torch.full((runs, len(at)), torch.nan, dtype=torch.float64)
     zeros = torch.zeros(2, runs, dtype=torch.int64)
     floats = torch.full((2, runs), torch.nan, dtype=torch.float64)
-    return Result(net, *zeros, *floats, [""] * runs, at, history), slots
+    return Result(copy.deepcopy(net), *zeros, *floats, [""] * runs, at, history), slots
 
 
 def _record(result, slots, state, fresh):
