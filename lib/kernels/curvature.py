@@ -5,10 +5,14 @@ group, and by some twenty passes over all activations. Here the product with a H
 convolutions of a gradient, and no more; of ResNet20 on one CPU thread GraSP takes 0.55 of the time so.
 """
 
+import re
+
 import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+
+from lib.errors import ParameterError
 
 
 class fast(TorchFunctionMode):  # noqa: N801, used like a function
@@ -32,6 +36,17 @@ class fast(TorchFunctionMode):  # noqa: N801, used like a function
         if function is functional.batch_norm:
             return _normalised(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
+
+
+def again(along, leaves):
+    """Return gradients of what is made of gradients, by `leaves`; ParameterError where torch has none."""
+    try:
+        return torch.autograd.grad(along, leaves, materialize_grads=True)
+    except RuntimeError as error:
+        if odd := re.search(r"derivative for aten::(\w+) is not implemented", str(error)):
+            told = f"torch has no second derivative of {odd[1].removesuffix('_backward')}, which GraSP needs"
+            raise ParameterError(f"{told}: take snip, or another module in its place") from error
+        raise
 
 
 def _convolved(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):  # noqa: A002, torch's own names
