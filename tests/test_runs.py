@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import runpy
 import string
 from pathlib import Path
 
@@ -12,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lib.records.runs as runs
-from lib import disk, draws, tables
+from lib import disk, drawing, draws, sets, tables
 from lib import store as storage
 from lib.records.runs import ParameterError, RecordError
+from workflow.plan import Plan
 
 DEFAULTS = {
     "seed": 9192, "type": "EWN", "dataset": "mnist", "levels": [-10, -100], "cutoffs": [0.1, 0.5], "lr": 0.1,
@@ -589,3 +592,22 @@ def test_broken_weights_are_never_loaded(tmp_path):
         disk.load_tensors(tmp_path / "other.safetensors")
     with pytest.raises(RecordError, match="level"):
         disk.save_tensors(path, {}, {"level": float("nan")})
+
+
+def test_a_home_is_a_home(monkeypatch, tmp_path):
+    """Not a folder called ~ in the repository, which somebody then would remove by its name."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    launcher = runpy.run_path(str(runs.ROOT / "workflow/bin/papermill"))["_runs"]
+    places = {
+        "PRUNING_RUNS": [("runs", runs.folder), ("runs", launcher)],
+        "PRUNING_FIGURES": [("figures", drawing.folder)],
+        "PRUNING_DATA": [("data", sets._folder)],
+    }
+    for variable, folders in places.items():
+        for name, folder in folders:
+            for text, path in (("~/mine", tmp_path / "mine"), ("mine", runs.ROOT / "mine"), ("", runs.ROOT / name)):
+                monkeypatch.setenv(variable, text)
+                assert folder() == path, (variable, text)
+        monkeypatch.setenv(variable, "~/mine")
+    plan = Plan("quick", ["notebooks/xor.ipynb"])
+    assert os.environ["PRUNING_RUNS"] == str(tmp_path / "mine") and plan.due, "the plan of an empty folder"

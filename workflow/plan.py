@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from lib import runs, store
+from lib import disk, runs, store
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDINGS = "png", "pdf"  # every figure is drawn as both
@@ -105,10 +105,10 @@ class Plan:
         if profile not in everything["profiles"]:
             raise ValueError(f"there is no profile {profile!r}, but there are {', '.join(everything['profiles'])}")
         chosen = everything["profiles"][profile]
-        os.environ["PRUNING_RUNS"] = os.environ.get("PRUNING_RUNS") or chosen["runs"]
-        os.environ["PRUNING_FIGURES"] = os.environ.get("PRUNING_FIGURES") or chosen["figures"]
+        for kind, variable in (("runs", "PRUNING_RUNS"), ("figures", "PRUNING_FIGURES")):
+            os.environ[variable] = os.path.expanduser(os.environ.get(variable) or chosen[kind])
         self.profile, self.machine = profile, chosen["machine"]
-        self.report = ROOT / (os.environ.get("PRUNING_REPORT") or chosen.get("report", "report")) / "index.html"
+        self.report = disk.place(ROOT, "PRUNING_REPORT", chosen.get("report", "report")) / "index.html"
         self.reports = not targets or REPORT in targets
         self.executions = {one.name: one for one in expand(chosen["experiments"], chosen.get("gpu", 0))}
         self.summaries = {  # summary -> figure -> experiments; without the figures of other profiles

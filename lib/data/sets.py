@@ -7,7 +7,6 @@ Tiny-ImageNet, come with scikit-learn and need no download.
 
 import functools
 import hashlib
-import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,8 @@ import torch
 from lib import draws
 from lib.data import celeba, images
 from lib.data.tiny_imagenet import ARCHIVE, FOLDER, MD5, TinyImageNet
-from lib.errors import DataError
+from lib.errors import DataError, hint
+from lib.records.disk import place
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("mnist", "fashion_mnist", "digits", "cifar10", "cifar100", "digits32", "tiny_imagenet", "digits64")
@@ -113,7 +113,7 @@ def load(name, device="cpu", train_examples=0, statistics="ewn", holdout=0):
     """
     for what, value, allowed in (("dataset", name, NAMES + UNLABELLED), ("statistics", statistics, STATISTICS)):
         if value not in allowed:
-            raise DataError(f"{what} is {value!r}; allowed are {', '.join(allowed)}")
+            raise DataError(f"{what} is {value!r}; allowed are {', '.join(allowed)}.{hint(value, allowed)}")
     data = _decoded(name, str(_folder()))
     mean, std = STATISTICS[statistics].get(name, (data.mean, data.std))
     data = replace(data, mean=mean, std=std)
@@ -153,7 +153,7 @@ def _device(name):
 
 
 def _folder():
-    return Path(ROOT, os.environ.get("PRUNING_DATA") or "data")
+    return place(ROOT, "PRUNING_DATA", "data")
 
 
 @functools.lru_cache(maxsize=2)

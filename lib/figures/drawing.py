@@ -7,7 +7,6 @@ bootstrap from there on. Published values are hollow markers in front.
 
 import hashlib
 import itertools
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -23,6 +22,7 @@ from matplotlib_inline.config import InlineBackend
 
 from lib.figures import evidence, looks
 from lib.figures.looks import BLACK, BLUE, COLOURS, CYAN, DASHES, GREEN, GREY, LOOKS, MARKERS, RED, WORDS, YELLOW  # noqa: F401
+from lib.records.disk import place
 
 ROOT = Path(__file__).resolve().parents[2]
 NARROW, WIDE = 3.3, 6.8  # inches: one column of a page, two columns
@@ -48,7 +48,7 @@ def style():
 
 def folder():
     """Return where figures are saved: `$PRUNING_FIGURES`, below the repository if relative, or `figures/`."""
-    return Path(ROOT, os.environ.get("PRUNING_FIGURES") or "figures")
+    return place(ROOT, "PRUNING_FIGURES", "figures")
 
 
 def save(figure, name):

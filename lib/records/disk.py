@@ -18,6 +18,14 @@ from filelock import FileLock, Timeout
 
 from lib.errors import RecordError, listed, unwritable
 
+# ---- places
+
+
+def place(root: Path, variable: str, otherwise: str) -> Path:
+    """Return the folder that an environment variable names, `~` expanded, below `root` if relative; else another."""
+    return root / Path(os.environ.get(variable) or otherwise).expanduser()
+
+
 # ---- locks
 
 

@@ -12,7 +12,6 @@ workflow asks `missing` for thousands of runs before it starts anything.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from lib.errors import ParameterError, RecordError, hint, listed
 from lib.records import parameters as naming
 from lib.records import provenance
 from lib.records import store as storage
-from lib.records.disk import acquire, assert_writable, recover, release
+from lib.records.disk import acquire, assert_writable, place, recover, release
 from lib.records.parameters import Pair, pairs, record_name, scientific, without
 from lib.records.ranges import reject_outside
 from lib.records.store import Record, read
@@ -36,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def folder() -> Path:
     """Return where records live: $PRUNING_RUNS (below the repository if relative), or `runs/`."""
-    return ROOT / (os.environ.get("PRUNING_RUNS") or "runs")
+    return place(ROOT, "PRUNING_RUNS", "runs")
 
 
 def declared(experiment: str) -> dict:
