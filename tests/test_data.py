@@ -150,6 +150,27 @@ def test_no_data_and_no_network_is_an_error_with_the_way_out(tmp_path, monkeypat
         sets.load("mnist")
 
 
+def test_a_data_set_of_ones_own_is_three_entries(monkeypatch):
+    """As CONTRIBUTING says; a reader of floats, which would be divided by 255 once more, is refused."""
+    x, y = torch.arange(2 * 3 * 8 * 8, dtype=torch.uint8).view(2, 3, 8, 8), torch.tensor([1, 0])
+    monkeypatch.setattr(sets, "NAMES", (*sets.NAMES, "mine"))
+    monkeypatch.setitem(sets.SHAPES, "mine", (3, 8, 2, 2, 2))
+    monkeypatch.setitem(sets.READERS, "mine", lambda name, folder: ((x, y), (x, y)))
+    found, labels = sets.load("mine").split("train")
+    plain = x.double() / 255
+    mean, std = (getattr(plain, what)(dim=(0, 2, 3), keepdim=True) for what in ("mean", "std"))
+    std = std * (1 - 1 / (2 * 64)) ** 0.5
+    torch.testing.assert_close(found.double(), ((plain - mean) / std).flatten(1), rtol=1e-5, atol=1e-6)
+    assert torch.equal(labels, y)
+    for images, told in ((x / 255, r"torch.float32 \(2, 3, 8, 8\)"), (x[:, :1], r"\(2, 1, 8, 8\)")):
+        monkeypatch.setitem(sets.READERS, "mine", lambda name, folder, images=images: ((images, y), (images, y)))
+        sets._decoded.cache_clear()
+        with pytest.raises(
+            sets.DataError, match=rf"reader of mine returned x .*{told}.*wanted are bytes \(N, 3, 8, 8\)"
+        ):
+            sets.load("mine")
+
+
 def test_an_unknown_name_lists_the_known():
     with pytest.raises(sets.DataError, match="'mnst'.*mnist, fashion_mnist, digits"):
         sets.load("mnst")

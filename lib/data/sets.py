@@ -161,9 +161,12 @@ def _decoded(name, folder):
     if name in DIGITS:
         train, test = _digits(*DIGITS[name])
     else:
-        others = {"cifar10": _cifar, "cifar100": _cifar, "tiny_imagenet": _tiny_imagenet, "celeba": _celeba}
-        read = others.get(name, _mnist_like)
-        train, test = read(name, Path(folder))
+        train, test = READERS[name](name, Path(folder))
+        for x, y in (train, test):
+            found, (channels, side, *_) = (x.dtype, *x.shape[1:], y.dtype, len(x)), SHAPES[name]
+            if found != (torch.uint8, channels, side, side, torch.int64, len(y)):
+                told = f"the reader of {name} returned x {x.dtype} {tuple(x.shape)}, y {y.dtype} {tuple(y.shape)}"
+                raise DataError(f"{told}; wanted are bytes (N, {channels}, {side}, {side}) and torch.int64 (N,)")
     mean, std = STATISTICS["ewn"].get(name) or _statistics(train[0])
     return Data(name, *train, *test, int(train[1].max()) + 1, mean, std, _checksum(*train, *test))
 
@@ -308,3 +311,10 @@ def _celeba(name, folder):
         _verify({file: published[file] for file, path in files.items() if path.exists()}, folder / celeba.FOLDER)
     parts = _by_torchvision(celeba.CelebA, folder, files)
     return tuple((part.data, part.targets) for part in parts)
+
+
+# name: what returns its training and its test images (x, y) as of `Data`, from its name and the folder of all data
+READERS = {
+    "mnist": _mnist_like, "fashion_mnist": _mnist_like, "cifar10": _cifar, "cifar100": _cifar,
+    "tiny_imagenet": _tiny_imagenet, "celeba": _celeba,
+}  # fmt: skip
