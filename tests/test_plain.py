@@ -159,6 +159,14 @@ def test_multiplications_are_those_counted_by_hand(module, shape, count, trained
     assert all(part.training for part in module.modules()) and torch.backends.mha.get_fastpath_enabled()
 
 
+def test_recurrence_on_cuda_is_counted_from_the_shapes_of_its_weights():
+    """What torch's counter passes on, without a GPU: two layers in both directions, of which biases do not count."""
+    net = nn.LSTM(6, 7, num_layers=2, bidirectional=True)
+    shapes = [weight.shape for weight in net._flat_weights]
+    counted = plain.UNCOUNTED[torch.ops.aten._cudnn_rnn](torch.Size([5, 3, 6]), shapes, 4, None, torch.Size([4, 3, 7]))
+    assert counted // 2 == 3 * 5 * 2 * (gated(6, 7) + gated(14, 7))
+
+
 def hooked():
     module = nn.Sequential(nn.Linear(9, 9))
     module[0].register_forward_hook(lambda part, given, found: 2 * found)

@@ -323,8 +323,14 @@ def _recurred(x, into, back, *_, out_val=None, **options):
     return 2 * x[0] * x[1] * (math.prod(into) + math.prod(back))
 
 
-# What torch calls on a CPU and its counter does not know: of one layer and direction of an LSTM, and of attention.
+def _recurred_on_cuda(x, weights, *_, out_val=None, **options):
+    return 2 * x[0] * x[1] * sum(math.prod(weight) for weight in weights if len(weight) == 2)
+
+
+# What torch calls and its counter does not know: all of an RNN on CUDA; one layer and direction of an LSTM on a CPU,
+# and attention there.
 UNCOUNTED = {
+    torch.ops.aten._cudnn_rnn: _recurred_on_cuda,
     torch.ops.aten.mkldnn_rnn_layer: _recurred,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attended,
 }

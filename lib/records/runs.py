@@ -215,7 +215,8 @@ class Run:
         `todo`), and its arrays have an axis called seed.
         """
         if (seed, type) not in self.todo:
-            raise RecordError(f"({seed!r}, {type!r}) is not to be computed; loop over run.todo: {self.todo}.")
+            told = f"({seed!r}, {type!r}) is not to be computed; loop over run.todo: {self.todo}."
+            raise RecordError(f"{told} It is done, or was made before open_run was run again: run all cells below it.")
         device = device or self.parameters.get("device")
         how = {"seconds": seconds, "device": device and str(device), "stacked_with": stacked_with}
         content, npz = self._content(scores, cost, arrays, axes)
