@@ -292,3 +292,19 @@ def test_what_attends_is_left_to_torch_pruning():
     network = nn.Sequential(nn.Linear(6, 8), nn.TransformerEncoderLayer(8, 2, batch_first=True), nn.Linear(8, 3))
     with pytest.raises(ValueError, match=r"MultiheadAttention.*on single units\. Torch-Pruning takes units out"):
         shrink.shrink(network.eval(), {}, inputs=torch.rand(2, 5, 6))
+
+
+def helped(s, x):
+    y = s.a(x).relu()
+    return (s.out(y), s.aux(y)) if s.training else s.out(y)
+
+
+def test_what_training_alone_uses_is_told():
+    """As the second heads of GoogLeNet, which are not there when the module is read in eval() mode."""
+    network = filled(Lambda(helped, a=nn.Linear(6, 8), out=nn.Linear(8, 3), aux=nn.Linear(8, 3)))
+    mask = (torch.arange(8) % 2 == 0)[:, None].expand(8, 6).clone()
+    small, told = shrunk(network, {"a.weight": mask}, torch.rand(2, 6))
+    assert "aux make no output in eval() mode and stay whole" in told
+    assert small.a.out_features == small.out.in_features == 4 and small.aux.in_features == 8
+    _, told = shrunk(network, {}, torch.rand(2, 6))
+    assert told == ""

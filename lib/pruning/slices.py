@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from lib.errors import listed
 from lib.networks import plain
 from lib.pruning import hops as h
 from lib.pruning import topology
@@ -35,8 +36,9 @@ def sliced(module, masks, inputs=None):
     that it reads, as for `topology.topology`; the copy reads what has this shape. Convolutions, linear layers, batch
     normalisations and factors or terms for each channel get narrower, in sums, products and concatenations alike; the
     weights that are masked inside stay, as zeros. A layer keeps at least one unit. Warns where units on no path stay,
-    because something normalises over them or needs their number, and says what. ValueError for what cannot be read, or
-    would compute otherwise: then Torch-Pruning, which it names, takes units out.
+    because something normalises over them or needs their number, and says what, and of layers that training alone uses,
+    which stay whole. ValueError for what cannot be read, or would compute otherwise: then Torch-Pruning, which it
+    names, takes units out.
     """
     work = h.copied(h.unwrapped(module)).eval()
     try:
@@ -50,6 +52,7 @@ def sliced(module, masks, inputs=None):
     dead = ~(reached & leads)
     gone, constants = _settled(work, coupled, dead, reached, read)
     _tell(coupled, dead & ~gone)
+    _tell_idle(work, coupled, gone)
     _cut(work, coupled, gone)
     for name, constant in constants.items():
         _add(work, name, constant)
@@ -132,6 +135,15 @@ def _tell(coupled, left):
     if told:
         reasons = "; ".join(f"{count}, because {reason}" for reason, count in told.most_common(3))
         warnings.warn(f"{sum(told.values())} units on no path stay: {reasons}. {TORCH_PRUNING}", stacklevel=6)
+
+
+def _tell_idle(work, coupled, gone):
+    """Warn of layers that nothing depends on in eval() mode, where units of others go."""
+    used, names = {layer.name for layer in coupled.layers}, h.shared(work)
+    idle = [name for name, first in names.items() if not {name, first} & used]
+    if idle and gone.any():
+        told = f"{listed(idle)} make no output in eval() mode and stay whole"
+        warnings.warn(f"{told}: in train() mode they may read units that are gone, take them out", stacklevel=6)
 
 
 def _cut(work, coupled, gone):
