@@ -129,8 +129,31 @@ def test_every_label_is_written_once_and_published_values_have_one(axes):
     assert [text.get_text() for text in twin.get_legend().get_texts()] == ["EWN"]
 
 
+def test_a_legend_keeps_the_order_of_looks_and_says_what_is_drawn_of_how_many_seeds(axes):
+    for kind, n in (("no-WN", 8), ("EWN", 7), ("SWN", 3)):
+        drawing.spread(axes, seeds(n), "x", "y", kind)
+    drawing.legend(axes.figure)
+    (found,) = axes.figure.legends
+    assert [text.get_text() for text in found.get_texts()] == ["EWN", "SWN", "no-WN"]
+    said = "thin: 3 seeds, thick: their mean; band: 95 % interval of the mean, 7 to 8 seeds"
+    assert found.get_title().get_text() == said == drawing.told(axes)
+    drawing.legend(axes.figure, known=("SWN",), title="mine")
+    assert [text.get_text() for text in axes.figure.legends[1].get_texts()] == ["SWN", "no-WN", "EWN"]
+
+
+TICKS = {(0.5, 60): [0.5, 1, 2, 5, 10, 20, 50], (2.0, 7.0): [2, 3, 4, 5, 7], (50, 90): [50, 60, 70, 80, 90]}
+
+
+@pytest.mark.parametrize("ends, ticks", TICKS.items())
+def test_a_logarithmic_axis_has_more_numbers_within_a_decade(ends, ticks, axes):
+    axes.set_ylim(*ends)
+    drawing.log_ticks(axes)
+    shown = [tick for tick in axes.get_yticks() if ends[0] <= tick <= ends[1]]
+    assert np.allclose(shown, ticks)
+
+
 def test_differences_have_intervals_and_a_line_of_none(axes):
-    found = pd.DataFrame({"left": [2, 1], "mean": [5.0, 3.0], "low": [4.0, 1.0], "high": [6.0, 5.0]})
+    found = pd.DataFrame({"left": [2, 1], "mean": [5.0, 3.0], "low": [4.0, 1.0], "high": [6.0, 5.0], "n": 8})
     drawing.apart(axes, found, "left", drawing.look("EWN"), "ahead", shift=0.5)
     (bars,) = axes.containers
     assert bars.lines[0].get_xydata().tolist() == [[1.5, 3.0], [2.5, 5.0]]

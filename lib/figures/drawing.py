@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import sys
 import warnings
+import weakref
 from pathlib import Path
 
 import matplotlib as mpl
@@ -27,6 +28,14 @@ from lib.records.disk import place
 ROOT = Path(__file__).resolve().parents[2]
 NARROW, WIDE = 3.3, 6.8  # inches: one column of a page, two columns
 FEW = 5  # up to so many seeds are drawn one by one
+BANDS = {  # what is drawn of several seeds, in the words of legends; see `seeds`
+    "one": "one seed", "thin": "thin: {} seeds, thick: their mean", "mean": "mean of {} seeds",
+    "band": "band: 95 % interval of the mean, {} seeds", "quartiles": "line: median, band: quartiles, {} seeds",
+    "bars": "bars: 95 % interval of the mean, {} seeds", "dots": "a marker a seed ({}), bar: median",
+}  # fmt: skip
+LINE, FULL = 9, 120  # letters: a legend's line before a label, a row of a legend
+LABELS = tuple(label for label, *_ in LOOKS.values())  # in the order of legends
+_SEEDS = weakref.WeakKeyDictionary()  # of axes: {of `BANDS`: numbers of seeds}
 
 
 def style():
@@ -113,14 +122,31 @@ def spread(axes, table, x, y, kind, label=True, few=FEW, medians=False, **line):
     wide = table.pivot(index="seed", columns=x, values=y)
     at, values = wide.columns.to_numpy(float), wide.to_numpy(float)
     line = {"color": colour, "linestyle": dashes} | line
-    if 1 < len(values) <= few:
+    how = "one" if len(values) == 1 else "thin" if len(values) <= few else "quartiles" if medians else "band"
+    seeds(axes, how, len(values))
+    if how == "thin":
         axes.plot(at, values.T, **line | {"linewidth": 0.5, "alpha": 0.5})
-    elif len(values) > few:
+    elif how != "one":
         band = np.quantile(values, (0.25, 0.75), axis=0) if medians else evidence.interval(values)
         axes.fill_between(at, *band, color=line["color"], alpha=0.2, linewidth=0)
     middle = np.median(values, axis=0) if medians else values.mean(axis=0)
     (drawn,) = axes.plot(at, middle, label=name if label else None, **line)
     return drawn
+
+
+def seeds(axes, how, *counts):
+    """Note that `axes` show so many seeds, `how` of `BANDS`; the legend of the figure says it."""
+    _SEEDS.setdefault(axes, {}).setdefault(how, set()).update(map(int, counts))
+
+
+def told(place):
+    """Return what is drawn of how many seeds on axes, or on those of a figure, in words; nothing if nobody noted it."""
+    found = {}
+    for axes in place.axes if isinstance(place, Figure) else [place]:
+        for how, counts in _SEEDS.get(axes, {}).items():
+            found.setdefault(how, set()).update(counts)
+    many = {how: f"{min(n)}" + f" to {max(n)}" * (min(n) < max(n)) for how, n in found.items()}
+    return "; ".join(said.format(many[how]) for how, said in BANDS.items() if how in many)
 
 
 def published(axes, x, y, kind, error=None, label="published"):
@@ -131,16 +157,22 @@ def published(axes, x, y, kind, error=None, label="published"):
                   markeredgewidth=0.8, elinewidth=0.6, capsize=1.5, label=label)  # fmt: skip
 
 
-def legend(place, **options):
-    """Write the labels of a figure, or of axes, each once; published values of all types have one entry, the last."""
+def legend(place, known=LABELS, **options):
+    """Write the labels of a figure, or of axes, each once, those in `known` first and in that order, seeds above them.
+
+    Published values of all types have one entry, the last. Seeds: see `told`; of a figure alone.
+    """
     shown = {}
     for axes in place.axes if isinstance(place, Figure) else [place]:
         shown |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
                   if label not in shown}  # fmt: skip
+    shown = {label: shown[label] for label in sorted(shown, key=[*known, *shown].index)}
     if shown.pop("published", None):
         shown["published"] = Line2D([], [], color="black", marker="o", markerfacecolor="white", linestyle="none")
     if isinstance(place, Figure):
-        options = {"loc": "outside lower center", "ncols": 6} | options
+        rows = max(1, round(sum(len(label) + LINE for label in shown) / FULL + 0.5))
+        options = {"ncols": -(-len(shown) // rows), "title": told(place), "title_fontsize": 6.5} | options
+        options = {"loc": "outside lower center"} | options
     place.legend(shown.values(), shown, **options)
 
 
@@ -148,7 +180,9 @@ def log_ticks(axes, which="y"):
     """Make the axis `which`, x or y, logarithmic, its ticks plain numbers."""
     axes.set(**{f"{which}scale": "log"})
     axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    decades = abs(np.diff(np.log10(axis.get_view_interval())).item())
+    near = (1, 1.5, 2, 3, 4, 5, 7) if decades > 0.5 else (1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades > 1 else near))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -171,6 +205,7 @@ def apart(axes, gains, x, look, label=None, shift=0.0, linestyle=""):
     _, colour, marker, _ = look
     gains = gains.sort_values(x)
     bars = gains["mean"] - gains["low"], gains["high"] - gains["mean"]
+    seeds(axes, "bars", *gains["n"])
     axes.errorbar(gains[x] + shift, gains["mean"], bars, fmt=marker, linestyle=linestyle, color=colour, label=label,
                   markersize=2.5, linewidth=0.8)  # fmt: skip
     axes.axhline(0, color="black", linewidth=0.5)
@@ -179,6 +214,7 @@ def apart(axes, gains, x, look, label=None, shift=0.0, linestyle=""):
 def strip(axes, row, values, kind):
     """Draw one value per seed, sorted, as the markers of a type in row `row` of `axes`, and a bar at the median."""
     _, colour, marker, _ = look(kind)
+    seeds(axes, "dots", len(values))
     heights = row + np.linspace(-0.3, 0.3, len(values))
     axes.plot(np.sort(values), heights, marker, color=colour, alpha=0.5, markeredgewidth=0)
     axes.plot([np.median(values)] * 2, [row - 0.4, row + 0.4], "-", color="black", linewidth=1)
