@@ -20,6 +20,7 @@ from tests.test_summaries import summarised
 
 KEPT = sorted(path for path in provenance.kept(runs.ROOT, runs.ROOT / "runs/arena") if path.suffix == ".json")
 SPARSITIES, SEEDS = [0.8, 0.9, 0.95], range(1, 9)
+HOLLOW = "masks shuffled"
 KINDS = {  # type -> test error in % at 80 %, what it is of, when, live hidden units
     "none": (3, "control", "after", [1024] * 3),
     "small": (6, "control", "before", [205, 102, 51]),
@@ -256,7 +257,7 @@ def test_the_ranking_has_a_row_for_every_type(axes, table):
 def test_the_best_is_on_top_in_the_middle_of_its_interval(axes, here, table):
     figures.order(axes, here, table)
     assert [text.get_text() for text in axes.get_yticklabels()] == [figures.label(kind) for kind in table.index]
-    assert axes.yaxis.get_inverted() and len(axes.patches) == len(table)
+    assert axes.yaxis.get_inverted() and len(axes.patches) == table.index.isin(standings.FREE).sum()
     spans = {line.get_ydata()[0]: line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2}
     means = {line.get_ydata()[0]: line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1}
     for row, (kind, one) in enumerate(table.iterrows()):
@@ -269,7 +270,7 @@ def test_the_best_is_on_top_in_the_middle_of_its_interval(axes, here, table):
 def test_errors_stand_beside_the_controls_in_every_panel(axes, frame):
     figures.errors(axes, frame, figures.of_families(frame, ["after"]))
     drawn = lines(axes)
-    assert set(drawn) == {"not pruned", "trained small", "magnitude", "LAMP", "random"}
+    assert set(drawn) == {"not pruned", "trained small", "magnitude", "LAMP", "random", HOLLOW}
     means = frame[frame["type"] == "lamp"].groupby("sparsity")["error"].mean()
     np.testing.assert_allclose(drawn["LAMP"], [[0.05, 0.1, 0.2], means.to_numpy()[::-1]])
     assert axes.get_xscale() == axes.get_yscale() == "log" and axes.xaxis.get_inverted()
@@ -280,7 +281,8 @@ def test_a_score_has_a_line_for_every_moment(axes, frame):
     assert kinds == {"magnitude": {"after": "magnitude", "during": "magnitude_gradual", "before": "magnitude_init"}}
     figures.errors(axes, frame, figures.of_moments(kinds["magnitude"]))
     drawn = lines(axes)
-    assert set(drawn) == {"not pruned", "trained small", *(f"weights, {when} training" for when in standings.ENDS)}
+    whens = {f"weights, {when} training" for when in standings.ENDS}
+    assert set(drawn) == {"not pruned", "trained small", HOLLOW} | whens
     means = frame[frame["type"] == "magnitude_init"].groupby("sparsity")["error"].mean()
     np.testing.assert_allclose(drawn["weights, before training"], [[0.05, 0.1, 0.2], means.to_numpy()[::-1]])
     assert standings.moments(frame.replace("snip_init", "taylor_gradual").replace("magnitude", "taylor")) == {
@@ -345,7 +347,7 @@ def test_claims_are_of_winners_against_what_costs_nothing(here, table):
 
 def test_a_reading_names_ties_and_controls_that_win(here, table):
     said = words.reading("X", here, table)
-    assert said.startswith("**X**, n = 8:\n\n- Of 66 pairs ")
+    assert said.startswith("**X**, n = 6 to 8:\n\n- Of 66 pairs ")
     assert "Pruned during training instead of after it, by the same score: worse for magnitude." in said
     assert "Pruned during training instead of before it, by the same score: better for magnitude." in said
     assert "The control random is below every method." in said
@@ -365,6 +367,23 @@ def test_moments_are_compared_by_paired_intervals(frame):
     few = words.by_moment(frame[frame["seed"] < 4])
     assert "**" not in few and few.endswith("| 3 |"), "three seeds decide nothing"
     assert words.by_moment(frame[frame["family"] != "after"].query("type != 'magnitude_init'")) is None
+
+
+def test_how_networks_were_trained_is_said(records):
+    p = records[0].parameters
+    assert words.trained({"X": records}) == (
+        f"How networks were trained. X: for {p['epochs']} epochs, pruned, and for {p['recovery']} epochs, on "
+        f"{p['train_examples'] or 'all'} images."
+    )
+
+
+def test_panels_fill_the_shortest_column_in_order():
+    figure, panels = figures.panels([3, 2, 1, 2], 2)
+    figure.canvas.draw()
+    left = [axes.get_position().x0 for axes in panels]
+    assert left[0] == left[3] < left[1] == left[2], "3 | 2, then 1 below the 2, then 2 below the 3"
+    _, flat = figures.grid(4, 1.0)
+    assert len(flat) == 4 and sum(axes.axison for axes in flat[0].figure.axes) == 4
 
 
 def test_networks_agree_by_the_rank_correlation_of_their_types(table):

@@ -22,15 +22,30 @@ PANELS = {  # of `errors`: what is said, and the families in it
 ENDS = {"_units": " units", "_init": " at start", "_gradual": " gradually"}  # of types, and what they say
 
 
+LEGEND = [said for said, *_ in FAMILIES.values()]  # in this order
+
+
 def panels(heights, columns):
-    """Return (figure, panels), `columns` side by side, of so many inches each; a row is as tall as its tallest."""
-    columns = min(columns, len(heights))
-    rows = [max(heights[k : k + columns]) for k in range(0, len(heights), columns)]
-    size = {"figsize": (drawing.WIDE, sum(rows)), "height_ratios": rows, "squeeze": False}
-    figure, found = plt.subplots(len(rows), columns, **size)
-    for spare in found.flat[len(heights) :]:
+    """Return (figure, panels) of so many inches each, every one in the column that is the shortest so far."""
+    stacks = [[] for _ in range(min(columns, len(heights)))]  # of (which panel, its height)
+    for k, height in enumerate(heights):
+        min(stacks, key=lambda stack: sum(tall for _, tall in stack)).append((k, height))
+    sums = [sum(height for _, height in stack) for stack in stacks]
+    figure, found = plt.figure(figsize=(drawing.WIDE, max(sums))), {}
+    for place, stack, full in zip(np.ravel(figure.subfigures(1, len(stacks))), stacks, sums, strict=True):
+        ratios = [height for _, height in stack] + [max(sums) - full] * (max(sums) - full > 0.01)
+        grid = place.add_gridspec(len(ratios), 1, height_ratios=ratios)
+        found |= {k: place.add_subplot(grid[row]) for row, (k, _) in enumerate(stack)}
+    return figure, [found[k] for k in range(len(heights))]
+
+
+def grid(count, height, columns=3):
+    """Return (figure, panels), so many of so many inches each, side by side."""
+    rows = -(-count // columns)
+    figure, found = plt.subplots(rows, columns, figsize=(drawing.WIDE, rows * height), squeeze=False)
+    for spare in found.flat[count:]:
         spare.axis("off")
-    return figure, found.flat[: len(heights)]
+    return figure, found.flat[:count]
 
 
 def look(kind):
@@ -53,7 +68,8 @@ def ranking(axes, table):
     Of a type that lacks seeds their number stands behind its name.
     """
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    at, ticks, names = 0, [], []
+    at, ticks, names, right = 0, [], [], len(table) + 1
+    axes.text(right, 0, "error (%)", va="center", fontsize=6)
     for family, (said, colour, marker) in FAMILIES.items():
         if (own := table[table["family"] == family]).empty:
             continue
@@ -61,15 +77,26 @@ def ranking(axes, table):
         rows = at + 1 + np.arange(len(own))
         bars = own["rank"] - own["low"], own["high"] - own["rank"]
         axes.errorbar(own["rank"], rows, xerr=bars, fmt=marker, color=colour, markersize=3.5, linewidth=1.2, label=said)
-        hollow = {"color": colour, "markerfacecolor": "white", "markeredgewidth": 0.7, "zorder": 1}
-        axes.plot(own["ghost"], rows, marker, **hollow, label="its masks shuffled" if family == "after" else None)
+        axes.plot(own["ghost"], rows, marker, color=colour, markerfacecolor="white", markeredgewidth=0.7, zorder=1)
         for row, (kind, one) in zip(rows, own.iterrows(), strict=True):
-            axes.text(len(table) + 1, row, f"{one['error']:.2f}", va="center", ha="left", fontsize=5.5)
-            axes.axhspan(row - 0.5, row + 0.5, color=drawing.GREY, alpha=0.25 * (kind in FREE), linewidth=0, zorder=0)
+            axes.text(right, row, f"{one['error']:.2f}", va="center", fontsize=6)
+            _free(axes, row, kind)
             names.append(label(kind) + f" (n = {one['n']:.0f})" * bool(one["n"] < table["n"].max()))
         ticks, at = [*ticks, *rows], rows[-1] + 1
+    _hollow(axes)
     axes.set_yticks(ticks, names)
     axes.set(ylim=(at - 0.4, -0.6), xlim=(0.3, len(table) + 0.7))
+
+
+def _free(axes, row, kind):
+    """Put the row of a type on grey if it is what methods are measured against."""
+    if kind in FREE:
+        axes.axhspan(row - 0.5, row + 0.5, color="0.93", linewidth=0, zorder=0, label="needs no method")
+
+
+def _hollow(axes):
+    """Say in the legend what hollow markers are."""
+    axes.plot([], [], "o", color="black", markerfacecolor="white", label="masks shuffled")
 
 
 def order(axes, frame, table):
@@ -77,6 +104,7 @@ def order(axes, frame, table):
 
     frame: `standings.rows` at one sparsity, of which `table` is the `standings.ladder`.
     """
+    drawing.seeds(axes, "bars", *table["n"])
     for row, (kind, one) in enumerate(table.iterrows()):
         said, colour, marker = FAMILIES[one["family"]]
         own = frame.loc[frame["type"] == kind, "error"]
@@ -84,7 +112,7 @@ def order(axes, frame, table):
             axes.plot(evidence.interval(own - own.mean() + one["error"]), [row, row], color=colour, linewidth=1.2)
         first = kind == table.index[table["family"] == one["family"]][0]
         axes.plot(one["error"], row, marker, color=colour, markersize=3.5, label=said if first else None)
-        axes.axhspan(row - 0.5, row + 0.5, color=drawing.GREY, alpha=0.25 * (kind in FREE), linewidth=0, zorder=0)
+        _free(axes, row, kind)
     axes.set_yticks(range(len(table)), map(label, table.index))
     axes.set_ylim(len(table) - 0.4, -0.6)
     drawing.log_ticks(axes, "x")
@@ -103,6 +131,8 @@ def errors(axes, frame, kinds):
         line.set(marker=marker, label=name)
         shuffled = 100 - mine.groupby("kept")["shuffled"].mean()
         axes.plot(shuffled.index, shuffled, marker, color=colour, markerfacecolor="white")
+    if frame[frame["type"].isin(kinds)]["shuffled"].notna().any():
+        _hollow(axes)
     drawing.log_ticks(axes)
     drawing.share_ticks(axes)
 
@@ -128,28 +158,25 @@ def matrix(axes, frame, table):
     axes.set_yticks(np.arange(0.5, len(table)), minor=True)
     axes.grid(which="minor", color=drawing.GREY, linewidth=0.3)
     axes.tick_params(which="both", length=0)
-    for colour, said in ((drawing.BLUE, "the row is ahead"), (drawing.RED, "the column is ahead")):
-        axes.plot([], [], "s", color=colour, label=said)
+    told = {"the row is ahead": drawing.BLUE, "the column is ahead": drawing.RED, "undecided": "white"}
+    for said, colour in told.items():
+        axes.plot([], [], "s", color=colour, markeredgecolor=drawing.GREY, label=said)
     return int(np.triu(outcome != 0).sum())
 
 
 def front(axes, found, x):
     """Draw errors against a cost, the column `x`, and a line through the rows that nothing is cheaper and better than.
 
-    Return these rows, the cheapest first; none where no cost is known, which the panel says.
+    Return these rows, the cheapest first.
     """
     found = found.dropna(subset=[x])
-    if found.empty:
-        axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
-        axes.set(xticks=[], yticks=[])
-        return found
     for family, (said, colour, marker) in FAMILIES.items():
         if len(own := found[found["family"] == family]):
             axes.plot(own[x], own["error"], marker, color=colour, alpha=0.6, markeredgewidth=0, label=said)
     best = found.sort_values([x, "error"])
     best = best[best["error"] < best["error"].cummin().shift(fill_value=np.inf)]
     line = {"color": "black", "linewidth": 0.6, "drawstyle": "steps-post", "zorder": 0}
-    axes.plot(best[x], best["error"], **line, label="nothing is cheaper and better")
+    axes.plot(best[x], best["error"], **line, label="no point is both cheaper and better than the line")
     for axis in ("x", "y"):
         drawing.log_ticks(axes, axis)
     return best

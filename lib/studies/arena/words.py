@@ -80,7 +80,9 @@ def reading(title, frame, table):
     rho = scipy.stats.spearmanr(both["raw"], both["tuned"]).statistic if len(both) > 2 else np.nan
     if np.isfinite(rho):
         said.append(f"The order at once and the order after training correlate by {gallery.number(rho)} (Spearman).")
-    return "\n".join([f"**{title}**, n = {len(wide)}:\n", *(f"- {one}" for one in said)])
+    few, most = map(int, wide.count().agg(["min", "max"]))
+    seeds = f"{few}" + f" to {most}" * (few < most)
+    return "\n".join([f"**{title}**, n = {seeds}:\n", *(f"- {one}" for one in said)])
 
 
 def by_moment(frame):
@@ -116,10 +118,20 @@ def _when(frame):
     return said
 
 
+def trained(found):
+    """Return a sentence on how the networks of `standings.groups` were trained, `found`, before and after pruning."""
+    each = []
+    for title, records in found.items():
+        p = records[0].parameters
+        long = "down to that log-loss" if p["level"] else f"for {p['epochs']} epochs"
+        each.append(
+            f"{title}: {long}, pruned, and for {p['recovery']} epochs, on {p['train_examples'] or 'all'} images"
+        )
+    return f"How networks were trained. {'; '.join(each)}."
+
+
 def cheapest(best, what):
     """Return a sentence about the rows that `front` returned."""
-    if best.empty:
-        return f"- By {what}: not measured."
     each = ", ".join(label(kind) + (f" at {at:.0%}" if kind != "none" else "")
                      for kind, at in zip(best["type"], best["sparsity"], strict=True))  # fmt: skip
     return f"- By {what} nothing is both cheaper and better than, from cheap to good: {each}."
