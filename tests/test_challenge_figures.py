@@ -37,7 +37,7 @@ def test_the_errors_of_what_is_kept_fall_to_the_left(axes):
     figures.errors(axes, ends(weight=90.0, small=97.0))
     drawn = {line.get_label(): line.get_data() for line in axes.lines if not line.get_label().startswith("_")}
     np.testing.assert_allclose(drawn["weights"], [[0.1, 1], [100 - 90.015, 100 - 98.015]])
-    assert set(drawn) == {"weights", "trained small"}
+    assert set(drawn) == {"weights", "trained small", "chance"}
     assert axes.get_xscale() == axes.get_yscale() == "log" and axes.xaxis_inverted()
     axes.set_xlim(1, 0.01)
     assert axes.xaxis.get_major_formatter()(0.05) == "5"
@@ -69,7 +69,20 @@ def test_a_pass_is_a_median_with_quartiles_of_every_form(axes):
     assert [bar.get_label() for bar in axes.containers] == list(figures.FORMS.values())
     ((low, high),) = (segment[:, 1] for segment in axes.containers[0].lines[2][0].get_segments())
     assert (low, high) == (1.5, 4.0)
-    assert len({look["color"] for look in figures.looks().values()}) == len(figures.FORMS)
+    assert len({tuple(look.values()) for look in figures.looks().values()}) == len(figures.FORMS)
+
+
+def test_neurons_are_timed_against_the_fastest_form_of_weights():
+    took = {("dense", "weight"): 6.0, ("csr", "weight"): 4.0, ("shrunk", "neuron"): 2.0, ("csr", "neuron"): 1.0}
+    rows = [(form, whole, seed, batch, 0.8, quantile, value + seed / 100)
+            for (form, whole), value in took.items() for seed in range(6) for batch in (1, 256)
+            for quantile in ("median", "low")]  # fmt: skip
+    columns = ["type", "whole", "seed", "batch", "asked", "quantile", "latency"]
+    one, many = figures.faster(pd.DataFrame(rows, columns=columns))
+    assert one["mean"] == pytest.approx(np.mean([(4 + s / 100) / (2 + s / 100) for s in range(6)]))
+    assert one["verdict"] == "confirmed" and one["main"] and not many["main"] and "256 images" in many["text"]
+    (alone, _) = figures.faster(pd.DataFrame([row for row in rows if row[2] == 0], columns=columns))
+    assert alone["verdict"] == "undecided" and alone["mean"] == 2, "one seed decides nothing"
 
 
 def test_what_was_published_has_the_densities_beyond_the_challenge():

@@ -10,14 +10,17 @@ KINDS = ("weight", "neuron", "small")
 HOW = {"posthoc": "Pruned at once", "finetune": "Fine-tuned", "rewind": "Rewound", "during": "Pruned while training",
        "hard": "Pruned for good while training", "gradual": "Pruned little by little",
        "as_published": "As published"}  # fmt: skip
+AFTER = {"posthoc": "no training after", "finetune": "training goes on after", "gradual": "training between steps",
+         "rewind": "training anew from an early epoch"}  # fmt: skip
 SPLITS = {"train": "training images", "test": "test images"}
+CHANCE = 90  # % of errors: ten classes
 TOLD = (0.5, 0.8, 0.9, 0.95, 0.97, 0.99)  # sparsities that claims are about
 FORMS = {  # what computes, and what was pruned
-    ("dense", "weight"): "dense, masked",
-    ("csr", "weight"): "compressed rows, weights",
-    ("shrunk", "weight"): "taken out, weights",
+    ("dense", "weight"): "weights: full matrices, masked",
+    ("csr", "weight"): "weights: compressed rows",
+    ("shrunk", "weight"): "weights: idle units taken out",
     ("block", "block"): "blocks of weights",
-    ("shrunk", "neuron"): "taken out, neurons",
+    ("shrunk", "neuron"): "neurons: taken out",
 }
 
 
@@ -37,9 +40,11 @@ def ends(experiment, name, **where):
 
 def fan(axes, table, x, y, by):
     """Draw the mean of `y` against `x` for every value of `by`, a share, as one line each, from dark to light."""
+    drawing.seeds(axes, "mean", table["seed"].nunique())
     lines = table.groupby([by, x])[y].mean().unstack(by)
     for shade, (share, line) in zip(np.linspace(0, 0.92, lines.shape[1]), lines.items(), strict=True):
         axes.plot(line.index, line, color=mpl.colormaps["viridis"](shade), label=f"{share:.0%}")
+    drawing.log_ticks(axes)
 
 
 def errors(axes, rows, x="kept"):
@@ -49,6 +54,7 @@ def errors(axes, rows, x="kept"):
         if x != "kept":  # a share that came out, a little different for every seed
             own = own.assign(**{x: own.groupby("asked")[x].transform("mean")})
         drawing.spread(axes, own, x, "error", kind, marker=drawing.look(kind)[2], markersize=2)
+    axes.axhline(CHANCE, color="black", linewidth=0.6, label="chance")
     drawing.log_ticks(axes)
     drawing.share_ticks(axes)
 
@@ -103,7 +109,7 @@ def hypotheses(changes, gone, posthoc, finetuned):
     claims = [
         gallery.claim("Hypothesis 1: the smallest 80 % of the weights hold less than half of the squares",
                       100 * (0.5 - own["mass"].to_numpy())),
-        gallery.claim("Hypothesis 1: without them a layer's output changes by less than the root of their share",
+        gallery.claim("Hypothesis 1: without them a layer's output changes by less than the root of that share",
                       100 * (own["root"] - own["error"]).to_numpy()),
         gallery.claim("Hypothesis 2: 80 % of the neurons take more of the squares than 80 % of the weights",
                       100 * units),
@@ -114,9 +120,15 @@ def hypotheses(changes, gone, posthoc, finetuned):
     if len(finetuned) and len(own):
         gain = more(own[own["type"] == "neuron"], finetuned).set_index("seed")["accuracy"]
         wide = own.pivot(index="seed", columns="type", values="accuracy")
-        text = "Hypothesis 4: at 90 % five epochs give neurons more than weights in their place would"
+        text = "Hypothesis 4: at 90 % more epochs bring neurons more than pruning weights instead would"
         claims.append(gallery.claim(text, (gain - wide["weight"] + wide["neuron"]).dropna().to_numpy()))
     return claims
+
+
+def asked(axes):
+    """Name the x axis of shares that were asked to go, in percent."""
+    axes.set_xlabel("pruned of each hidden layer (%)")
+    axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}")
 
 
 def speed(axes, rows, batch):
@@ -125,12 +137,28 @@ def speed(axes, rows, batch):
         own = rows[(rows["type"] == form) & (rows["whole"] == whole) & (rows["batch"] == batch)]
         own = own.groupby(["asked", "quantile"])["latency"].median().unstack("quantile")
         bars = own["median"] - own["low"], own["high"] - own["median"]
-        axes.errorbar(own.index, own["median"], bars, label=FORMS[form, whole], capsize=1.5, elinewidth=0.8, **look)
+        axes.errorbar(own.index, own["median"], bars, label=FORMS[form, whole], elinewidth=0.8, **look)
     drawing.log_ticks(axes)
 
 
 def looks():
-    """Return the look of every form, `{(form, what was pruned): keywords}`; of no type, as they are none."""
-    colours = (drawing.BLACK, drawing.YELLOW, drawing.GREY, drawing.CYAN, drawing.GREEN)
-    marks = zip(FORMS, colours, "osDXv", strict=True)
-    return {form: {"color": colour, "marker": marker, "markersize": 2.5} for form, colour, marker in marks}
+    """Return the look of every form, `{(form, what was pruned): keywords}`: weights blue, neurons red."""
+    colours = (drawing.BLACK, drawing.BLUE, drawing.BLUE, drawing.CYAN, drawing.RED)
+    each = zip(FORMS, colours, "o^DXs", ("-", "-", ":", "--", "-"), strict=True)
+    return {form: {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 2.5}
+            for form, colour, marker, dashes in each}  # fmt: skip
+
+
+def faster(rows, share=0.8):
+    """Return the claims that without so many neurons a pass is faster than without so many weights, in any form.
+
+    rows: type, seed, whole, batch, asked, quantile, latency. A gain is how many times faster, by medians.
+    """
+    claims, here = [], rows[(rows["quantile"] == "median") & np.isclose(rows["asked"].astype(float), share)]
+    for batch, own in here.groupby("batch"):
+        weights = own[own["whole"] == "weight"].groupby("seed")["latency"].min()
+        neurons = own[(own["whole"] == "neuron") & (own["type"] == "shrunk")].set_index("seed")["latency"]
+        text = f"Pruned at {share:.0%}, {batch} image{'s' * (batch > 1)}: neurons are faster than weights in any form"
+        times = (weights / neurons).dropna().to_numpy()
+        claims.append(gallery.claim(text, times, than=1, unit=" times", main=bool(batch == 1)))
+    return claims
