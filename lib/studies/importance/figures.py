@@ -10,6 +10,7 @@ from lib.records import runs
 
 CONTROLS = ("none", "small")  # types that no method prunes
 ORDER = ("none", "contribution", "magnitude", "random", "worst", "small")  # of the known types in legends and tables
+LEGEND = tuple(drawing.look(kind)[0] for kind in ORDER)
 TOOTH = 0.01  # epochs between what a pruning meets and what it leaves
 
 
@@ -84,15 +85,18 @@ def pruned(kinds):
 
 
 def training(axes, frame, kind, events):
-    """Draw the accuracy of one type by epoch, in front of that without pruning, and a tick at each of `events`.
+    """Draw the accuracy of one type by epoch, in front of that without pruning, and a line at each of `events`.
 
-    frame: rows of `curves`; events: epochs.
+    frame: rows of `curves`; events: epochs. A type without rows leaves its panel away.
     """
+    if kind not in set(frame["type"]):
+        return axes.axis("off")
+    axes.set_title(drawing.look(kind)[0])
     for one, width in (("none", 0.8), (kind, 1.2)):
         if len(mine := frame[frame["type"] == one]):
             drawing.spread(axes, mine, "epoch", "accuracy", one, linewidth=width)
-    for event in events:
-        axes.axvline(event, color="black", linewidth=0.4, alpha=0.4, zorder=0)
+    for event in () if kind in CONTROLS else events:
+        axes.axvline(event, color=drawing.GREY, linewidth=0.6, zorder=0, label="a tenth of the units goes")
 
 
 def kept(axes, frame, split):
