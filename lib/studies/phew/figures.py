@@ -2,13 +2,13 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from lib.data.sets import SHAPES
-from lib.figures import drawing, gallery, tables
+from lib.figures import drawing, evidence, gallery, tables
 from lib.networks import convnets, nets
 
-DASHES = {"norms of a batch": "-", "norms as they start": "--", "one round": ":"}  # of masks without training
+DASHES = {"ours": "-", "ours, norms as they start": "--", "ours, one round": ":"}  # of masks without training
 ABOUT = ["type", "rounds", "width", "seed"]
 CHANGES = {"shuffled": "with its masks shuffled within layers"}  # of what was pruned, before training, in words
 CHANGES |= {scheme: f"with its weights drawn anew ({scheme})" for scheme in ("phew", "evci", "liu")}
@@ -26,6 +26,7 @@ def behind(axes, gains, kinds):
 
     The rows are those of `strips`.
     """
+    drawing.seeds(axes, "bars", *gains["n"])
     for row, kind in enumerate(kinds):
         for one in gains[gains["second"] == kind].itertuples():
             _, colour, marker, _ = drawing.look(kind)
@@ -64,6 +65,7 @@ def left(layers, **where):
 def bars(axes, rows, value, names, kinds):
     """Draw the mean of `value` over seeds as bars, one of each type in each of the parts `names`; zeros as a nought."""
     wide = 0.8 / len(kinds)
+    drawing.seeds(axes, "mean", *rows[rows["type"].isin(kinds)].groupby("type")["seed"].nunique())
     for k, kind in enumerate(kinds):
         label, colour, _, _ = drawing.look(kind)
         heights = rows[rows["type"] == kind].groupby("part")[value].mean().reindex(names)
@@ -99,6 +101,8 @@ def ratios(axes, logs):
         axes.plot([np.median(values)] * 2, [-row, 0.8 - row], color=colour, linewidth=1.5)
     axes.set(yticks=range(0, -len(logs), -1), yticklabels=[drawing.look(kind)[0] for kind in logs])
     axes.axvline(0, color="black", linewidth=0.5, zorder=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter(lambda decade, _: f"{10.0**decade:g}")
 
 
 def emptied(records):
@@ -124,15 +128,14 @@ def lasting(rows):
 def collapse(axes, rows):
     """Draw the median of the emptied layers against density, and quartiles, with what the lines are; see `emptied`."""
     for (kind, rounds, _), own in rows.groupby(ABOUT[:3]):
-        norms = "norms as they start" if kind.endswith("_frozen") else "norms of a batch"
-        dashes = DASHES["one round" if rounds == 1 else norms]
+        norms = "ours, norms as they start" if kind.endswith("_frozen") else "ours"
+        dashes = DASHES["ours, one round" if rounds == 1 else norms]
         line = {"linestyle": dashes, "marker": drawing.look(kind)[2], "label": False, "medians": True}
         drawing.spread(axes, own, "density", "empty", kind, **line)
-    shown = DASHES | {"published limit": "--"}
-    lines = [Line2D([], [], color=drawing.GREY, ls=dashes, lw=1.4 if name in DASHES else 0.6)
-             for name, dashes in shown.items()]  # fmt: skip
-    axes.legend(lines, shown, loc="upper right")
-    axes.set(xlabel="density", ylabel="emptied layers", xscale="log")
+    for name, dashes in DASHES.items():
+        axes.plot([], [], color=drawing.GREY, linestyle=dashes, label=name)
+    axes.plot([], [], color=drawing.GREY, linestyle="--", linewidth=0.6, label="published: first layer empty")
+    axes.set(xlabel="density", ylabel="layers without weights", xscale="log")
 
 
 def densities(lasts):
@@ -156,18 +159,16 @@ def outlasts(lasts, first, seconds):
 
 
 def altered(axes, rows, kinds):
-    """Draw every seed of each of `kinds`, a row each: filled as it is, hollow where its masks or weights are changed.
+    """Draw every seed of each of `kinds`: as it is, and in the rows below it where its masks or weights are changed.
 
     rows: what was done -> a tidy table with type and accuracy in percent; "as is" comes first.
     """
-    for row, kind in enumerate(kinds):
-        for (change, table), marker in zip(rows.items(), "o^s<>", strict=False):
-            own, colour = table.loc[table["type"] == kind, "accuracy"], drawing.look(kind)[1]
-            fill, height = ("full", 0.12) if change == "as is" else ("none", -0.12)
-            label = None if row else change
-            axes.plot(own, [height - row] * len(own), marker, color=colour, fillstyle=fill, label=label)
-    axes.set(yticks=range(0, -len(kinds), -1), yticklabels=[drawing.look(kind)[0] for kind in kinds])
-    axes.legend()
+    shown = [(kind, change, own) for kind in kinds for change, table in rows.items()
+             if len(own := table.loc[table["type"] == kind, "accuracy"])]  # fmt: skip
+    for row, (kind, _, own) in enumerate(shown):
+        drawing.strip(axes, -row, own, kind)
+    names = [drawing.look(kind)[0] + f", {change}" * (change != "as is") for kind, change, _ in shown]
+    axes.set(yticks=range(0, -len(shown), -1), yticklabels=names)
 
 
 def changes(rows, setting):
@@ -178,8 +179,8 @@ def changes(rows, setting):
     claims, rows = [], dict(rows)
     own = rows.pop("as is")
     for change, others in rows.items():
+        both = pd.concat([own, others.assign(type=others["type"] + change)])
         for kind in drawing.ordered(set(others["type"]) & set(own["type"])):
-            before, after = (table[table["type"] == kind].set_index("seed")["accuracy"] for table in (own, others))
             said = f"{setting}: {drawing.look(kind)[0]} is above itself {CHANGES[change]}"
-            claims.append(gallery.claim(said, (before - after).dropna().to_numpy()))
+            claims.append(gallery.claim(said, evidence.apart(both, kind, kind + change, "accuracy")))
     return claims
