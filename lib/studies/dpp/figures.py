@@ -47,7 +47,7 @@ def differences(panels, rows):
         for axes, (first, second) in zip(panels, PAIRS, strict=True):
             mine = gains[(gains["first"] == first) & (gains["second"] == second)]
             drawing.apart(axes, mine, "left", look, weighting, SIDES[weighting] * np.ptp(rows["left"]))
-            axes.set_title(f"{drawing.look(first)[0]} −\n{drawing.look(second)[0]}")
+            axes.set_title(f"{drawing.look(first)[0]}\n− {drawing.look(second)[0]}")
             axes.set_yscale("symlog", linthresh=0.1)
             axes.yaxis.set_major_formatter("{x:g}")
 
@@ -76,7 +76,7 @@ def entries(axes, rows, beta):
     for (quantile, line), grey, marker in zip(lines.items(), ("0.75", "0.5", "0"), "v.^", strict=False):
         axes.plot(line.index, line, color=grey, marker=marker, label=f"{quantile:.0%}")
     axes.axvline(beta, color=drawing.RED, linewidth=0.8, linestyle="--", label="β of the runs")
-    axes.set(xscale="log", xlabel="β", ylim=(-0.05, 1.05), xlim=(5e-7, 2))
+    axes.set(xscale="log", xlabel="bandwidth β", ylim=(-0.05, 1.05), xlim=(5e-7, 2))
 
 
 def diversity(axes, rows, kinds, beta):
@@ -91,7 +91,7 @@ def diversity(axes, rows, kinds, beta):
             other = "" if width == beta else f", β {f'{width:g}' if width else 'by the median'}"
             axes.plot(middle["log_det"], middle["error"], marker, linestyle=":", linewidth=0.6, color=colour,
                       markerfacecolor="none" if other else colour, label=label + other)  # fmt: skip
-    axes.set_xlabel("log det of the kept set, per item")
+    axes.set_xlabel("log det of the kept set, per item (right: more diverse)")
     drawing.log_ticks(axes)
     axes.legend()
 
