@@ -62,8 +62,8 @@ def test_the_figure_has_every_share_and_what_was_published():
     told = frame[(frame["seed"] < 3) & (frame["level"] != -50)]
     figure = figures.depth(frame, told)
     assert len(figure.axes) == 2 * len(figures.SHARES)
-    assert labels(figure) == ["no-WN", "EWN", "SWN", "published"]
-    assert labels(figures.depth(frame, told[:0])) == ["no-WN", "EWN", "SWN"]
+    assert labels(figure) == ["EWN", "SWN", "no-WN", "published"]
+    assert labels(figures.depth(frame, told[:0])) == ["EWN", "SWN", "no-WN"]
     gains = figure.axes[len(figures.SHARES)].containers
     assert [bar.lines[0].get_xdata().tolist() for bar in gains] == [[10, 50, 100, 300]] * 2
     assert gains[0].lines[0].get_ydata() == pytest.approx([1] * 4, abs=0.2)

@@ -97,26 +97,32 @@ def verdicts(pruned, shares=SHARES):
 
 
 def descents(settings):
-    """Return the accuracies of pruned networks in percent, `{images: tidy table}`; settings: of `tables.deep_groups`.
+    """Return the accuracies of pruned networks in percent, `{which: tidy table}`; settings: of `tables.deep_groups`.
 
-    images: how many they were trained on, in words. The one that goes deepest comes first, of equally deep ones that of
-    most images. A run of several records is shown by the deepest.
+    which: how many images they were trained on, and what tells them from others of as many, in words. The one that goes
+    deepest comes first, of equally deep ones that of most images. A run of several records is shown by the deepest.
     """
     found = {}
     for setting in sorted(settings, key=lambda setting: -(setting["train_examples"] or np.inf)):
         down = tables.deepest(runs.curves("mnist_prune", "pruned_accuracy", **setting)).dropna()
-        images = f"{setting['train_examples']:,}" if setting["train_examples"] else "all"
-        found.setdefault(images, down.assign(accuracy=100 * down["pruned_accuracy"].astype(float)))
+        found[_which(setting, settings)] = down.assign(accuracy=100 * down["pruned_accuracy"].astype(float))
     return dict(sorted(found.items(), key=lambda item: deepest(item[1])))
+
+
+def _which(setting, settings):
+    alike = [one for one in settings if one["train_examples"] == setting["train_examples"]]
+    apart = [name for name, value in setting.items() if any(one[name] != value for one in alike)]
+    images = f"{setting['train_examples']:,}" if setting["train_examples"] else "all"
+    return ", ".join([f"{images} images", *(f"{name.replace('_', ' ')} {setting[name]}" for name in apart)])
 
 
 def claims(pruned, images):
     """Return the gallery's claims, that EWN is ahead: at the level `deepest` and at the study's above it, by norm.
 
-    pruned: as of `left`, of all criteria; images: what they were trained on, in words.
+    pruned: as of `left`, of all criteria; images: which they are, as of `descents`.
     """
     furthest, rows = deepest(pruned), []
-    of = "" if images == "all" else f" of {images} images"
+    of = "" if images == "all images" else f" of {images}"
     levels = [*(level for level in LEVELS if level > furthest), furthest]
     told = pruned["level"].isin(levels) & (pruned["criterion"] == "norm")
     for level, own in pruned[told].groupby("level"):
