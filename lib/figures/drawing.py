@@ -9,33 +9,24 @@ import hashlib
 import itertools
 import sys
 import warnings
-import weakref
 from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.lines import AxLine, Line2D
+from matplotlib.lines import AxLine
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib_inline.config import InlineBackend
 
 from lib.figures import evidence, looks
+from lib.figures.legends import legend, seeds, told  # noqa: F401
 from lib.figures.looks import BLACK, BLUE, COLOURS, CYAN, DASHES, GREEN, GREY, LOOKS, MARKERS, RED, WORDS, YELLOW  # noqa: F401
 from lib.records.disk import place
 
 ROOT = Path(__file__).resolve().parents[2]
 NARROW, WIDE = 3.3, 6.8  # inches: one column of a page, two columns
 FEW = 5  # up to so many seeds are drawn one by one
-BANDS = {  # what is drawn of several seeds, in the words of legends; see `seeds`
-    "one": "one seed", "thin": "thin: {} seeds, thick: their mean", "mean": "mean of {} seeds",
-    "band": "band: 95 % interval of the mean, {} seeds", "quartiles": "line: median, band: quartiles, {} seeds",
-    "bars": "bars: 95 % interval of the mean, {} seeds", "dots": "a marker a seed ({}), bar: median",
-}  # fmt: skip
-LINE, FULL = 9, 120  # letters: a legend's line before a label, a row of a legend
-LABELS = tuple(label for label, *_ in LOOKS.values())  # in the order of legends
-_SEEDS = weakref.WeakKeyDictionary()  # of axes: {of `BANDS`: numbers of seeds}
 
 
 def style():
@@ -134,46 +125,12 @@ def spread(axes, table, x, y, kind, label=True, few=FEW, medians=False, **line):
     return drawn
 
 
-def seeds(axes, how, *counts):
-    """Note that `axes` show so many seeds, `how` of `BANDS`; the legend of the figure says it."""
-    _SEEDS.setdefault(axes, {}).setdefault(how, set()).update(map(int, counts))
-
-
-def told(place):
-    """Return what is drawn of how many seeds on axes, or on those of a figure, in words; nothing if nobody noted it."""
-    found = {}
-    for axes in place.axes if isinstance(place, Figure) else [place]:
-        for how, counts in _SEEDS.get(axes, {}).items():
-            found.setdefault(how, set()).update(counts)
-    many = {how: f"{min(n)}" + f" to {max(n)}" * (min(n) < max(n)) for how, n in found.items()}
-    return "; ".join(said.format(many[how]) for how, said in BANDS.items() if how in many)
-
-
 def published(axes, x, y, kind, error=None, label="published"):
     """Draw published values as hollow markers of the type's shape, with their spread where it is known."""
     _, colour, marker, _ = look(kind)
     label = label if np.size(x) else None
     axes.errorbar(x, y, yerr=error, fmt=marker, color=colour, markersize=3.2, markerfacecolor="white", zorder=3,
                   markeredgewidth=0.8, elinewidth=0.6, capsize=1.5, label=label)  # fmt: skip
-
-
-def legend(place, known=LABELS, **options):
-    """Write the labels of a figure, or of axes, each once, those in `known` first and in that order, seeds above them.
-
-    Published values of all types have one entry, the last. Seeds: see `told`; of a figure alone.
-    """
-    shown = {}
-    for axes in place.axes if isinstance(place, Figure) else [place]:
-        shown |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-                  if label not in shown}  # fmt: skip
-    shown = {label: shown[label] for label in sorted(shown, key=[*known, *shown].index)}
-    if shown.pop("published", None):
-        shown["published"] = Line2D([], [], color="black", marker="o", markerfacecolor="white", linestyle="none")
-    if isinstance(place, Figure):
-        rows = max(1, round(sum(len(label) + LINE for label in shown) / FULL + 0.5))
-        options = {"ncols": -(-len(shown) // rows), "title": told(place), "title_fontsize": 6.5} | options
-        options = {"loc": "outside lower center"} | options
-    place.legend(shown.values(), shown, **options)
 
 
 def log_ticks(axes, which="y"):
