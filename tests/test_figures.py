@@ -137,6 +137,8 @@ def test_a_legend_keeps_the_order_of_looks_and_says_what_is_drawn_of_how_many_se
     assert [text.get_text() for text in found.get_texts()] == ["EWN", "SWN", "no-WN"]
     said = "thin: 3 seeds, thick: their mean; band: 95 % interval of the mean, 7 to 8 seeds"
     assert found.get_title().get_text() == said == drawing.told(axes)
+    drawing.seeds(axes, "bars")
+    assert drawing.told(axes) == said, "no pair, no bar"
     drawing.legend(axes.figure, known=("SWN",), title="mine")
     assert [text.get_text() for text in axes.figure.legends[1].get_texts()] == ["SWN", "no-WN", "EWN"]
 

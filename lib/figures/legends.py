@@ -18,8 +18,9 @@ _SEEDS = weakref.WeakKeyDictionary()  # of axes: {of `BANDS`: numbers of seeds}
 
 
 def seeds(axes, how, *counts):
-    """Note that `axes` show so many seeds, `how` of `BANDS`; the legend of the figure says it."""
-    _SEEDS.setdefault(axes, {}).setdefault(how, set()).update(map(int, counts))
+    """Note that `axes` show so many seeds, `how` of `BANDS`; the legend of the figure says it. Of none nothing is."""
+    if counts:
+        _SEEDS.setdefault(axes, {}).setdefault(how, set()).update(map(int, counts))
 
 
 def told(place):
