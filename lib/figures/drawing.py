@@ -137,9 +137,9 @@ def log_ticks(axes, which="y"):
     """Make the axis `which`, x or y, logarithmic, its ticks plain numbers."""
     axes.set(**{f"{which}scale": "log"})
     axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
-    decades = abs(np.diff(np.log10(axis.get_view_interval())).item())
-    near = (1, 1.5, 2, 3, 4, 5, 7) if decades > 0.5 else (1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades > 1 else near))
+    low, high = sorted(axis.get_view_interval())
+    near = (1, 1.5, 2, 3, 4, 5, 7) if high > 10**0.5 * low else (1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)
+    axis.set_major_locator(LogLocator(subs=near if 0 < low and high < 10 * low else (1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
