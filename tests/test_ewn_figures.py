@@ -1,5 +1,7 @@
 """The EWN study's claim: verdicts from hand-made accuracies, and a figure without published values."""
 
+from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -68,6 +70,27 @@ def test_the_figure_has_every_share_and_what_was_published():
     assert [bar.lines[0].get_xdata().tolist() for bar in gains] == [[10, 50, 100, 300]] * 2
     assert gains[0].lines[0].get_ydata() == pytest.approx([1] * 4, abs=0.2)
     plt.close("all")
+
+
+def test_the_pace_is_the_mean_of_those_that_came_there(monkeypatch):
+    def record(kind, seed, images, **at):
+        levels = {float(name): epoch for name, epoch in at.items()}
+        parameters = {"train_examples": images, "levels": list(levels)}
+        scores = {f"epoch_at_{level:g}": epoch for level, epoch in levels.items()}
+        return SimpleNamespace(type=kind, seed=seed, parameters=parameters, scores=scores)
+
+    there = {
+        5: [record("EWN", 1, 5, **{"-1": 1000, "-2": None}), record("EWN", 2, 5, **{"-1": 3001, "-2": None}),
+            record("no-WN", 1, 5, **{"-1": 10}), record("no-WN", 1, 5, **{"-1": 10, "-2": 20}),
+            record("no-WN", 2, 5, **{"-1": 20, "-2": None})],
+        0: [record("EWN", 1, 0, **{"-1": 7})],
+    }  # fmt: skip
+    monkeypatch.setattr(figures.runs, "records", lambda experiment, train_examples: there[train_examples])
+    assert figures.pace([{"train_examples": 5}, {"train_examples": 0}]).splitlines()[2:] == [
+        "| all images | −1 |  | 7 |",
+        "| 5 images | −1 | 15 | 2,000 |",
+        "| 5 images | −2 | 20 (1 of 2) | none |",
+    ]
 
 
 def labels(figure):

@@ -9,9 +9,10 @@ import pytest
 from lib import runs, store, tables
 
 
-def record(type, seed, **parameters):
+def record(type, seed, missed=(), **parameters):
+    levels = parameters.get("levels", [])
     fields = {
-        "scores": {},
+        "scores": {f"log_loss_at_{level:g}": None if level in missed else level for level in levels},
         "cost": {},
         "axes": {},
         "arrays": {},
@@ -44,6 +45,9 @@ def test_the_deep_groups_are_those_that_can_decide(monkeypatch, seeds, widths):
         deeper = [-10, -100, -200] if seed == 2 else [-10, -100]
         found += [record(kind, seed, width=64, levels=deeper) for kind in ("EWN", "no-WN")]
     found += [record("EWN", seed, width=4, levels=[-10, -400]) for seed in range(9)]
+    found += [
+        record(kind, seed, missed=[-400], width=16, levels=[-400]) for seed in range(9) for kind in ("EWN", "SWN")
+    ]
     found += [record(kind, seed, width=2, levels=[-10]) for seed in range(9) for kind in ("EWN", "no-WN")]
     monkeypatch.setattr(runs, "records", lambda experiment, **where: found)
     assert tables.deep_groups("x") == [{"width": width} for width in widths]

@@ -39,7 +39,8 @@ def deep_groups(experiment, **where):
         setting = _setting(record, ["levels"])
         settings += [] if setting in settings else [setting]
         at = settings.index(setting)
-        rows += [(at, level, record.type, record.seed) for level in record.parameters["levels"]]
+        there = [level for level in record.parameters["levels"] if record.scores[f"log_loss_at_{level:g}"] is not None]
+        rows += [(at, level, record.type, record.seed) for level in there]
     frame = pd.DataFrame(rows, columns=["at", "level", "type", "seed"])
     seeds = frame.groupby(["at", "level", "type"])["seed"].nunique()
     pairs = seeds.groupby(["at", "level"]).agg(lambda n: n.nlargest(2).min() if len(n) > 1 else 0)

@@ -103,10 +103,14 @@ def descents(settings):
     deepest comes first, of equally deep ones that of most images. A run of several records is shown by the deepest.
     """
     found = {}
-    for setting in sorted(settings, key=lambda setting: -(setting["train_examples"] or np.inf)):
+    for setting in sorted(settings, key=_images):
         down = tables.deepest(runs.curves("mnist_prune", "pruned_accuracy", **setting)).dropna()
         found[_which(setting, settings)] = down.assign(accuracy=100 * down["pruned_accuracy"].astype(float))
     return dict(sorted(found.items(), key=lambda item: deepest(item[1])))
+
+
+def _images(setting):
+    return -(setting["train_examples"] or np.inf)
 
 
 def _which(setting, settings):
@@ -114,6 +118,30 @@ def _which(setting, settings):
     apart = [name for name, value in setting.items() if any(one[name] != value for one in alike)]
     images = f"{setting['train_examples']:,}" if setting["train_examples"] else "all"
     return ", ".join([f"{images} images", *(f"{name.replace('_', ' ')} {setting[name]}" for name in apart)])
+
+
+def pace(settings):
+    """Return a Markdown table of the accepted epochs until each level, means over the seeds that came there.
+
+    settings: as of `descents`. How many did stands beside the mean where it is not all: the study stops at 10,000.
+    """
+    rows = [(_which(setting, settings), -level, record.type, record.seed, record.scores[f"epoch_at_{level:g}"])
+            for setting in sorted(settings, key=_images) for record in runs.records("mnist_prune", **setting)
+            for level in record.parameters["levels"]]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["which", "depth", "type", "seed", "epoch"]).astype({"epoch": float})
+    once = frame.groupby(["which", "depth", "type", "seed"], sort=False)["epoch"].max()  # of several records of a run
+    found = once.groupby(["which", "depth", "type"], sort=False).agg(["mean", "count", "size"]).unstack("type")
+    kinds = [kind for kind in KINDS if kind in frame["type"].unique()]
+    lines = [[which, gallery.number(-depth, 0), *(_epochs(own.xs(kind, level="type")) for kind in kinds)]
+             for which in frame["which"].unique()
+             for depth, own in found.loc[which].sort_index().iterrows()]  # fmt: skip
+    return gallery.pipes(["trained on", "log-loss", *kinds], lines)
+
+
+def _epochs(own):
+    if not own["count"] > 0:
+        return "none" if own["size"] > 0 else ""
+    return f"{own['mean']:,.0f}" + (f" ({own['count']:.0f} of {own['size']:.0f})" if own["count"] < own["size"] else "")
 
 
 def claims(pruned, images):
