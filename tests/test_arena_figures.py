@@ -80,6 +80,7 @@ def records(shared_runs):
         save("arena", kind, list(SEEDS)[:6], content, net="resnet20", dataset="cifar10", sparsities=SPARSITIES)
     save("sparse_speed", "shrunk", [1], measured, hidden=[1024], sparsities=[0.0, 0.5, 0.9, 0.98])
     save("sparse_speed", "shrunk", [1], measured, hidden=[512], sparsities=[0.0, 0.5, 0.9, 0.98])
+    save("sparse_speed", "shrunk", [1], measured, net="resnet20", sparsities=[0.0, 0.5, 0.9, 0.98])
     return standings.groups()["MNIST, MLP 1024"]
 
 
@@ -300,6 +301,9 @@ def test_the_matrix_is_red_below_and_blue_above(axes, here, table):
 def test_milliseconds_lie_between_measured_ones(records):
     measured = standings.speeds(records)
     assert measured.groupby("batch").size().to_dict() == {1: 4, 256: 4}, "of another network there is nothing to take"
+    residual = standings.groups()["CIFAR-10, ResNet20"]
+    assert len(standings.speeds(residual)) == 8, "hidden says nothing of a residual network"
+    assert standings.rows(residual)["work"].equals(standings.rows(residual)["macs"] / 100 * 794 * 1024)
     found = standings.timed(
         pd.DataFrame({"work": [794 * 1024, 794 * 300, 794, 0, np.nan]}), measured.query("batch == 1")
     )

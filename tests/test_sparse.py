@@ -3,11 +3,12 @@
 import copy
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lib import convnets, masks, nets, plain
+from lib import convnets, masks, nets, plain, sets
 from lib.studies.challenge import sparse
 from tests.test_shrink import random_masks
 
@@ -139,6 +140,29 @@ def test_latency_of_a_network():
     form = sparse.forms(mlp(), names=["csr"])["csr"]
     found = plain.latency(form, torch.zeros(3, SIZES[0], dtype=F64), repeats=5, threads=None)
     assert 0 < found.low <= found.median <= found.high and found.count == 5
+
+
+def test_of_convolutions_units_go_and_their_multiplications_with_them():
+    """A convolution between u and v units of a side s takes 9·u·v·s² multiplications, literally counted."""
+    net = nets.init_(convnets.build("resnet20", (3, 8, 8), 10, 1, 8), [0], "phew")
+    found = sparse.survey(net, "shrunk", [0.0, 0.5], [torch.randn(2, 192)], repeats=1)
+    assert np.isnan(found["macs"][[0, 2, 3]]).all() and (found["latency"][1] > 0).all()
+    for count, macs in zip((1, 2), found["macs"][1], strict=True):
+        a, b, c = 8 // count, 16 // count, 32 // count
+        stages = 64 * (27 * a + 54 * a * a), 16 * (10 * a * b + 45 * b * b), 4 * (10 * b * c + 45 * c * c)
+        assert macs == sum(stages) + 10 * c
+
+
+def test_networks_are_trained_where_that_decides_which_zeros_there_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNING_RUNS", str(tmp_path))
+    data = sets.load("digits", train_examples=50)
+    p = {"net": "mlp", "dataset": "digits", "train_examples": 50, "lr": 0.01, "batch_size": 10, "epochs": 1}
+    p["hidden"] = [6]
+    trained, start = sparse.network(data, p, [3]), nets.init_(nets.MLP([784, 6, 10], ["no-WN"], bias=False), [3])
+    assert not torch.equal(trained.layers[0].weight, start.layers[0].weight)
+    assert sparse.complaint(p | {"type": ["csr"]}) is None
+    wrong = sparse.complaint(p | {"net": "resnet20", "type": ["shrunk", "csr"]})
+    assert "net = 'resnet20'" in wrong and "take type shrunk" in wrong
 
 
 def test_a_form_draws_nothing():

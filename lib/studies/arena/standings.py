@@ -42,7 +42,7 @@ def rows(records):
 
     raw, reweighted, tuned: on the test set; shuffled: tuned, of shuffled masks; gap: how far its own are above;
     held_out; error: 100 - tuned; true, effective; macs: share of the whole network's, in %; work: multiplications
-    without the units that lie on no path, nan of what is no MLP; seconds that the mask took. A network whose outputs
+    without the units that lie on no path, all inputs there; seconds that the mask took. A network whose outputs
     are no numbers is never right.
     """
     parts = []
@@ -60,10 +60,10 @@ def rows(records):
 
 
 def _work(record):
-    """Return the multiplications of an MLP of the live units by sparsity; its inputs and outputs all stay."""
+    """Return the multiplications of a network of the live units by sparsity; of an MLP all inputs and outputs stay."""
     p, live = record.parameters, record.array("live_units")[0]
     if p["net"] != "mlp":
-        return np.full(len(live), np.nan)
+        return record.array("macs")[0]
     inputs, *_, classes = entrants.sizes(p)
     widths = np.pad(live[:, :-1].astype(float), ((0, 0), (1, 1)), constant_values=((0, 0), (inputs, classes)))
     return (widths[:, 1:] * widths[:, :-1]).sum(1)
@@ -112,15 +112,16 @@ def points(frame):
 
 
 def speeds(records):
-    """Return the median milliseconds of a pass of one shrunk MLP, rows of batch, work and ms; none without records.
+    """Return the median milliseconds of a pass of one shrunk network, rows of batch, work and ms; none without records.
 
-    From `sparse_speed` of networks of these sizes, whose units were taken out; it measures them without biases.
+    From `sparse_speed` of networks of these sizes, whose units were taken out; it measures MLPs without biases.
     """
     p, parts = records[0].parameters, []
+    shape = ("net", "hidden") if p["net"] == "mlp" else ("net",)
     for record in runs.records("sparse_speed", type="shrunk"):
         units = record.axes["whole"].index("neuron")
         work, took = record.array("macs")[0][units], record.array("latency")[0][units, :, :, 0]
-        if record.parameters["hidden"] == p["hidden"] and work.max() == records[0].cost["dense_macs"]:
+        if work.max() == records[0].cost["dense_macs"] and all(record.parameters[name] == p[name] for name in shape):
             parts += [pd.DataFrame({"batch": batch, "work": work, "ms": took[:, k]})
                       for k, batch in enumerate(record.axes["batch"])]  # fmt: skip
     found = pd.concat(parts) if parts else pd.DataFrame(columns=["batch", "work", "ms"])

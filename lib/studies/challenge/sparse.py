@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from lib.errors import choice
-from lib.networks import nets, plain
-from lib.pruning import masks, shrink
+from lib.networks import convnets, nets, plain
+from lib.pruning import masks, methods, shrink
 from lib.studies.challenge import modes
 
 BLOCK = 8  # the fastest of 4, 8, 16, 32 and 64 for products of 1024×768 and 768×256, at 50 to 95 % sparsity on one core
@@ -215,6 +215,25 @@ def _fours(weight):
 
 # What masks keep, or drop, as a whole. Two of four is a pattern of one sparsity, which tensor cores know.
 WHOLE = ("weight", "neuron", "block", "two_of_four")
+NETS = ("mlp", *convnets.NAMES)
+
+
+def complaint(p):
+    """Return what a notebook's parameters `p` ask for that cannot be, all taken together, or None."""
+    if p["net"] != "mlp" and p["type"] != ["shrunk"]:
+        return f"type = {p['type']} with net = {p['net']!r}: convolutions have no sparse form here, take type shrunk"
+    return None
+
+
+def network(data, p, seeds):
+    """Return the stack that a notebook's parameters `p` name: an MLP trained as the challenge has it, or untrained."""
+    if p["net"] != "mlp":
+        net = convnets.build(p["net"], data.train_x.shape[1:], data.classes, len(seeds))
+        return nets.init_(net, seeds, "phew").to(data.device)
+    rule = {"rule": "adam", "lr": p["lr"], "batch": p["batch_size"]}
+    recipe = modes.recipe(p["dataset"], p["train_examples"], rule)
+    lab = modes.Lab(data.split("train"), data.split("test"), seeds, recipe, rule, hidden=p["hidden"])
+    return lab.dense(p["epochs"])[0]
 
 
 def masks_of(net, whole, sparsity):
@@ -227,20 +246,32 @@ def masks_of(net, whole, sparsity):
     return modes.masks_of(net, whole, [1 - sparsity] * nets.runs(net))[0]
 
 
+def _made(net, form, whole, sparsity):
+    """Return one run of `net` in a form, behind masks of `masks_of`, or None where the form has no such masks."""
+    if (whole == "two_of_four") != (form == "semi_structured") or (whole == "two_of_four" and sparsity != 0.5):
+        return None
+    if isinstance(net, nets.MLP):
+        return forms(net, masks_of(net, whole, sparsity), names=[form])[form]
+    if whole != "neuron":
+        return None
+    (units,) = methods.prune_each(net, "magnitude", [1 - sparsity], of="units")
+    return forms(shrink.narrow(net, units), names=[form])[form]
+
+
 def survey(net, form, sparsities, inputs, repeats=30, threads=1):
     """Return `{name: array}` of the first run of `net` in one of `FORMS`, nan where the form has no such thing.
 
     latency (whole, sparsity, batch, 3): median and quartiles in ms of one call; macs, bytes (whole, sparsity). inputs:
-    one `(batch, pixels)` for each batch size. The pattern of two of four stands at the sparsity one half.
+    one `(batch, pixels)` for each batch size. The pattern of two of four stands at the sparsity one half, and of
+    convolutional networks only units go.
     """
     shape = len(WHOLE), len(sparsities)
     measured = {name: np.full(shape, np.nan) for name in ("macs", "bytes")}
     measured["latency"] = np.full((*shape, len(inputs), 3), np.nan)
     for w, whole in enumerate(WHOLE):
         for k, sparsity in enumerate(sparsities):
-            if (whole == "two_of_four") != (form == "semi_structured") or (whole == "two_of_four" and sparsity != 0.5):
+            if (made := _made(net, form, whole, sparsity)) is None:
                 continue
-            made = forms(net, masks_of(net, whole, sparsity), names=[form])[form]
             measured["macs"][w, k], measured["bytes"][w, k] = made.macs, made.bytes
             for b, x in enumerate(inputs):
                 took = plain.latency(made, x, repeats, threads)
