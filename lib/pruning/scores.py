@@ -189,10 +189,16 @@ def _slopes(net, leaves, tensors, batch, temperature=1.0, graph=False):
         logits = functional_call(net, {**leaves, **tensors}, (x,), tie_weights=False) / temperature
         if logits.dim() != 3:
             raise ValueError(f"logits are {tuple(logits.shape[1:])}; a score of labels is of one row for each example")
-        if not bool(((y >= 0) & (y < logits.shape[2])).all()):
-            raise ValueError(
-                f"labels are {int(y.min())} to {int(y.max())}; {logits.shape[2]} logits have 0 to {logits.shape[2] - 1}"
-            )
-        losses = cross_entropy(logits.transpose(1, 2), y.expand(logits.shape[:2]), reduction="none").mean(1)
+        losses = _losses(logits, y.expand(logits.shape[:2]))
         # Of what no logit depends on, a layer for training alone, slopes are zero.
         return torch.autograd.grad(losses.sum(), list(leaves.values()), create_graph=graph, materialize_grads=True)
+
+
+def _losses(logits, y):
+    """Return the mean loss of each run; ValueError for labels that no logit has, of which torch takes -100 for none."""
+    try:
+        none = torch.iinfo(torch.int64).min
+        return cross_entropy(logits.transpose(1, 2), y, reduction="none", ignore_index=none).mean(1)
+    except IndexError as error:  # of a CPU: to look before would make a GPU wait
+        found = f"labels are {int(y.min())} to {int(y.max())}; {logits.shape[2]} logits have 0 to {logits.shape[2] - 1}"
+        raise ValueError(found) from error
