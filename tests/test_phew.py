@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import warnings
-from collections import namedtuple
+from collections import OrderedDict, defaultdict, namedtuple
 
 import pytest
 import torch
@@ -388,6 +388,22 @@ def test_denser_masks_contain_sparser_ones_and_each_is_its_own_cut():
         for sparse, dense in ((0, 3), (3, 1), (1, 2)):
             assert all((nested[dense][name] | ~nested[sparse][name]).all() for name in weights)
         assert all(mask.all() for mask in nested[2].values())
+
+
+def test_draws_made_together_are_those_made_one_by_one(monkeypatch):
+    network = Bottlenecks()
+    hops, weights = phew.topology(network), weights_of(network)
+    together = phew.Walks(hops, weights, 5).take(3, 300)
+    monkeypatch.setattr(phew, "AT_ONCE", 0)
+    alone = phew.Walks(hops, weights, 5).take(3, 300)
+    assert all(map(torch.equal, together, alone)) and len(together[0]) > 1000
+
+
+def test_tensors_are_found_in_whatever_holds_them():
+    a, b, c, d, e = torch.arange(5.0).unbind()
+    Pair = namedtuple("Pair", "one other")  # noqa: N806, a class
+    nested = ([a, None, 1], {"x": (b, "text")}, Pair(c, 2.0), OrderedDict(z=[d]), defaultdict(list, y=[e]), nn.ReLU())
+    assert [float(x) for x in hops.tensors(nested)] == [0, 1, 2, 3, 4]
 
 
 def test_a_mask_depends_on_its_seed_and_neither_on_the_batch_nor_on_neighbours():

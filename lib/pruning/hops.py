@@ -5,6 +5,7 @@ A network is a list of hops between groups of units, in forward order; group 0 i
 
 import copy
 import math
+from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
@@ -59,8 +60,11 @@ def unwrapped(network):
 
 def copied(network, memo=None):
     """Return a deep copy of a network; of a tensor that it keeps from a pass, which torch does not copy, its values."""
-    kept = (x for part in network.modules() for x in tensors(vars(part)) if not x.is_leaf)
-    return copy.deepcopy(network, {id(x): x.detach().clone() for x in kept} | (memo or {}))
+    parts = [vars(part) for part in network.modules()]
+    kept = {id(x): x.detach().clone() for part in parts for x in tensors(part) if not x.is_leaf}
+    # Every module has eight empty tables, of hooks, whose copies would take most of the time.
+    empty = {id(x): OrderedDict() for part in parts for x in part.values() if type(x) is OrderedDict and not x}
+    return copy.deepcopy(network, kept | empty | (memo or {}))
 
 
 def weighted(network):
@@ -125,7 +129,12 @@ def blank(shape, dtype):
 
 def tensors(values):
     """Return the tensors among values, however they are nested."""
-    return [x for x in tree_leaves(values) if isinstance(x, torch.Tensor)]
+    if isinstance(values, torch.Tensor):
+        return [values]
+    if type(values) in (tuple, list, dict, OrderedDict):  # here, for torch's own function takes ten times as long
+        return [x for part in (values.values() if isinstance(values, dict) else values) for x in tensors(part)]
+    plain = isinstance(values, bool | int | float | str | None)
+    return [] if plain else [x for x in tree_leaves(values) if isinstance(x, torch.Tensor)]
 
 
 def name_of(func):
@@ -193,10 +202,8 @@ def widths(hops, weights):
     for name, source, target, wiring in hops:
         if source not in width:
             raise ValueError(f"{name or 'an identity'} starts at group {source}, to which no hop before it leads")
-        units = width[source]
-        if wiring.width is not None:
-            units = wiring.width
-        elif name is not None:
+        units = width[source] if wiring.width is None else wiring.width
+        if wiring.width is None and name is not None:
             (out, inputs), conv = weights[f"{name}.weight"].shape[:2], weights[f"{name}.weight"].dim() > 2
             if units % inputs or out % (units // inputs) if conv else inputs % units:
                 raise ValueError(f"{name} has {inputs} inputs per unit, behind a group of {units} units")
@@ -218,9 +225,7 @@ def _read_by(hop, weights):
 
 def turned(weight, wiring):
     """Return weights `(O, I / groups, ...)` of a transposed convolution, which stores inputs first; or the inverse."""
-    if not wiring.transposed:
-        return weight
-    return weight.unflatten(0, (wiring.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight.unflatten(0, (wiring.groups, -1)).transpose(1, 2).flatten(0, 1) if wiring.transposed else weight
 
 
 class Step:
@@ -240,9 +245,8 @@ class Step:
         (units, self.fan_in), self.size = weight.shape[:2], weight.numel()
         self.kernels = weight.reshape(units * self.fan_in, -1)
         self.cells = self.kernels.shape[1]
-        self.goal, self.origin = (
-            x.to(self.device) for x in wiring.places or [torch.zeros(1, 1, dtype=torch.int64)] * 2
-        )
+        places = wiring.places or [torch.zeros(1, 1, dtype=torch.int64)] * 2
+        self.goal, self.origin = (table.to(self.device) for table in places)
         self.inputs = self.fan_in if weight.dim() == 2 and not self.placed else self.width
         if self.pairs is None and self.inputs > self.width:  # the features of a channel, one behind the other
             features = torch.arange(self.inputs, device=self.device)
@@ -254,8 +258,7 @@ class Step:
 
     def across(self, units, back):
         """Return the units, `bool`, that these lead to, or those that lead to these, if all weights are kept."""
-        if not back:
-            units = self._inputs(units)
+        units = units if back else self._inputs(units)
         if self.size:
             table, count = (self.goal, self.fan_in) if back else (self.origin, self.units)
             some = units.view(self.groups, -1, (self.origin if back else self.goal).shape[1]).any(1)
@@ -273,20 +276,23 @@ class Step:
         """Make the tables, whose ways lead between live units alone."""
         inputs = self._inputs(sources)
         if self.size:
-            inputs, units = inputs.view(-1, self.goal.shape[1]), targets.view(-1, self.origin.shape[1])
-            for live in (inputs, units):
-                if not torch.equal(live, live.any(1, keepdim=True) & live.any(0)):
-                    raise ValueError(
-                        f"some places of some units of {self.name}, but not of all, lead nowhere: not read"
-                    )
-            here, there = inputs.any(0), units.any(0)
-            self.goal = self.goal.where(here & there[self.goal], -1)
-            self.origin = self.origin.where(there & here[self.origin], -1)
-            self._weigh(inputs.any(1), units.any(1), *preference, whole)
-            targets = inputs.flatten()
+            ends = self._settle_places(inputs, targets) if self.placed else (inputs, targets)
+            self._weigh(*ends, *preference, whole)
+            targets = inputs
         if self.pairs is not None:
             pairs = self.pairs[:, sources[self.pairs[0]] & targets[self.pairs[1]]]
             self.ways = [_listed(*pairs, self.width), _listed(*pairs.flip(0), self.inputs)]
+
+    def _settle_places(self, inputs, units):
+        """Take out the places where nothing is alive; return which inputs and units are, at any place."""
+        inputs, units = inputs.view(-1, self.goal.shape[1]), units.view(-1, self.origin.shape[1])
+        for live in (inputs, units):
+            if not torch.equal(live, live.any(1, keepdim=True) & live.any(0)):
+                raise ValueError(f"some places of some units of {self.name}, but not of all, lead nowhere: not read")
+        here, there = inputs.any(0), units.any(0)
+        self.goal = self.goal.where(here & there[self.goal], -1)
+        self.origin = self.origin.where(there & here[self.origin], -1)
+        return inputs.any(1), units.any(1)
 
     def _weigh(self, inputs, units, power, invert, whole):
         self.power, self.invert, self.taken = power, invert, self.cells if whole else 1  # weights that a step takes
@@ -298,8 +304,7 @@ class Step:
         liking = liking.add_(TRACE).reciprocal_() if invert else liking.add_(TRACE)
         liking = liking.view(self.groups, self.units, self.fan_in)
         ahead = _of_live(liking, units.view(self.groups, -1, 1), 1)
-        # Of two axes a transpose is a fast copy.
-        ahead = ahead.squeeze(0).mT.clone(memory_format=torch.contiguous_format)
+        ahead = ahead.squeeze(0).mT.clone(memory_format=torch.contiguous_format)  # of two axes a fast copy
         self.tables = _table(ahead), _table(_of_live(liking, inputs.view(self.groups, 1, -1), 2))
 
     def step(self, unit, back, draw, second):

@@ -25,6 +25,7 @@ except ImportError:  # the three files were copied
     from topology import topology
 
 BATCH = 2**16  # walks drawn at once, which no mask depends on; so many without one new weight are an error
+AT_ONCE = 2**20  # draws made together, 8 MiB: a walk's hops are some tens, and calls take longer than so few numbers
 NEVER = 2**31 - 1  # the "first walk" of a weight that no walk took
 # SplitMix64 (Steele, Lea & Flood 2014) in signed integers: its increment, and its mixer's shifts and factors.
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
@@ -137,6 +138,7 @@ class Walks:
         avoided = shortcuts if kernel_walk else set()
         early = _early(self.hops, shortcuts, width) if legacy_branch else {}
         self.plans = _plan(self.hops, False, avoided, early, leads), _plan(self.hops, True, avoided, {}, came)
+        self.numbers = [_numbers(plan, self.device) for plan in self.plans]
         self.ends = [(group, live[group].nonzero()[:, 0]) for group in (0, max(width))]
         if not len(self.ends[0][1]):
             raise ValueError("no path leads from the input to the output")
@@ -165,7 +167,13 @@ class Walks:
 
         arrived: where they are, `{group: [(which of them, their units)]}`, if not at an end of the network.
         """
-        mixed, (start, units) = _mixed(walks * GOLDEN + self.key), self.ends[back]
+        mixed, (start, units), (row, keys) = _mixed(walks * GOLDEN + self.key), self.ends[back], self.numbers[back]
+        every_draw = _draws(mixed, keys) if len(mixed) * len(keys) <= AT_ONCE else None
+
+        def drawn(number, on):
+            at = row[number]
+            return _draws(mixed[on], keys[at]) if every_draw is None else every_draw[:, at, on]
+
         if arrived is None:
             arrived = {start: [(torch.arange(len(walks), device=self.device), units[walks // 2 % len(units)])]}
         steps, owed = [], {}
@@ -174,13 +182,13 @@ class Walks:
             if parts is None:
                 continue
             here, unit = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-            fork = None if every else _fork(len(branches), ways, unit, _draw(mixed[here], -1 - group)[0])
+            fork = None if every else _fork(len(branches), ways, unit, drawn(-1 - group, here)[0])
             for branch, (number, name, there) in enumerate(branches):
                 mine = slice(None) if fork is None else (fork == branch).nonzero()[:, 0]
                 on, at = here[mine], unit[mine]
                 if not len(on):
                     continue
-                draws = _draw(mixed[on], number)
+                draws = drawn(number, on)
                 at, taken = self.steps[number].step(at, back, *draws)
                 if name is not None:
                     taken_by = walks[on] if taken.dim() == 1 else walks[on, None].expand_as(taken)
@@ -251,14 +259,23 @@ def _taken(first, kept, target, exact):
     return taken
 
 
-def _draw(mixed, number):
-    """Return two uniform draws `(walks,)` in (0, 1) of this number: of hop h it is h, of the fork at group v -1 - v.
+def _numbers(plan, device):
+    """Return the numbers of a plan's draws, `{number: row}`, and their keys `(rows, 1)`: see `_draws`."""
+    forks = [-1 - group for group, (_, every, _) in plan.items() if not every]
+    numbers = forks + [number for branches, *_ in plan.values() for number, *_ in branches]
+    keys = [(number * GOLDEN + 2**63) % 2**64 - 2**63 for number in numbers]
+    return {number: row for row, number in enumerate(numbers)}, torch.tensor(keys, device=device)[:, None]
 
-    They depend on seed, walk and number alone, by SplitMix64's mixer of the walk (`mixed`) and then of the number. The
-    two are one hash, 32 bits each: few enough for a row number up to 2^19 plus a draw to be exact, and never 0 or 1.
+
+def _draws(mixed, keys):
+    """Return two uniform draws `(2, [numbers,] walks)` in (0, 1) of the numbers whose keys these are.
+
+    Number h is that of hop h, -1 - v that of the fork at group v. They depend on seed, walk and number alone, by
+    SplitMix64's mixer of the walk (`mixed`) and then of the number. The two are one hash, 32 bits each: few enough for
+    a row number up to 2^19 plus a draw to be exact, and never 0 or 1.
     """
-    bits = _mixed(mixed + ((number * GOLDEN + 2**63) % 2**64 - 2**63))
-    return tuple(((half & 2**32 - 1).double() + 0.5).mul_(2.0**-32) for half in (bits >> 32, bits))
+    bits = _mixed(mixed + keys)
+    return (torch.stack([bits >> 32, bits]) & 2**32 - 1).double().add_(0.5).mul_(2.0**-32)
 
 
 def _mixed(x):
@@ -273,7 +290,7 @@ def _plan(hops, back, avoided, early, open_to):
 
     every: all branches are taken; else ways `(branches, units)`, or None for all, says which are open to which unit.
     """
-    plan = {}
+    plan, whole = {}, torch.stack([units.all() for units in open_to]).tolist()
     for number, (name, source, target, _) in sorted(enumerate(hops), reverse=back):
         here, there = (target, source) if back else (early.get(name, source), target)
         plan.setdefault(here, []).append((number, name, there))
@@ -282,6 +299,11 @@ def _plan(hops, back, avoided, early, open_to):
             plan[here] = branches, True, None
             continue
         branches.sort()
+        best = [branch for branch in branches if branch[1] is not None]
+        best = [branch for branch in best if branch[1] not in avoided] or best or branches
+        if all(whole[number] for number, *_ in best):
+            plan[here] = best, len(best) == 1, None
+            continue
         weighted = torch.tensor([[name is not None] for _, name, _ in branches])
         walked = weighted & ~torch.tensor([[name in avoided] for _, name, _ in branches])
         open_ways = torch.stack([open_to[number] for number, *_ in branches])

@@ -211,7 +211,7 @@ class Reader(TorchFunctionMode):
             raise Refused(f"{self.where()} {what} calls {func.__name__}. {WAY_OUT}")
         in_place = func.__name__[-1] == "_" and func.__name__[:2] != "__" or func.__name__[:3] == "__i"
         found = args[0] if in_place else h.blank(state[1].shape, known[0].dtype)
-        found.units = state[0], h.small_of(state[1]).expand(state[1].shape)
+        found.units = state if name in UNIT_WISE else (state[0], h.small_of(state[1]).expand(state[1].shape))
         if name in ("max", "min") and (len(args) > 1 and isinstance(args[1], int) or "dim" in kwargs):
             return getattr(torch.return_types, name)((found, h.blank(found.shape, torch.int64)))
         return found
