@@ -145,7 +145,7 @@ def literal(paths, dataset):
 
 def told(part, title):
     """Return what a part of the gallery says of a network, {type as it is called: the cells of its row}."""
-    (board,) = re.findall(rf"\b{title}, 95% pruned: accuracies[^\n]*\n\n((?:\|[^\n]*\n)+)", part)
+    (board,) = re.findall(rf"\b{title}, 95 % pruned: accuracies[^\n]*\n\n((?:\|[^\n]*\n)+)", part)
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in board.strip().split("\n")[2:]]
     return {row[1]: row for row in rows}
 
@@ -317,7 +317,7 @@ def test_the_front_is_what_nothing_is_cheaper_and_better_than(axes):
     best = figures.front(axes, found, "ms")
     assert list(best["type"]) == ["a", "c"]
     assert words.cheapest(best, "time") == (
-        "- By time nothing is both cheaper and better than, from cheap to good: a at 90%, c at 90%."
+        "- By time nothing is both cheaper and better than, from cheap to good: a at 90 %, c at 90 %."
     )
 
 

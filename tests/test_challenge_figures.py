@@ -23,10 +23,10 @@ def told(claims):
 def test_a_mode_is_compared_type_by_type_and_with_the_whole_network():
     found = told(figures.compared("finetune", ends(weight=97.9, neuron=97.0, small=96.0)))
     assert found == pytest.approx({
-        "Fine-tuned at 90%: weights are above neurons": 0.9,
-        "Fine-tuned at 90%: neurons are above trained small": 1.0,
-        "Fine-tuned at 90%: weights are within half a point of the whole network": -0.1,
-        "Fine-tuned at 90%: neurons are within half a point of the whole network": -1.0,
+        "Fine-tuned at 90 %: weights are above neurons": 0.9,
+        "Fine-tuned at 90 %: neurons are above trained small": 1.0,
+        "Fine-tuned at 90 %: weights are within half a point of the whole network": -0.1,
+        "Fine-tuned at 90 %: neurons are within half a point of the whole network": -1.0,
     })  # fmt: skip
     (back,) = (one for one in figures.compared("finetune", ends(weight=97.9)) if one["n"] and "whole" in one["text"])
     assert back["verdict"] == "undecided", "four seeds decide nothing"

@@ -60,7 +60,7 @@ def test_entries_are_a_line_for_each_quantile(axes):
                           for seed in (1, 3) for width in (0.1, 1.0) for quantile in (0.01, 0.5)],
                          columns=["seed", "bandwidth", "quantile", "entries"])  # fmt: skip
     figures.entries(axes, looks, 0.3)
-    np.testing.assert_allclose(lines(axes)["50%"], [[0.1, 1.0], [3.5, 12.5]])
+    np.testing.assert_allclose(lines(axes)["50 %"], [[0.1, 1.0], [3.5, 12.5]])
 
 
 def test_diversity_tells_other_betas_apart(axes):

@@ -32,13 +32,19 @@ def claim(text, gains, than=0.0, unit=" points", main=False):
 def share(text, hits, main=False):
     """Return the row of a claim about most seeds, which `hits (n,)` are for or against; see `evidence.counted`."""
     counted = evidence.counted(hits)
-    effect = f"{np.sum(hits)} of {counted['n']} ({counted['low']:.0%} to {counted['high']:.0%})"
+    low, high = percent(counted["low"]), percent(counted["high"])
+    effect = f"{np.sum(hits)} of {counted['n']} ({low} to {high})"
     return {"text": text, "effect": effect, "main": main, **counted}
 
 
 def number(value, digits=2):
     """Return a number as text, with a true minus, and without a sign where it is rounded to zero."""
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def percent(share):
+    """Return a share as text, in whole percent."""
+    return f"{100 * share:.0f} %"
 
 
 def answer(claims):

@@ -97,7 +97,7 @@ def by_moment(frame):
     for (score, one, other), own in found.groupby(["score", "one", "other"], sort=False):
         cells = [_effect(row) for _, row in own.set_index("sparsity").loc[sparsities].iterrows()]
         lines.append([label(score), f"{one} − {other}", *cells, own["n"].max()])
-    return gallery.pipes(["score", "moments", *(f"{one:.0%} pruned" for one in sparsities), "n"], lines)
+    return gallery.pipes(["score", "moments", *(f"{gallery.percent(one)} pruned" for one in sparsities), "n"], lines)
 
 
 def _effect(row):
@@ -132,7 +132,7 @@ def trained(found):
 
 def cheapest(best, what):
     """Return a sentence about the rows that `front` returned."""
-    each = ", ".join(label(kind) + (f" at {at:.0%}" if kind != "none" else "")
+    each = ", ".join(label(kind) + (f" at {gallery.percent(at)}" if kind != "none" else "")
                      for kind, at in zip(best["type"], best["sparsity"], strict=True))  # fmt: skip
     return f"- By {what} nothing is both cheaper and better than, from cheap to good: {each}."
 

@@ -43,7 +43,7 @@ def fan(axes, table, x, y, by):
     drawing.seeds(axes, "mean", table["seed"].nunique())
     lines = table.groupby([by, x])[y].mean().unstack(by)
     for shade, (share, line) in zip(np.linspace(0, 0.92, lines.shape[1]), lines.items(), strict=True):
-        axes.plot(line.index, line, color=mpl.colormaps["viridis"](shade), label=f"{share:.0%}")
+        axes.plot(line.index, line, color=mpl.colormaps["viridis"](shade), label=gallery.percent(share))
     drawing.log_ticks(axes)
 
 
@@ -63,12 +63,13 @@ def compared(mode, rows):
     """Return the claims of one mode at every sparsity of `TOLD`: weights, neurons, `small`, and the whole network."""
     claims = []
     for at, own in rows[rows["asked"].isin(TOLD)].groupby("asked"):
+        here = f"{HOW[mode]} at {gallery.percent(at)}"
         for first, second in (("weight", "neuron"), ("neuron", "small")):
-            text = f"{HOW[mode]} at {at:.0%}: {drawing.look(first)[0]} are above {drawing.look(second)[0]}"
+            text = f"{here}: {drawing.look(first)[0]} are above {drawing.look(second)[0]}"
             main = (mode, at) in (("posthoc", 0.8), ("finetune", 0.9)) and first == "weight"
             claims.append(gallery.claim(text, evidence.apart(own, first, second, "accuracy"), main=main))
         for kind in KINDS[:2] if mode in ("finetune", "rewind") else ():
-            text = f"{HOW[mode]} at {at:.0%}: {drawing.look(kind)[0]} are within half a point of the whole network"
+            text = f"{here}: {drawing.look(kind)[0]} are within half a point of the whole network"
             whole = rows[(rows["type"] == kind) & (rows["asked"] == 0)].set_index("seed")["accuracy"]
             left = (own[own["type"] == kind].set_index("seed")["accuracy"] - whole).dropna()
             claims.append(gallery.claim(text, left.to_numpy(), than=-0.5))
@@ -158,7 +159,8 @@ def faster(rows, share=0.8):
     for batch, own in here.groupby("batch"):
         weights = own[own["whole"] == "weight"].groupby("seed")["latency"].min()
         neurons = own[(own["whole"] == "neuron") & (own["type"] == "shrunk")].set_index("seed")["latency"]
-        text = f"Pruned at {share:.0%}, {batch} image{'s' * (batch > 1)}: neurons are faster than weights in any form"
+        images = f"{batch} image{'s' * (batch > 1)}"
+        text = f"Pruned at {gallery.percent(share)}, {images}: neurons are faster than weights in any form"
         times = (weights / neurons).dropna().to_numpy()
         claims.append(gallery.claim(text, times, than=1, unit=" times", main=bool(batch == 1)))
     return claims

@@ -74,7 +74,7 @@ def entries(axes, rows, beta):
     """
     lines = rows.groupby(["bandwidth", "quantile"])["entries"].mean().unstack("quantile")
     for (quantile, line), grey, marker in zip(lines.items(), ("0.75", "0.5", "0"), "v.^", strict=False):
-        axes.plot(line.index, line, color=grey, marker=marker, label=f"{quantile:.0%}")
+        axes.plot(line.index, line, color=grey, marker=marker, label=gallery.percent(quantile))
     axes.axvline(beta, color=drawing.RED, linewidth=0.8, linestyle="--", label="β of the runs")
     axes.set(xscale="log", xlabel="bandwidth β", ylim=(-0.05, 1.05), xlim=(5e-7, 2))
 

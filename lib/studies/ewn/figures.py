@@ -47,7 +47,7 @@ def depth(pruned, facts, shares=SHARES):
     """
     pruned = pruned[pruned["level"] >= deepest(pruned)]
     at = [[table[np.isclose(table["sparsity"], share)] for table in (pruned, facts)] for share in shares]
-    parts = {f"{share:.0%} of the units pruned": pair for share, pair in zip(shares, at, strict=True)}
+    parts = {f"{gallery.percent(share)} of the units pruned": pair for share, pair in zip(shares, at, strict=True)}
     figure, rows = _panels(parts, "depth", "−log-loss")
     for axes, (ours, _) in zip(rows[1], parts.values(), strict=True):
         gains = tables.paired(ours.assign(depth=-ours["level"]), PAIRS, ["depth"], "accuracy")
@@ -156,7 +156,7 @@ def claims(pruned, images):
     for level, own in pruned[told].groupby("level"):
         for share in SHARES:
             for second in sorted({*own["type"]} - {"EWN"}, reverse=True):
-                said = f"Log-loss {gallery.number(level, 0)}{of}, {share:.0%} pruned by norm"
+                said = f"Log-loss {gallery.number(level, 0)}{of}, {gallery.percent(share)} pruned by norm"
                 main = level == furthest and second == "no-WN" and share in (0.5, 0.9)
                 gains = ahead(own, second, level, share)
                 rows.append(gallery.claim(f"{said}: EWN is ahead of {second}", gains, main=main))
