@@ -6,6 +6,7 @@ torch.nn has no module for. All are traced by torch.fx and by torch.export, and 
 
 import copy
 import inspect
+import logging
 import math
 from collections import OrderedDict
 from pathlib import Path
@@ -356,6 +357,7 @@ def latency(function, x, repeats=50, threads=1):
 
     By torch's own timer, which on CUDA waits at each call until the device is done, and calls twice before it times.
     """
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a missing GPU
     from torch.utils.benchmark import Timer  # which brings torch's compiler of extensions: not for all who import this
 
     given = {"function": function, "x": x}
