@@ -204,6 +204,51 @@ def mixer():
     )  # fmt: skip
 
 
+def unet():
+    """Maps of odd sides, so that what is unpooled is padded to fit what it is put beside."""
+
+    def forward(self, x):
+        a = self.down(x)
+        up = self.up(self.deep(F.max_pool2d(a, 2)))
+        return self.out(self.join(torch.cat([a, F.pad(up, (0, a.shape[3] - up.shape[3], 0, 1))], 1)))
+
+    parts = {"down": act(conv(3, 4)), "deep": act(conv(4, 6)), "up": nn.ConvTranspose2d(6, 4, 2, 2)}
+    return Lambda(forward, **parts, join=nn.Sequential(act(conv(8, 5)), act(conv(5, 4))), out=conv(4, 2, 1, 0))
+
+
+def siamese():
+    branch = nn.Sequential(act(nn.Linear(6, 8)), nn.Linear(8, 7))
+    return Lambda(
+        lambda s, x: s.out((s.branch(x[:, :6]) - s.branch(x[:, 6:])).abs()), branch=branch, out=nn.Linear(7, 2)
+    )
+
+
+def recurrent():
+    def forward(self, x):
+        h = F.relu(self.enter(x))
+        for _ in range(3):
+            h = F.relu(self.cell(h) + self.enter(x))
+        return self.out(h)
+
+    return Lambda(forward, enter=nn.Linear(6, 8), cell=nn.Linear(8, 8), out=nn.Linear(8, 3))
+
+
+def discriminator():
+    parts = [act(conv(3, 8, 4, 1, stride=2)), act(conv(8, 12, 4, 1, stride=2)), conv(12, 1, 4, 0), nn.Flatten()]
+    return nn.Sequential(*parts)
+
+
+def narrowing():
+    """Its last maps are a pixel."""
+    return head(6, *(act(conv(a, b, stride=2)) for a, b in ((3, 6), (6, 6), (6, 6))), act(conv(6, 6)))
+
+
+def skipping():
+    """A frame of zeros around what is as small as a kernel."""
+    forward = lambda s, x: s.b(F.pad(F.relu(s.a(F.max_pool2d(x, 4))), (1, 1, 1, 1))).relu().mean((2, 3))  # noqa: E731
+    return nn.Sequential(Lambda(forward, a=conv(3, 6), b=conv(6, 5, padding=0)), nn.Linear(5, 3))
+
+
 IMAGE = (3, 8, 8)
 READ = {
     "decoder": (decoder, (10,)),
@@ -283,6 +328,14 @@ READ = {
     "residual": (lambda: Lambda(lambda s, x: s.out(x + s.a(x)), a=act(nn.Linear(5, 5)), out=nn.Linear(5, 3)), (5,)),
     "sum with the input": (lambda: Lambda(lambda s, x: x + s.a(x), a=conv(3, 3)), IMAGE),
     "one unit": (lambda: nn.Sequential(act(nn.Linear(5, 1)), nn.Linear(1, 3)), (5,)),
+    "unet": (unet, (3, 9, 9)),
+    "siamese": (siamese, (12,)),
+    "recurrent": (recurrent, (6,)),
+    "discriminator": (discriminator, (3, 16, 16)),
+    "narrowing": (narrowing, IMAGE),
+    "skipping": (skipping, IMAGE),
+    "gated linear": (lambda: nn.Sequential(nn.Linear(6, 16), nn.GLU(), nn.Linear(8, 3)), (6,)),
+    "sines": (lambda: Lambda(lambda s, x: s.b(torch.sin(s.a(x))), a=nn.Linear(6, 9), b=nn.Linear(9, 3)), (6,)),
     "flat images": (
         lambda: nn.Sequential(nn.Unflatten(1, (3, 8, 8)), act(conv(3, 5, padding=0)), nn.Flatten(), nn.Linear(180, 3)),
         (192,),

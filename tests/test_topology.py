@@ -34,7 +34,8 @@ def test_all_kept_weights_of_every_kind_of_network_are_alive(name):
     make, shape = READ[name]
     network = made(make)
     before = copy.deepcopy(network.state_dict())
-    given = {"inputs": torch.zeros(1, *shape)} if name in ("pixel unshuffle",) else {}
+    alone = name in ("pixel unshuffle", "discriminator", "narrowing", "skipping", "unet", "siamese")
+    given = {"inputs": torch.zeros(1, *shape)} if alone else {}
     for percentage in SPARSE if not name.startswith("one ") else (50,):
         assert dead(unwrapped(network), kept(network, percentage, **given), shape) == 0
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
@@ -77,6 +78,20 @@ def test_at_the_border_of_a_padded_map_few_cells_have_something_to_read(name):
     for seed, percentage in enumerate((90, 95, 98, 99, 99)):
         network = made(lambda: nn.Sequential(*PADDED[name]()))
         assert dead(network, kept(network, percentage, seed=seed, inputs=torch.zeros(1, 3, 8, 8)), (3, 8, 8)) == 0
+
+
+def test_maps_as_small_as_kernels_leave_some_cells_nothing_to_read():
+    """On a map of one pixel the middle cell alone reads; images that nobody gives are large enough for all cells."""
+    network = made(READ["narrowing"][0])
+    for given in ({"inputs": torch.zeros(1, 3, 8, 8)}, {}):
+        last = kept(network, 85, **given)[3]
+        assert last[:, :, 1, 1].any() and bool(last.any((0, 1)).flatten()[[0, 2, 6, 8]].any()) == (not given)
+
+
+def test_a_classifier_is_alive_on_images_smaller_than_its_own():
+    network = made(lambda: pytest.importorskip("torchvision.models").mobilenet_v2(num_classes=10))
+    x = torch.zeros(1, 3, 32, 32)
+    assert dead(network.eval(), kept(network, 98, inputs=x), (3, 32, 32)) == 0
 
 
 def test_pixels_that_no_stride_reaches_are_never_kept():
@@ -168,7 +183,7 @@ REFUSED = {
     ),
     "no layer's weight": (
         lambda: Lambda(lambda s, x: F.linear(s.a(x), s.w), a=nn.Linear(4, 3), w=nn.Parameter(torch.ones(2, 3))),
-        "Lambda .* calls linear",
+        "Lambda calls linear with a weight that is no layer's own",
     ),
     "unused": (
         lambda: Lambda(lambda s, x: s.a(x), a=nn.Linear(4, 3), b=nn.Linear(4, 3)),

@@ -122,6 +122,14 @@ def places_of(func, sides, filters, options):
     return goal[:, :-1].contiguous(), origin
 
 
+def plausible(first):
+    """Return functions from a side to the shape of an example, of what a network with this first layer may read."""
+    if isinstance(first, nn.Linear):
+        return (lambda side: (first.in_features,)), (lambda side: (side, first.in_features))
+    channels, axes = first.in_channels, len(first.kernel_size)
+    return (lambda side: (channels, *[side] * axes)), (lambda side: (channels * side**axes,))
+
+
 def blank(shape, dtype):
     """Return a tensor of this shape that takes no memory: what is computed with it is never looked at."""
     return torch.zeros((), dtype=dtype).expand(shape)
@@ -159,6 +167,29 @@ def small_of(numbers):
     return numbers
 
 
+def framed(numbers, pad, split):
+    """Return numbers in a frame of constants, `pad` as of `nn.functional.pad`, and 1 if it borders on a map, else 0.
+
+    A frame has no units. But that around a map, whose units do not change along an axis, is the border of its channels,
+    as a padded convolution has it; not so if places are `split`, units of their own.
+    """
+    few = small_of(numbers).shape
+    pad = torch.tensor([*pad, *[0] * (2 * numbers.dim() - len(pad))]).view(-1, 2).flip(0)
+    shape = [side + int(ends.sum()) for side, ends in zip(numbers.shape, pad, strict=True)]
+    map_axes = [axis for axis, side in enumerate(numbers.shape) if side > 1 == few[axis] and not split]
+    borders = int((pad[map_axes] > 0).any())
+    for axis in map_axes:
+        numbers, pad[axis] = numbers.narrow(axis, 0, 1), 0
+    return nn.functional.pad(numbers, pad.flip(0).flatten().tolist(), value=NO_UNIT).expand(shape), borders
+
+
+def shifted(x, offset):
+    """Return the numbers of a part of a group, which begins at `offset`; those of constants are none."""
+    numbers = x.units[1] if hasattr(x, "units") else torch.full((), NO_UNIT, dtype=torch.float64).expand(x.shape)
+    small = small_of(numbers)
+    return torch.where(small < 0, small, small + offset).expand(numbers.shape)
+
+
 def used_of(*numbers):
     """Return the units that occur in `numbers`, in order."""
     units = torch.cat([small_of(n).flatten() for n in numbers]).unique().long()
@@ -194,28 +225,7 @@ def merged(hops, output):
     return [hop._replace(source=number[hop.source], target=number[hop.target]) for hop in hops]
 
 
-def widths(hops, weights):
-    """Return the units of every group, `{group: units}`; raise ValueError where hops and weights do not fit."""
-    if odd := {f"{hop.layer}.weight" for hop in hops if hop.layer is not None} ^ set(weights):
-        raise ValueError(f"{sorted(odd)} is in the hops or in the weights, but not in both")
-    width = {0: max((_read_by(hop, weights) for hop in hops if hop.source == 0), default=0)}
-    for name, source, target, wiring in hops:
-        if source not in width:
-            raise ValueError(f"{name or 'an identity'} starts at group {source}, to which no hop before it leads")
-        units = width[source] if wiring.width is None else wiring.width
-        if wiring.width is None and name is not None:
-            (out, inputs), conv = weights[f"{name}.weight"].shape[:2], weights[f"{name}.weight"].dim() > 2
-            if units % inputs or out % (units // inputs) if conv else inputs % units:
-                raise ValueError(f"{name} has {inputs} inputs per unit, behind a group of {units} units")
-            units = out
-        if width.setdefault(target, units) != units:
-            raise ValueError(f"{name or 'an identity'} adds {units} units to the {width[target]} of group {target}")
-    if (ends := set(width) - {hop.source for hop in hops}) != {max(width)}:
-        raise ValueError(f"walks would end in the groups {sorted(ends)}; the output, {max(width)}, is the only end")
-    return width
-
-
-def _read_by(hop, weights):
+def read_by(hop, weights):
     """Return how many units of the input a hop reads, 0 for an identity of all there are."""
     if hop.wiring.pairs is not None:
         return int(hop.wiring.pairs[0].max()) + 1
@@ -346,25 +356,6 @@ class Step:
 def wired(hops):
     """Return the hops of any network, such as `nets.graph` has them, as `Hop`s."""
     return [Hop(*hop[:3], getattr(hop, "wiring", Wiring())) for hop in hops]
-
-
-def alive(hops, across, first):
-    """Return which units the input reaches, and which lie on a path, both `{group: bool}`, and of every hop two more.
-
-    Those are the units that it leads to, and those that it leads on. first: `bool`, the units of the input; across: for
-    every hop a function `(units, back)` that says to which others units lead, or, going back, which lead to them.
-    """
-    reached, came, leads = {0: first}, [], [None] * len(hops)
-    for hop, lead in zip(hops, across, strict=True):
-        came.append(lead(reached[hop.source], False))
-        before = reached.get(hop.target, came[-1])
-        reached[hop.target] = before & came[-1] if hop.wiring.factor else before | came[-1]
-    last = max(reached)
-    live = {group: torch.zeros_like(here) for group, here in reached.items()} | {last: reached[last]}
-    for number, hop in reversed([*enumerate(hops)]):
-        leads[number] = across[number](live[hop.target], True) & reached[hop.source]
-        live[hop.source] = live[hop.source] | leads[number]
-    return reached, live, came, leads
 
 
 def _marked(units, count):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from lib.pruning import hops as h
+from lib.pruning import phew
 from lib.pruning.masks import assert_like, trailing
 
 
@@ -43,13 +44,13 @@ def live(hops, masks):
     """
     sizes, like = widths(hops, masks), next(iter(masks.values()))
     across = [_across(hop.layer and masks[f"{hop.layer}.weight"], sizes[hop.source]) for hop in hops]
-    reached, units, *_ = h.alive(h.wired(hops), across, like.new_ones(len(like), sizes[0]))
+    reached, units, *_ = phew.alive(h.wired(hops), across, like.new_ones(len(like), sizes[0]))
     ends = {f"{hop.layer}.weight": (units[hop.source], units[hop.target]) for hop in hops if hop.layer}
     return Live(reached, units, {name: _between(masks[name], *both) for name, both in ends.items()})
 
 
 def _across(mask, channels):
-    """Return what says to which units others lead, see `hops.alive`: by a mask, or each to itself if it is None."""
+    """Return what says to which units others lead, see `phew.alive`: by a mask, or each to itself if it is None."""
     if mask is None:
         return lambda units, back: units
     # A filter, or a channel's inputs, keep anything.
@@ -88,4 +89,4 @@ def per_input(units, weight):
 def widths(hops, masks):
     """Return the number of units of every node, `{node: C}`; ValueError where masks and hops do not fit."""
     named = {f"{hop.layer}.weight" for hop in hops}
-    return h.widths(h.wired(hops), {name: mask[0] for name, mask in masks.items() if name in named})
+    return phew.widths(h.wired(hops), {name: mask[0] for name, mask in masks.items() if name in named})

@@ -18,10 +18,10 @@ import warnings
 import torch
 
 try:
-    from lib.pruning.hops import Step, Wiring, alive, shared, turned, weight_of, weighted, widths, wired
+    from lib.pruning.hops import Step, Wiring, read_by, shared, turned, weight_of, weighted, wired
     from lib.pruning.topology import topology
 except ImportError:  # the three files were copied
-    from hops import Step, Wiring, alive, shared, turned, weight_of, weighted, widths, wired
+    from hops import Step, Wiring, read_by, shared, turned, weight_of, weighted, wired
     from topology import topology
 
 BATCH = 2**16  # walks drawn at once, which no mask depends on; so many without one new weight are an error
@@ -247,6 +247,46 @@ class Walks:
         walks = target / float(each.sum()) * torch.logspace(0, 4, 400)
         kept = size * (1 - torch.special.erfcx(math.pi**0.5 / 2 * walks[:, None] * each / size))
         return math.ceil(walks[min(int((kept.sum(1) < target).sum()), len(walks) - 1)])
+
+
+def widths(hops, weights):
+    """Return the units of every group, `{group: units}`; raise ValueError where hops and weights do not fit."""
+    if odd := {f"{hop.layer}.weight" for hop in hops if hop.layer is not None} ^ set(weights):
+        raise ValueError(f"{sorted(odd)} is in the hops or in the weights, but not in both")
+    width = {0: max((read_by(hop, weights) for hop in hops if hop.source == 0), default=0)}
+    for name, source, target, wiring in hops:
+        if source not in width:
+            raise ValueError(f"{name or 'an identity'} starts at group {source}, to which no hop before it leads")
+        units = width[source] if wiring.width is None else wiring.width
+        if wiring.width is None and name is not None:
+            (out, inputs), conv = weights[f"{name}.weight"].shape[:2], weights[f"{name}.weight"].dim() > 2
+            if units % inputs or out % (units // inputs) if conv else inputs % units:
+                raise ValueError(f"{name} has {inputs} inputs per unit, behind a group of {units} units")
+            units = out
+        if width.setdefault(target, units) != units:
+            raise ValueError(f"{name or 'an identity'} adds {units} units to the {width[target]} of group {target}")
+    if (ends := set(width) - {hop.source for hop in hops}) != {max(width)}:
+        raise ValueError(f"walks would end in the groups {sorted(ends)}; the output, {max(width)}, is the only end")
+    return width
+
+
+def alive(hops, across, first):
+    """Return which units the input reaches, and which lie on a path, both `{group: bool}`, and of every hop two more.
+
+    Those are the units that it leads to, and those that it leads on. first: `bool`, the units of the input; across: for
+    every hop a function `(units, back)` that says to which others units lead, or, going back, which lead to them.
+    """
+    reached, came, leads = {0: first}, [], [None] * len(hops)
+    for hop, lead in zip(hops, across, strict=True):
+        came.append(lead(reached[hop.source], False))
+        before = reached.get(hop.target, came[-1])
+        reached[hop.target] = before & came[-1] if hop.wiring.factor else before | came[-1]
+    last = max(reached)
+    live = {group: torch.zeros_like(here) for group, here in reached.items()} | {last: reached[last]}
+    for number, hop in reversed([*enumerate(hops)]):
+        leads[number] = across[number](live[hop.target], True) & reached[hop.source]
+        live[hop.source] = live[hop.source] | leads[number]
+    return reached, live, came, leads
 
 
 def _taken(first, kept, target, exact):

@@ -4,9 +4,6 @@ Every value carries, entry by entry, the number of the unit that the entry belon
 permute, slice, pad) moves these numbers by the same function, so that nothing has to know which axis holds the units:
 a unit of a linear layer may be a pixel of a channel after a view, and a channel several features after flattening.
 
-Of torchvision's classifiers AlexNet, VGG, ResNet, ResNeXt, DenseNet, SqueezeNet, GoogLeNet, Inception, ShuffleNet,
-MNASNet, MobileNet, EfficientNet, RegNet and ConvNeXt are read; ViT, Swin and MaxViT, which attend, are refused by name.
-
 Needs torch alone; see phew.py, which walks through what is found here.
 """
 
@@ -27,9 +24,10 @@ except ImportError:  # see phew.py
 UNIT_WISE = set(
     """relu relu6 elu selu celu leaky_relu prelu rrelu gelu silu mish softplus softsign hardswish hardtanh hardsigmoid
     sigmoid logsigmoid tanh tanhshrink softshrink hardshrink threshold clamp clip erf exp abs absolute neg negative
-    square sqrt pow softmax log_softmax softmin dropout dropout1d dropout2d dropout3d alpha_dropout batch_norm
-    feature_alpha_dropout feature_dropout layer_norm group_norm instance_norm local_response_norm rms_norm normalize
-    contiguous clone detach data float double half bfloat16 to type type_as cpu cuda requires_grad""".split()
+    square sqrt pow sin cos sinc tan sinh cosh asinh atan expm1 log log1p log2 log10 round floor ceil softmax softmin
+    log_softmax dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout batch_norm
+    layer_norm group_norm instance_norm local_response_norm rms_norm normalize contiguous clone detach data float double
+    half bfloat16 to type type_as cpu cuda requires_grad""".split()
 )
 SUMS = set("add radd iadd sub subtract rsub isub maximum minimum fmax fmin max min".split())
 PRODUCTS = set("mul rmul imul multiply".split())
@@ -55,12 +53,15 @@ def topology(network, inputs=None):
 
     A layer leads from one group of units to another, what works on units one by one stays within a group, and a sum is
     one group, into which its terms' layers lead. `inputs`: an example, a batch as the network reads it, or a tuple of
-    what it reads; its shape alone counts. None: tried are images and rows of plausible sizes. Layers that share one
+    what it reads; its shape alone counts. Where it makes maps no larger than a kernel it decides which weights are of
+    use. None: tried are images and rows of plausible sizes, larger where maps would be so small. Layers that share one
     weight have the name of the first. Raises ValueError at what joins units otherwise, by its name and where it stands.
     """
     network = h.unwrapped(network)
     reader = read(network, inputs)
-    if reader.borders == 2:
+    while inputs is None and reader.cramped and reader.borders < 2 and (larger := _larger(network, reader)):
+        reader = larger
+    if reader.cramped or reader.borders == 2:
         reader = read(network, reader.given, Pixels)
     hops = h.merged(reader.hops, reader.output)
     if idle := sorted({*reader.names.values()} - {hop.layer for hop in hops}):
@@ -96,7 +97,7 @@ class _Uneven(RuntimeError):
 def _searched(network, names, kind):
     """Return what was read with the first plausible example that the network takes."""
     first, reason = next(iter(h.weighted(network).values())), None
-    for shape_of in _plausible(first):
+    for shape_of in h.plausible(first):
         low, high, sides = 0, None, [*SIDES]
         while sides:
             side, small = sides.pop(0), True
@@ -115,12 +116,13 @@ def _searched(network, names, kind):
     ) from reason
 
 
-def _plausible(first):
-    """Return functions from a side to the shape of an example, of what a network with this first layer may read."""
-    if isinstance(first, nn.Linear):
-        return (lambda side: (first.in_features,)), (lambda side: (side, first.in_features))
-    channels, axes = first.in_channels, len(first.kernel_size)
-    return (lambda side: (channels, *[side] * axes)), (lambda side: (channels * side**axes,))
+def _larger(network, reader):
+    """Return what is read of images of twice the sides, None where there are none that the network takes."""
+    given = [h.blank((*x.shape[:2], *(2 * side for side in x.shape[2:])), x.dtype) for x in reader.given]
+    try:
+        return read(network, given) if max(given[0].shape[2:], default=math.inf) <= max(SIDES) else None
+    except Exception:  # as above
+        return None
 
 
 @torch.no_grad()
@@ -160,8 +162,8 @@ class Reader(TorchFunctionMode):
     """What watches a run: the hops, the number of units of every group, and where in the network the run is.
 
     A tensor that depends on the input has `units`: its group, and the number of the unit that each entry belongs to.
-    borders: 1 once a map was padded, 2 once a layer then told a channel's pixels apart: at the border not every cell
-    of a kernel has something to read, so that `Pixels` have to be units.
+    borders: 1 once a map was padded, 2 once a layer then told a channel's pixels apart; cramped: then a map was no
+    larger than a kernel. At the border not every cell of a kernel has something to read: `Pixels` have to be units.
     """
 
     pixels = False
@@ -170,7 +172,7 @@ class Reader(TorchFunctionMode):
         super().__init__()
         self.weights, self.names, self.first = weights, names, first
         self.hops, self.width, self.output, self.inside = [], [0], None, []
-        self.borders, self.given, self.network = 0, (), None
+        self.borders, self.cramped, self.given, self.network = 0, False, (), None
 
     def enter(self, x):
         """Return an input whose channels are units, or its features, if that is what the first layer reads."""
@@ -224,6 +226,9 @@ class Reader(TorchFunctionMode):
             return self._joined(func, args, kwargs, known)
         if "pool" in name or name in ("interpolate", "upsample"):
             return self._pooled(func, args, kwargs)
+        if name == "glu":
+            halves = self.moved(torch.chunk, "chunk", (known[0], 2, [*args, *kwargs.values(), -1][1]), {}, known[0])
+            return self._combined(halves, halves[0].shape, True)
         if name in REDUCTIONS and len(known) == 1:
             return self._reduced(args, kwargs)
         if name in UNIT_WISE:
@@ -234,8 +239,7 @@ class Reader(TorchFunctionMode):
         return None
 
     def where(self):
-        name, module = self.inside[-1]
-        return f"{type(module).__name__} {name!r}" if name else type(module).__name__
+        return f"{type(self.inside[-1][1]).__name__} {self.inside[-1][0]!r}".removesuffix(" ''")
 
     def _new(self, width, *hops):
         """Return a new group of units; hops: `(layer, source, wiring)` of those that lead into it."""
@@ -250,7 +254,9 @@ class Reader(TorchFunctionMode):
             raise Refused(f"{self.where()} calls {func.__name__}, in place; take {name} and its result")
         mode = args[2] if len(args) > 2 else kwargs.get("mode", "constant")
         if name == "constant_pad_nd" or name == "pad" and mode == "constant":
-            args, kwargs = (args[0], args[1] if len(args) > 1 else kwargs["pad"]), {"value": h.NO_UNIT}
+            numbers, border = h.framed(first.units[1], args[1] if len(args) > 1 else kwargs["pad"], self.pixels)
+            self.borders = max(self.borders, border)
+            return h.carrying(first, numbers)
         func = {"view": torch.Tensor.reshape, "view_as": torch.Tensor.reshape_as}.get(name, func)
         args, kwargs = tree_map(lambda x: x.units[1].contiguous() if hasattr(x, "units") else x, (args, kwargs))
         return tree_map(lambda numbers: h.carrying(first, numbers), func(*args, **kwargs))
@@ -263,7 +269,7 @@ class Reader(TorchFunctionMode):
         weight, groups, (path, module) = given["weight"], given.get("groups", 1), self.inside[-1]
         layer = self.weights.get(id(weight), self.names.get(path) if isinstance(module, h.WEIGHTED) else None)
         if layer is None or not hasattr(given["input"], "units"):
-            return None
+            raise Refused(f"{self.where()} calls {func.__name__} with a weight that is no layer's own. {WAY_OUT}")
         group, numbers = given["input"].units
         axis = -1 if weight.dim() == 2 else 1 - weight.dim()
         wanted = weight.shape[0] if turned else weight.shape[1] * groups
@@ -292,10 +298,13 @@ class Reader(TorchFunctionMode):
             raise Refused(f"{self.where()} reads a batch whose examples are made of different units. {WAY_OUT}")
         sides, each = one.shape[1:], one.flatten(1)
         image = func(*(torch.ones(1, 1, *n, dtype=torch.float64) for n in (sides, filters)), **options).shape[2:]
-        plain = h.small_of(each).shape[1] == 1
+        single = sides.numel() == filters.numel() == image.numel() == 1  # as of a linear layer
+        plain = h.small_of(each).shape[1] == 1 and (single or not self.pixels)
         padding = options.get("padding", 0)
         if (each < 0).any() or (max(padding) if isinstance(padding, tuple) else padding) not in (0, "valid"):
             self.borders = max(self.borders, 1)
+        extents = (torch.tensor(filters) - 1) * torch.tensor(options.get("dilation", 1)) + 1
+        self.cramped |= bool(self.borders and ((torch.tensor(sides) <= extents) & (extents > 1)).any())
         if group == 0 and not plain and not self.pixels and not any(hop.source == 0 for hop in self.hops):
             each, plain = torch.arange(len(each), dtype=torch.float64)[:, None], True
             self.width[0] = len(each)  # a row of pixels that is made an image: its units are channels
@@ -311,7 +320,7 @@ class Reader(TorchFunctionMode):
         """Return what puts values, one behind the other, into one."""
         parts = args[0] if args else kwargs["tensors"]
         group, offset = self._side_by_side([x.units for x in known])
-        numbers = [_shifted(x, offset[x.units[0]] if hasattr(x, "units") else 0) for x in parts]
+        numbers = [h.shifted(x, offset[x.units[0]] if hasattr(x, "units") else 0) for x in parts]
         return group, func(numbers, *args[1:], **{key: kwargs[key] for key in kwargs if key != "tensors"})
 
     def _side_by_side(self, found, always=False):
@@ -387,10 +396,3 @@ class Pixels(Reader):
     """A reader to which every pixel of a channel of the input is a unit, and so every one behind it."""
 
     pixels = True
-
-
-def _shifted(x, offset):
-    """Return the numbers of a part of a group, which begins at `offset`; those of constants are none."""
-    numbers = x.units[1] if hasattr(x, "units") else torch.full((), h.NO_UNIT, dtype=torch.float64).expand(x.shape)
-    small = h.small_of(numbers)
-    return torch.where(small < 0, small, small + offset).expand(numbers.shape)
