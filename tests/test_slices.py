@@ -162,6 +162,12 @@ SMALLER = {  # (network, rows masked by layer, rows that are left of each layer)
     "one term of a sum": (residual, {"1.b": EVEN}, [8, 8, 8, 4]),
     "inside of a block": (residual, {"1.a": EVEN}, [8, 4, 8, 4]),
     "all terms of a sum": (residual, {"0": EVEN, "1.b": EVEN}, [4, 8, 4, 4]),
+    "in a frame": (
+        lambda: head(6, nn.ZeroPad2d(1), nn.Conv2d(3, 8, 3), nn.ZeroPad2d(1), conv(8, 6)), {"1": EVEN}, [4, 6, 4]
+    ),
+    "said to a transposed": (
+        lambda: head(5, conv(3, 8), nn.ReLU(), nn.ConvTranspose2d(8, 6, 2, 2), conv(6, 5)), {"0": EVEN}, [4, 6, 5, 4]
+    ),
     "parts side by side": (READ["inception"][0], {"a": FIRST, "b.1": EVEN}, [1, 3, 3, 2, 4]),
 }  # fmt: skip
 
@@ -178,6 +184,25 @@ def test_units_without_weights_go_with_all_that_is_theirs(name):
     found = [getattr(part, "out_channels", getattr(part, "out_features", 0)) for part in weighted(small).values()]
     assert told == "" and found == expected
     assert plain.parameters(small) < plain.parameters(network) or name in ("half a group", "one term of a sum")
+
+
+SHARED = {  # (network, shape, rows masked, rows that are left of each layer)
+    "siamese": (READ["siamese"][0], (12,), {"branch.0.0": EVEN, "branch.1": FIRST}, [4, 3, 2]),
+    "recurrent": (READ["recurrent"][0], (6,), {"enter": EVEN, "cell": EVEN}, [4, 4, 3]),
+    "a unit of one of both": (READ["recurrent"][0], (6,), {"enter": EVEN, "cell": FIRST}, [6, 6, 3]),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_units_of_a_layer_that_is_called_twice_go_where_they_may_in_both(name):
+    make, shape, dropped, expected = SHARED[name]
+    network, masks = filled(make().double()), {}
+    for layer, places in dropped.items():
+        for of, tensor in weighted(network)[layer].named_parameters():
+            masks[f"{layer}.{of}"] = torch.ones_like(tensor, dtype=torch.bool)
+            masks[f"{layer}.{of}"][places] = False
+    small, told = shrunk(network, masks, torch.rand(2, *shape).double())
+    assert told == "" and [part.out_features for part in weighted(small).values()] == expected
 
 
 def test_units_of_a_module_go_by_the_method_that_ranks_them():
@@ -229,6 +254,10 @@ STAYS = {
     "a tensor": (
         lambda: Lambda(lambda s, x: s.b(s.a(x) * torch.arange(8.0).view(8, 1, 1)), a=conv(3, 8), b=conv(8, 3)),
         "a", "calls mul with a tensor that is no parameter of theirs",
+    ),
+    "another constant": (
+        lambda: Lambda(lambda s, x: s.b(s.a(x)) + s.b(2 * s.a(x)), a=conv(3, 8), b=conv(8, 3)),
+        "a", "a constant, read by 'b', is another in another call",
     ),
     "a constant along a line": (
         lambda: Lambda(lambda s, x: s.b(s.a(x.flatten(2))), a=nn.Conv1d(3, 8, 3), b=nn.Conv1d(8, 4, 3, padding=1)),

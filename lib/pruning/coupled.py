@@ -6,7 +6,6 @@ inputs and the units of one group of a convolution. What has an entry for each u
 it, batch normalisations, and a factor or a term for each channel.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -101,7 +100,7 @@ class Coupled:
         layers = iter(hop for hop in self.reader.hops if hop.layer is not None)
         for event in self.reader.events:
             self._note(event, layers)
-        self._keep_shared()
+        self._join_shared()
         self.joined += [self._pairs(hop) for hop in self.reader.hops if hop.layer is None]
         self.sets = self._sets()
 
@@ -151,7 +150,7 @@ class Coupled:
         elif event.name in PER_CHANNEL:
             for tensor in h.tensors((event.args, event.kwargs)):
                 self._note_cut(tensor, 0, event, 1)
-        elif event.name not in topology.MOVES | topology.JOINS:
+        elif event.name not in topology.MOVES | topology.JOINS | {"to", "type_as"}:
             for tensor in h.tensors((event.args, event.kwargs)):
                 for axis in range(tensor.dim()):
                     self._note_cut(tensor, axis, event, axis - tensor.dim())
@@ -200,12 +199,15 @@ class Coupled:
             return torch.stack([self._all(hop.source), self._all(hop.target)])
         return hop.wiring.pairs + self.starts[[hop.source, hop.target]][:, None]
 
-    def _keep_shared(self):
-        """Let stay what belongs to a tensor that is used twice: its uses have different units."""
-        uses = Counter((cut.tensor, cut.axis) for cut in self.cuts)
+    def _join_shared(self):
+        """Join the units at one place of a tensor that is used twice; what has places of its own stays."""
+        first = {}
         for cut in self.cuts:
-            if uses[cut.tensor, cut.axis] > 1 or cut.tensor in self.shared:
-                self.keep(cut.units[cut.units >= 0], f"{cut.tensor} is used twice")
+            pairs = torch.stack([cut.units, first.setdefault((cut.tensor, cut.axis), cut).units])
+            both = (pairs >= 0).all(0) & (cut.tensor not in self.shared)
+            self.joined.append(pairs[:, both])
+            self.keep(pairs[:, ~both][pairs[:, ~both] >= 0], f"{cut.tensor} is used twice")
+        self.cuts = list(first.values())
 
     def _sets(self):
         a, b = torch.cat([torch.zeros(2, 0, dtype=torch.int64), *self.joined], 1).numpy()

@@ -66,11 +66,11 @@ def _example(like):
 
 
 def _watched(work, coupled, x):
-    """Return what a module returns, and what its layers read meanwhile, `{layer: (N, ...)}`."""
-    read = {}
+    """Return what a module returns, and what its layers read meanwhile, `{layer: [(N, ...) of each call]}`."""
+    read = {layer.name: [] for layer in coupled.layers}
     with ExitStack() as hooks:
-        for name in {layer.name for layer in coupled.layers}:
-            keep = lambda part, given, name=name: read.update({name: given[0]})  # noqa: E731
+        for name, each in read.items():
+            keep = lambda part, given, each=each: each.append(given[0])  # noqa: E731
             hooks.enter_context(work.get_submodule(name).register_forward_pre_hook(keep))
         return work(*x), read
 
@@ -95,20 +95,47 @@ def _settled(work, coupled, dead, reached, read):
         for event in coupled.misfits(gone) if before == int(coupled.stays.sum()) else ():
             units = coupled.touched(event)
             coupled.keep(units[gone[units]], f"{event.where}, which counts on their number")
-        for layer in coupled.layers if before == int(coupled.stays.sum()) else ():
-            silent = (
-                _of(gone & ~reached, layer.inputs) if layer.inputs is not None else torch.zeros(1, dtype=torch.bool)
-            )
-            if not silent.any():
-                continue
-            part = work.get_submodule(layer.name)
-            constant = _constant(part, silent, read[layer.name])[~gone[layer.units]]
-            if not isinstance(part, nn.Conv2d) and not _even(constant):
-                coupled.keep(layer.inputs[silent], f"a constant, read by {layer.name!r}, is not everywhere the same")
-            elif constant.any():
-                constants[layer.name] = constant
+        for layers in _calls(coupled) if before == int(coupled.stays.sum()) else ():
+            constants |= _constants(work, coupled, layers, gone, reached, read)
         if before == int(coupled.stays.sum()):
             return gone, constants
+
+
+def _calls(coupled):
+    """Return the calls of each layer, `[[Layer]]`, of those whose inputs may go."""
+    calls = {}
+    for layer in coupled.layers:
+        if layer.inputs is not None:
+            calls.setdefault(layer.name, []).append(layer)
+    return calls.values()
+
+
+def _constants(work, coupled, layers, gone, reached, read):
+    """Return the constant that units leave to a layer, `{layer: (O, ...)}`, `layers` being its calls; or let them stay.
+
+    It is one for all calls, and one for all places where no `plain.Offset` can stand.
+    """
+    name, silent = layers[0].name, [_of(gone & ~reached, layer.inputs) for layer in layers]
+    if not torch.stack(silent).any():
+        return {}
+    part, left = work.get_submodule(name), ~gone[layers[0].units]
+    constant, *more = (_constant(part, *each)[left] for each in zip(silent, read[name], strict=False))
+    if len(layers) != len(read[name]) or not all(_alike(constant, other) for other in more):
+        why = "is another in another call"
+    elif not isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and not _even(constant):
+        why = "is not everywhere the same"
+    else:
+        return {name: constant} if constant.any() else {}
+    for layer, says in zip(layers, silent, strict=True):
+        coupled.keep(layer.inputs[says], f"a constant, read by {name!r}, {why}")
+    return {}
+
+
+def _alike(one, other):
+    """Return whether two constants are one, but for rounding."""
+    if one.shape != other.shape:
+        return not (one.any() or other.any())
+    return bool(((one - other).abs() <= ROUNDING * one.abs().max()).all())
 
 
 def _of(which, units):
