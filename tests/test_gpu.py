@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
+from test_door import opened
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = """#!/usr/bin/env bash
@@ -15,7 +17,7 @@ echo "python $*" >>calls
 case "$*" in
 *get_device_name*) cat card ;;
 *requirements.txt*) ;;
-*pytest*) echo "3 passed"; exec sleep "$(cat tests-take)" ;;
+*pytest*) echo "tests/test_cuda.py::a[b, c] PASSED [ 1%]"; echo "3 passed"; exec sleep "$(cat tests-take)" ;;
 *all.py*) echo "== ${*: -1}"; [ "${*: -1}" != dpp-fails ] ;;
 esac
 """
@@ -50,9 +52,18 @@ def test_tests_come_first_then_tables_then_runs_and_results_bear_the_cards_name(
     tables = [line.split()[-1] for line in calls if "all.py" in line]
     assert tables[:2] == ["kernels", "captured_steps"], "what decides defaults"
     kept = {path.name: path.read_text() for path in (folder / "benchmarks" / "results").iterdir()}
-    assert set(kept) == {"NVIDIA-H100-80GB-tests.txt", "NVIDIA-H100-80GB-runs.txt"}
+    assert set(kept) == {f"NVIDIA-H100-80GB-{part}.txt" for part in ("tests", "tables", "runs")}
+    assert kept["NVIDIA-H100-80GB-tables.txt"].split() == [word for name in tables for word in ("==", name)]
     assert "3 passed" in kept["NVIDIA-H100-80GB-tests.txt"] and kept["NVIDIA-H100-80GB-runs.txt"].count("done:") == 28
     assert "3 passed" in done.stdout and "== kernels" in done.stdout, "each part prints as it goes"
+    assert_opened(calls)
+
+
+def assert_opened(calls):
+    """Every run that papermill is given is one that its notebook opens."""
+    given = [re.fullmatch(r"papermill notebooks/(.*)\.ipynb -y (.*)", line) for line in calls if "papermill" in line]
+    for experiment, parameters in {match.groups() for match in given}:
+        assert opened(experiment, **yaml.safe_load(parameters))["run"].todo
 
 
 def test_a_stand_in_is_given_all_of_it_at_small_size(folder):
@@ -60,6 +71,7 @@ def test_a_stand_in_is_given_all_of_it_at_small_size(folder):
     assert done.returncode == 0, done.stderr
     made = [line for line in calls if line.startswith("papermill")]
     assert len(made) == 9 and all("dataset: digits" in line for line in made)
+    assert_opened(calls)
     assert [line for line in calls if line.startswith("all")] == [
         f"all --quick notebooks/{name}.ipynb" for name in ("weight_vs_neuron", "train_time_prune", "mnist_prune")
     ]
@@ -85,7 +97,28 @@ def test_what_is_cut_is_gone_on_with(folder):
     assert "3 passed" in text and "status 124" in text
     (folder / "tests-take").write_text("0")
     done, calls = call(folder)
-    assert sum("pytest" in line for line in calls) == 2
+    first, second = (line for line in calls if "pytest" in line)
+    assert second == f"{first} --deselect=tests/test_cuda.py::a[b, c]", "what passed is not asked again"
+
+
+def test_what_the_machine_lacks_is_told_first_and_the_tables_then_have_all_the_time(folder):
+    text = PYTHON.replace("*requirements.txt*) ;;", '*requirements.txt*) echo "papermill " ;;')
+    (folder / "bin/python").write_text(text.replace("*pytest*)", '*sets.load*) echo "no mnist" ;;\n*pytest*)'))
+    script = folder / "benchmarks" / "gpu.sh"
+    script.write_text(script.read_text().replace("SECONDS * 3", "end * 3"))  # two thirds of the time are over
+    done, calls = call(folder)
+    assert done.returncode == 1 and done.stderr.index("the runs need papermill") < done.stderr.index("no mnist")
+    assert sum("all.py" in line for line in calls) == 11 and not any("papermill" in line for line in calls)
+
+
+def test_where_only_python3_has_torch_that_is_taken(folder):
+    (folder / "env.sh").write_text("PATH=$PWD/bin:$PATH; false")
+    (folder / "bin/python").rename(folder / "bin/python3")
+    (folder / "bin/python").write_text("#!/bin/sh\nexit 1\n")
+    (folder / "bin/python").chmod(0o755)
+    done, calls = call(folder, "tests")
+    assert done.returncode == 0 and "3 passed" in done.stdout and "as it is" in done.stderr
+    assert any("pytest" in line for line in calls)
 
 
 def test_without_a_card_and_for_an_unknown_part_it_says_what_to_do(folder):
