@@ -1,6 +1,7 @@
 """All benchmarks, or those named, each in a process of its own; their tables in `results/`, one file a machine.
 
-A benchmark that fails is listed at the end, and the file keeps what it had of it; so is one that needs another machine.
+A benchmark that fails is listed at the end, and the file keeps what it had of it, or else what was measured before;
+so is one that needs another machine.
 A benchmark of several tables is named piece by piece, as `whole_tables.masks`; `page` names all that README.md tells.
 With --new a table is not made again that this machine made with the files that lib/ and benchmarks/ hold now, and what
 failed with them is not tried again: so a run in pieces, each killed after some minutes, comes to its end. --limit ends
@@ -60,20 +61,20 @@ def code():
 
 
 def run(name, limit=None):
-    """Return (the table of one benchmark or None, why there is none); what it prints is printed."""
+    """Return (the table of one benchmark, or None, why it is not whole or there is none); what it prints is printed."""
     stem, _, piece = name.partition(".")
     command = [sys.executable, str(HERE / f"{stem}.py"), *([piece] if piece else [])]
     with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder, f"{name}.json")
         try:
             status = subprocess.run(command, env=os.environ | {measure.FOLDER: folder}, timeout=limit).returncode
+            reason = f"ended with status {status}" if status else "" if saved.exists() else "saved no table"
         except subprocess.TimeoutExpired:
-            return None, f"took more than {limit:g} s"
+            status, reason = None, f"took more than {limit:g} s"
         if status == measure.NOT_HERE:
             return None, ELSEWHERE
-        saved = Path(folder, f"{name}.json")
-        if status or not saved.exists():
-            return None, f"ended with status {status}" if status else "saved no table"
-        return json.loads(saved.read_text("utf-8")) | {"code": code()}, ""
+        table = json.loads(saved.read_text("utf-8")) | {"code": code()} if saved.exists() else None
+        return table, reason
 
 
 # ---- the page
@@ -101,7 +102,8 @@ def _section(name, table):
     rows = [COLUMNS, ["---"] * len(COLUMNS), *map(_row, table["rows"])]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     unit = table.get("unit", "x")
-    return "\n".join([f"## {name}: {table['ratio']:.3g}{'×' if unit == 'x' else unit}", "", about, "", *lines, ""])
+    ratio = "not whole" if table["ratio"] is None else f"{table['ratio']:.3g}{'×' if unit == 'x' else unit}"
+    return "\n".join([f"## {name}: {ratio}", "", about, "", *lines, ""])
 
 
 def _row(row):
@@ -127,11 +129,11 @@ class Results:
         return code() in (self.tables.get(name, {}).get("code"), self.reasons.get(name, "").rpartition(", code ")[2])
 
     def put(self, name, table, reason):
-        """Keep a table, or why there is none."""
+        """Keep a table, and why it is not whole or there is none; one that is not whole replaces no other."""
         self.reasons.pop(name, None)
-        if table is None:
+        if reason:
             self.reasons[name] = f"{reason}, code {code()}"
-        else:
+        if table and not (reason and name in self.tables):
             self.tables[name] = table
             disk.put(self.kept, (json.dumps(self.tables, indent=1) + "\n").encode())
             disk.put(self.shown, text(self.tables).encode())

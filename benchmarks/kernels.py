@@ -20,8 +20,8 @@ from measure import DEVICE, STAND_IN, Report, machine, seconds, sized  # noqa: E
 
 from lib import dpp, fused, twins  # noqa: E402
 
-# Of one time, so that the clock and the wait for the GPU do not count.
-CALLS = {"cuda": sized(200, 1), "cpu": 5}[DEVICE]
+# Of one time, so that the clock and the wait for the GPU do not count; fewer of what takes long, as a twin on the host.
+CALLS, SPAN = {"cuda": sized(200, 1), "cpu": 5}[DEVICE], 0.05  # seconds
 FILTERS, MATRICES = {"cuda": sized(512, 8), "cpu": 128}[DEVICE], sized(500, 1)
 LINEAR = sized((9, 128, 784, 1024), (3, 5, 37, 20))  # runs, examples, inputs, units
 
@@ -69,9 +69,14 @@ CASES = {
 }  # fmt: skip
 
 
-def many(function, arguments):
-    for _ in range(CALLS):
+def many(function, arguments, calls):
+    for _ in range(calls):
         function(*arguments)
+
+
+def calls_of(function, arguments):
+    """Return how many calls make one time: about `SPAN` seconds of them, and at most `CALLS`."""
+    return max(1, min(CALLS, int(SPAN / seconds(function, *arguments))))
 
 
 def ways(name):
@@ -101,10 +106,10 @@ def measure(report, name, rounds):
                 raise
             print(f"no row of {what}: {(str(error).strip() or repr(error)).splitlines()[0]}")
             del found[what]
-    times = {what: [] for what in found}
+    times, calls = {what: [] for what in found}, {what: calls_of(f, arguments) for what, f in found.items()}
     for _ in range(rounds):
         for what, function in found.items():
-            times[what].append(1e6 * seconds(many, function, arguments) / CALLS)
+            times[what].append(1e6 * seconds(many, function, arguments, calls[what]) / calls[what])
     for what, column in times.items():
         report.add(what, column, unit="µs")
     *before, last = times
@@ -112,7 +117,7 @@ def measure(report, name, rounds):
 
 
 def main(rounds):
-    report = Report("kernels", f"one call, of {CALLS} in a row, on {DEVICE}")
+    report = Report("kernels", f"one call, of at most {CALLS} in a row, on {DEVICE}")
     if DEVICE == "cpu":
         print("no CUDA GPU: the Triton kernels are not timed, only their twins, the compiled beside the eager")
     ratios, failed = {}, []

@@ -135,6 +135,7 @@ class Report:
         row = (what, len(times), middle, min(times), max(times), unit, baseline, ratio, share)
         self.rows.append(dict(zip(COLUMNS, row, strict=True)))
         print(f"{what:44}  {line(self.rows[-1])}", flush=True)
+        self._save(None)
         return ratio
 
     def close(self, ratio, digits=1, unit="x"):
@@ -142,12 +143,17 @@ class Report:
 
         unit: what stands behind the number, where it is not how many times longer something takes.
         """
+        self._save(ratio, unit)
+        print(f"{self.name}: {ratio:.{digits}f}{unit}")
+
+    def _save(self, ratio, unit="x"):
+        """Save the table as far as it is, its ratio None before `close`: what is cut has what it measured."""
         folder = os.environ.get(FOLDER)
         if folder:
             content = {"name": self.name, "about": self.about, "ratio": ratio, "unit": unit, "peak_gib": peak()}
             text = json.dumps(content | {"machine": machine(), "rows": self.rows}, indent=1)
-            Path(folder, f"{self.name}.json").write_text(text + "\n", "utf-8")
-        print(f"{self.name}: {ratio:.{digits}f}{unit}")
+            Path(folder, "part").write_text(text + "\n", "utf-8")
+            Path(folder, "part").replace(Path(folder, f"{self.name}.json"))
 
 
 def _ratio(theirs, ours):

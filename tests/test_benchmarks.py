@@ -1,5 +1,6 @@
 """The benchmarks' table: ratios by rounds, files that name the machine, failures that are told; small runs of some."""
 
+import contextlib
 import importlib
 import json
 import subprocess
@@ -114,11 +115,31 @@ WRITES = "import json, os, sys\nfolder, name = os.environ['PRUNING_BENCHMARKS'],
 WRITES += "open(f'{folder}/{name}.json', 'w').write(TABLE)\nopen(HERE + '/log', 'a').write(name + ' ')\n"
 
 
-def written(folder, name, stem, machine):
+def written(folder, name, stem, machine, table=TABLE):
     """Write a benchmark that saves a table and notes that it ran."""
-    content = repr(json.dumps(TABLE | {"machine": machine}))
+    content = repr(json.dumps(table | {"machine": machine}))
     text = WRITES.replace("NAME", name).replace("TABLE", content).replace("HERE", repr(str(folder)))
     (folder / f"{stem}.py").write_text(text)
+
+
+def test_what_is_cut_keeps_what_it_measured_but_replaces_no_whole_table(modules, tmp_path, monkeypatch):
+    measure, everything = modules
+    monkeypatch.setenv(measure.FOLDER, str(tmp_path))
+    measure.Report("hare", "a race").add("first", [2.0])
+    cut = json.loads((tmp_path / "hare.json").read_text())
+    assert cut["ratio"] is None and [row["what"] for row in cut["rows"]] == ["first"]
+    monkeypatch.setattr(everything, "HERE", tmp_path)
+    found = []
+    for table, end in ((cut, "sys.exit(3)"), (cut | {"ratio": 2.0}, ""), (cut, "sys.exit(4)")):
+        written(tmp_path, "hare", "hare", measure.machine(), table)
+        (tmp_path / "hare.py").write_text((tmp_path / "hare.py").read_text() + end)
+        with contextlib.suppress(SystemExit):
+            everything.main([])
+        (page,) = (tmp_path / "results").glob("*.md")
+        found.append(page.read_text().split("## ")[1].split("\n")[0])
+    assert found == ["hare: not whole", "hare: 2×", "hare: 2×"]
+    (without,) = (tmp_path / "results").glob("*-without.txt")
+    assert "hare: ended with status 4" in without.read_text()
 
 
 def test_pieces_are_benchmarks_and_new_ones_are_those_whose_files_changed(modules, tmp_path, monkeypatch, capsys):
