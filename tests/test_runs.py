@@ -542,6 +542,17 @@ def test_curves_have_one_row_per_element(root):
     ]
 
 
+def test_a_parameter_that_came_or_went_with_an_edit_makes_no_column(root):
+    loss = {"arrays": {"loss": (np.array([1.0, 2.0]), ("epoch",))}, "axes": {"epoch": [1, 2]}}
+    write_notebook(root, "toy", {**DEFAULTS, "gone": False})
+    saved(3, parameters={"gone": False}, **loss)
+    write_notebook(root, "toy", DEFAULTS)
+    saved(4, **loss)
+    frame = runs.curves("toy", "loss")
+    assert frame.columns.tolist() == ["type", "seed", "epoch", "loss"]
+    assert frame.dropna()["seed"].tolist() == [3, 3, 4, 4], "or who drops rows with a gap drops runs"
+
+
 def test_a_run_without_the_array_is_an_error_not_a_gap(root):
     saved(3, arrays={"loss": (np.ones(1), ["i"])}, axes={"i": [0]})
     saved(4)

@@ -335,9 +335,12 @@ def curves(records: list[Record], name: str) -> pd.DataFrame:
 
 
 def _varying(identities: list[dict]) -> list[str]:
-    """Return type, seed, and the scientific parameters that do not have one and the same value everywhere."""
-    keys = dict.fromkeys(key for identity in identities for key in scientific(identity))
-    return ["type", "seed", *(key for key in keys if len({identity.get(key) for identity in identities}) > 1)]
+    """Return type, seed, and the scientific parameters of more than one value; that some lack a name is no value."""
+    values = {}
+    for identity in identities:
+        for key in scientific(identity):
+            values.setdefault(key, set()).add(identity[key])
+    return ["type", "seed", *(key for key, found in values.items() if len(found) > 1)]
 
 
 def _tidy(record: Record, name: str, columns: dict) -> pd.DataFrame:

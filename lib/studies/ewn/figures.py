@@ -104,7 +104,7 @@ def descents(settings):
     """
     found = {}
     for setting in sorted(settings, key=_images):
-        down = tables.deepest(runs.curves("mnist_prune", "pruned_accuracy", **setting)).dropna()
+        down = tables.deepest(runs.curves("mnist_prune", "pruned_accuracy", **setting)).dropna(subset="pruned_accuracy")
         found[_which(setting, settings)] = down.assign(accuracy=100 * down["pruned_accuracy"].astype(float))
     return dict(sorted(found.items(), key=lambda item: deepest(item[1])))
 
@@ -142,6 +142,23 @@ def _epochs(own):
     if not own["count"] > 0:
         return "none" if own["size"] > 0 else ""
     return f"{own['mean']:,.0f}" + (f" ({own['count']:.0f} of {own['size']:.0f})" if own["count"] < own["size"] else "")
+
+
+def stale(group, pruned):
+    """Return sentences on how much it changes that norms are ranked one epoch late, as in the study; [] without runs.
+
+    group: a setting; pruned: the accuracies in percent of its runs, by type, seed, level, criterion and sparsity.
+    """
+    late = group | {"stale_norms": True}
+    if not runs.records("mnist_prune", **late):
+        return []
+    by = ["type", "seed", "level", "criterion", "sparsity"]
+    both = runs.curves("mnist_prune", "pruned_accuracy", **late).merge(pruned, on=by, suffixes=("_late", ""))
+    moved = (100 * both["pruned_accuracy_late"].astype(float) - both["accuracy"]).abs()
+    far, most = gallery.number(moved.quantile(0.95)), gallery.number(moved.max())
+    kinds = ", ".join(drawing.ordered(both["type"], KINDS))
+    return [f"Ranked by norms one epoch late, as in the study, 95 % of the accuracies change by at most {far} points,"
+            f" none by more than {most} ({kinds}, n = {both['seed'].nunique()})."]  # fmt: skip
 
 
 def claims(pruned, images):
