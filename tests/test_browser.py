@@ -70,6 +70,7 @@ def test_the_report_has_every_image_and_no_complaint(tab, page, tmp_path):  # no
         True,
         True,
     ]
+    assert tab.evaluate("all_records.scrollWidth <= document.querySelector('main').clientWidth")
     before = tab.locator("#all_records tbody tr").count()
     tab.locator("input[type=search]").fill("SWN")
     tab.wait_for_function(f"document.querySelectorAll('#all_records tbody tr').length < {before}")
