@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from lib import (
     anneal,
@@ -53,6 +54,7 @@ FILE = Path(__file__).with_name("golden.json")
 KINDS, SEEDS = ["EWN", "SWN", "no-WN"], [1, 2]
 DIGITS, COLOUR = sets.load("digits", train_examples=120), sets.load("digits32", train_examples=60, statistics="phew")
 CASES, TOLERANCE = {}, {}
+PROFILES = yaml.safe_load((runs.ROOT / "workflow/experiments.yaml").read_text("utf-8"))["profiles"]
 INITIAL = [kind for kind in phew.types() if kind in drawing.LOOKS]
 
 
@@ -337,10 +339,12 @@ def toy_descents():
 # ---- records
 
 
-@golden("record of", experiment=sorted(path.name for path in (runs.ROOT / "runs").iterdir() if store.files(path)))
+@golden("record of", experiment=sorted(PROFILES["cpu"]["experiments"]))
 def as_read(experiment):
-    """The first record of an experiment: what it says of the run, and its arrays, to the last bit."""
-    record = store.read(store.files(runs.ROOT / "runs" / experiment)[0])
+    """The record of an experiment that is held on to, else its first: what it says of the run, and all bits of it."""
+    held = json.loads(FILE.read_text("utf-8")).get(f"record of {experiment}", {})
+    files = [runs.ROOT / "runs" / experiment / f"{name}.json" for name in held]
+    record = store.read((files or store.files(runs.ROOT / "runs" / experiment))[0])
     said = [record.name, record.type, record.seed, record.parameters, record.scores, record.axes, record.arrays]
     text = json.dumps(said, sort_keys=True).encode()
     arrays = b"".join(record.array(name)[0].tobytes() for name in sorted(record.arrays))
