@@ -357,8 +357,12 @@ def latency(function, x, repeats=50, threads=1):
 
     By torch's own timer, which on CUDA waits at each call until the device is done, and calls twice before it times.
     """
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a missing GPU
+    compiler = logging.getLogger("torch.utils.cpp_extension")
+    before = compiler.level
+    compiler.setLevel(logging.ERROR)  # it warns of a missing GPU when it is imported
     from torch.utils.benchmark import Timer  # which brings torch's compiler of extensions: not for all who import this
+
+    compiler.setLevel(before)
 
     given = {"function": function, "x": x}
     timer = Timer("function(x)", globals=given, num_threads=threads or torch.get_num_threads())
