@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import drawing
+from lib import drawing, runs
 from lib.studies.ewn import figures
 
 LEVELS = [-10, -50, -100, -300]
@@ -70,6 +70,25 @@ def test_the_figure_has_every_share_and_what_was_published():
     assert [bar.lines[0].get_xdata().tolist() for bar in gains] == [[10, 50, 100, 300]] * 2
     assert gains[0].lines[0].get_ydata() == pytest.approx([1] * 4, abs=0.2)
     plt.close("all")
+
+
+def test_norms_one_epoch_late_change_what_loops_over_the_records_find(monkeypatch):
+    monkeypatch.delenv("PRUNING_RUNS", raising=False)
+    seeds = [9192, 3576, 2356]
+    group = {"seed": seeds, "type": "no-WN", "dataset": "mnist", "train_examples": 0, "width": 1024}
+    group |= {"levels": [-10], "stale_norms": False}
+    pruned = runs.curves("mnist_prune", "pruned_accuracy", **group)
+    (said,) = figures.stale(group, pruned.assign(accuracy=100 * pruned["pruned_accuracy"].astype(float)))
+    moved = []
+    for seed in seeds:
+        late, own = (
+            runs.read(runs.ROOT / "runs/mnist_prune" / f"no-WN-{seed}{end}.json").array("pruned_accuracy")[0]
+            for end in (";stale_norms=True", "")
+        )
+        moved += [abs(100 * float(a) - 100 * float(b)) for a, b in zip(late.ravel(), own.ravel(), strict=True)]
+    assert f"at most {np.percentile(moved, 95):.2f} points" in said and f"more than {max(moved):.2f} " in said
+    assert said.endswith("(no-WN, n = 3).")
+    assert figures.stale(group | {"width": 7}, pruned) == []
 
 
 def test_the_pace_is_the_mean_of_those_that_came_there(monkeypatch):
