@@ -166,7 +166,7 @@ def test_the_explorers_slider_changes_the_numbers(tab, lab):
     tab.wait_for_function("([img, old]) => document.querySelector(img).src !== old", arg=[FIGURE, drawn])
     tab.wait_for_timeout(3000)
     keep(tab, "explore_moved")
-    assert cell(tab, "sparsity, asked")[1] == "70.0%" and cell(tab, "sparsity, true") != before
+    assert cell(tab, "sparsity, asked")[1] == "70.0 %" and cell(tab, "sparsity, true") != before
     unit, drawn = tab.locator("button[class*='explorer-']").first, figure.get_attribute("src")
     unit.scroll_into_view_if_needed()
     unit.click()

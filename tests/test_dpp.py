@@ -247,7 +247,7 @@ def test_what_cannot_be_drawn_is_an_error(keep, seeds, sampler, message):
 @pytest.mark.parametrize(
     "matrices, message",
     [(torch.eye(3), r"\(3, 3\); needed is \(M, N, N\)"), (torch.ones(1, 2, 3), "needed"),
-     (torch.eye(3)[None] + 0j, "complex64; likelihood matrices are real")],
+     (torch.eye(3)[None] + 0j, "complex64; likelihood matrices are real"), ("L", "are 'L'; needed is")],
 )  # fmt: skip
 def test_what_is_no_stack_of_matrices_is_an_error(matrices, message):
     with pytest.raises(ValueError, match=message):

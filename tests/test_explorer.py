@@ -263,7 +263,7 @@ def test_a_move_of_the_slider_changes_what_is_shown(explorer, monkeypatch):
     explorer.slider.value = 0.9
     table, figure = seen
     after = numbers(explorer)
-    assert after.loc["sparsity, asked"].tolist() == ["0.0%", "90.0%", "90.0%"] and explorer.status.value == ""
+    assert after.loc["sparsity, asked"].tolist() == ["0.0 %", "90.0 %", "90.0 %"] and explorer.status.value == ""
     assert before.loc["sparsity, true", "random"] != after.loc["sparsity, true", "random"]
     assert after.to_html() == table.data and Image.open(io.BytesIO(figure.data)).size[0] >= 1300
     assert [cut.asked for cut in explorer.cuts] == [0.9, 0.9]
@@ -366,4 +366,4 @@ def test_the_notebook_runs_and_writes_nothing(tmp_path, monkeypatch, capsys):
             exec("".join(cell["source"]), namespace)
     table = numbers(namespace["explorer"])
     assert float(table.loc["test accuracy", "whole"].rstrip("%")) > 90
-    assert table.loc["sparsity, asked", "random"] == "50.0%" and list(tmp_path.iterdir()) == []
+    assert table.loc["sparsity, asked", "random"] == "50.0 %" and list(tmp_path.iterdir()) == []

@@ -21,6 +21,7 @@ from IPython.display import HTML, DisplayHandle, Image, display
 from lib.errors import ParameterError, choice, listed, number
 from lib.explorer import board, subjects
 from lib.explorer import sweep as of
+from lib.figures import gallery
 from lib.networks import nets, plain
 from lib.pruning import methods, shrink
 
@@ -70,7 +71,10 @@ class Explorer:
         )
         nearest = min(of.STOPS, key=lambda stop: abs(stop - sparsity))
         self.slider = widgets.SelectionSlider(
-            options=[(f"{stop:.0%}", stop) for stop in of.STOPS], value=nearest, description="sparsity", layout=wide
+            options=[(gallery.percent(stop), stop) for stop in of.STOPS],
+            value=nearest,
+            description="sparsity",
+            layout=wide,
         )
         self.status, self.places = widgets.HTML(), []
         self.bar = widgets.IntProgress(max=len(of.STOPS) - 1, layout=widgets.Layout(width="100%", height="6px"))
@@ -204,7 +208,7 @@ class Explorer:
         return "".join(rules)
 
     def _picture(self):
-        told = f"{self.sweeps[0].method}, {self.cuts[0].asked:.0%} of the {self.sweeps[0].of} pruned"
+        told = f"{self.sweeps[0].method}, {gallery.percent(self.cuts[0].asked)} of the {self.sweeps[0].of} pruned"
         left = of.images(self.subject, self.cuts[0].masks, self.ranked)
         image = base64.b64encode(board.encoded(board.sheet(left, ACROSS))).decode()
         style = f"width:{ACROSS * SIDE}px;max-width:100%;image-rendering:pixelated"
@@ -250,13 +254,13 @@ def _column(subject, cut, whole):
     y, live = subject.test[1], cut.left["live_units"].astype(int)
     before, after = whole.answers == y, cut.answers == y
     return {
-        "sparsity, asked": f"{cut.asked:.1%}",
-        "sparsity, true": f"{cut.left['sparsity']:.1%}",
-        "sparsity, effective": f"{cut.left['effective_sparsity']:.1%}",
-        "test accuracy": f"{of.accuracy(cut, y):.1%}",
+        "sparsity, asked": gallery.percent(cut.asked, 1),
+        "sparsity, true": gallery.percent(cut.left["sparsity"], 1),
+        "sparsity, effective": gallery.percent(cut.left["effective_sparsity"], 1),
+        "test accuracy": gallery.percent(of.accuracy(cut, y), 1),
         "right before, wrong now": int((before & ~after).sum()),
         "wrong before, right now": int((~before & after).sum()),
-        "multiplications": f"{int(cut.left['macs']):,} ({cut.left['macs'] / whole.left['macs']:.1%})",
+        "multiplications": f"{int(cut.left['macs']):,} ({gallery.percent(cut.left['macs'] / whole.left['macs'], 1)})",
         f"ms for {min(of.BATCH, len(y))} images, shrunk": f"{cut.milliseconds:.3g}",
         "live units by layer": ", ".join(map(str, live)),
     }

@@ -42,9 +42,9 @@ def number(value, digits=2):
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
-def percent(share):
-    """Return a share as text, in whole percent."""
-    return f"{100 * share:.0f} %"
+def percent(share, digits=0):
+    """Return a share as text, in percent, whole ones unless told otherwise."""
+    return f"{100 * share:.{digits}f} %"
 
 
 def answer(claims):

@@ -48,8 +48,9 @@ def _given(matrices):
     """Return the matrices as a tensor, or as what builds its own when sliced; ValueError for other shapes."""
     if isinstance(matrices, np.ndarray | list | tuple):
         matrices = torch.from_numpy(np.array(matrices))
-    if len(matrices.shape) != 3 or matrices.shape[1] != matrices.shape[2]:
-        raise ValueError(f"matrices are {tuple(matrices.shape)}; needed is (M, N, N), of a single L it is L[None]")
+    shape = tuple(getattr(matrices, "shape", ()))
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise ValueError(f"matrices are {shape or repr(matrices)}; needed is (M, N, N), of a single L it is L[None]")
     if isinstance(matrices, torch.Tensor) and matrices.is_complex():
         raise ValueError(f"matrices are {matrices.dtype}; likelihood matrices are real and symmetric here")
     return matrices
