@@ -239,6 +239,36 @@ def test_the_module_given_stays_what_it_is():
     assert {tensor.dtype for tensor in small.parameters()} == {torch.float32}
 
 
+CASTS = {
+    "bytes": lambda s, x: s.b(s.a(x.float() / 255).relu()),
+    "single": lambda s, x: s.b(s.a(x / 255).relu().to(torch.float32)),
+    "another's": lambda s, x: s.b(s.a(x / 255).relu().float().type_as(s.b.weight)),
+}
+
+
+@pytest.mark.parametrize("cast", CASTS)
+def test_code_that_asks_for_a_precision_gets_it(cast):
+    network = filled(Lambda(CASTS[cast], a=nn.Linear(6, 8), b=nn.Linear(8, 3)))
+    mask = (torch.arange(8) % 2 == 0)[:, None].expand(8, 6).clone()
+    x = torch.arange(24, dtype=torch.uint8).view(4, 6)
+    small, told = shrunk(network, {"a.weight": mask}, x)
+    assert told == "" and small.a.out_features == small.b.in_features == 4
+    torch.testing.assert_close(small(x), apply_(copy.deepcopy(network), {"a.weight": mask})(x))
+
+
+def test_every_tensor_keeps_its_precision():
+    """Also what is new, a bias or a border, which has that of its layer."""
+    mixed = lambda s, x: s.b(s.n(s.a(x.half()).float()).relu().double())  # noqa: E731
+    network = filled(Lambda(mixed, a=conv(3, 6), n=nn.BatchNorm2d(6), b=nn.Conv2d(6, 5, 3, padding=1, bias=False)))
+    network.a.half(), network.b.double(), network.n.bias.data.fill_(2)
+    network.register_buffer("more", torch.ones(1).double())
+    x = torch.rand(2, 3, 8, 8)
+    small, _ = shrunk(network, rows(network, 0.5, "b"), x)
+    types = {name: tensor.dtype for name, tensor in small.state_dict().items() if tensor.is_floating_point()}
+    assert isinstance(small.b[1], plain.Offset) and small.a.out_channels < 6 and small(x).dtype == torch.float64
+    assert types == {name: {"a": torch.float16, "n": torch.float32}.get(name[0], torch.float64) for name in types}
+
+
 # --- what stays, and why ---------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from lib.errors import listed
 from lib.networks import plain
@@ -22,6 +23,7 @@ from lib.pruning.masks import apply_
 # Two numbers computed in float64 by differently ordered sums: apart by less than this share, they are one number.
 ROUNDING = 1e-13
 CLOSE = 1e-9  # the share of the largest output by which outputs in float64 may be apart
+CASTS = set("to type type_as float half bfloat16".split())
 TORCH_PRUNING = (
     "Torch-Pruning takes units out of other kinds of modules: "
     "torch_pruning.DependencyGraph().build_dependency(module, x)"
@@ -42,9 +44,10 @@ def sliced(module, masks, inputs=None):
     """
     work = h.copied(h.unwrapped(module)).eval()
     try:
-        coupled, dtype = Coupled(work, inputs), next(work.parameters()).dtype
+        coupled = Coupled(work, inputs)
     except topology.Refused as error:
         raise ValueError(f"{str(error).removesuffix(topology.BY_HAND)}. {TORCH_PRUNING}") from error
+    types = {(part, name): tensor.dtype for part, name, tensor in _tensors(work)}
     apply_(work, masks).double()
     x = [_example(one).to(next(work.parameters()).device) for one in coupled.reader.given]
     outputs, read = _watched(work, coupled, x)
@@ -57,7 +60,27 @@ def sliced(module, masks, inputs=None):
     for name, constant in constants.items():
         _add(work, name, constant)
     _assert_same(outputs, work, x)
-    return work.to(dtype)
+    kind = next(iter(types.values()))
+    for part, name, tensor in _tensors(work):  # what is new is of the type of what stands before it, its layer's weight
+        kind = types.get((part, name), kind)
+        tensor.data = tensor.data.to(kind)
+    return work
+
+
+def _tensors(work):
+    """Return (module, name, tensor) of all parameters and buffers that are floating-point numbers."""
+    own = ((part, {**part._parameters, **part._buffers}) for part in work.modules())
+    every = ((part, name, tensor) for part, tensors in own for name, tensor in tensors.items())
+    return [each for each in every if each[2] is not None and each[2].is_floating_point()]
+
+
+class _Doubled(TorchFunctionMode):
+    """Within the block, numbers that are made floating-point ones are float64, as those of the module are."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        cast = h.name_of(func) in CASTS and isinstance(found, torch.Tensor) and found.is_floating_point()
+        return args[0].to(found.device, torch.float64) if cast else found
 
 
 def _example(like):
@@ -72,6 +95,7 @@ def _watched(work, coupled, x):
         for name, each in read.items():
             keep = lambda part, given, each=each: each.append(given[0])  # noqa: E731
             hooks.enter_context(work.get_submodule(name).register_forward_pre_hook(keep))
+        hooks.enter_context(_Doubled())
         return work(*x), read
 
 
@@ -218,6 +242,7 @@ def _assert_same(outputs, work, x):
         for part in work.modules():
             if hasattr(part, "num_features") and not part.state_dict():
                 hooks.enter_context(part.register_forward_pre_hook(_recount))
+        hooks.enter_context(_Doubled())
         try:
             again = work(*x)
         except Exception as error:  # whatever code may do that counts on sizes
