@@ -159,6 +159,11 @@ def test_multiplications_are_those_counted_by_hand(module, shape, count, trained
     assert all(part.training for part in module.modules()) and torch.backends.mha.get_fastpath_enabled()
 
 
+def test_multiplications_of_what_looks_numbers_up_are_of_an_example():
+    module = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 3))
+    assert plain.macs(module, torch.zeros(7, 5, dtype=torch.int64)) == 60
+
+
 def test_recurrence_on_cuda_is_counted_from_the_shapes_of_its_weights():
     """What torch's counter passes on, without a GPU: two layers in both directions, of which biases do not count."""
     net = nn.LSTM(6, 7, num_layers=2, bidirectional=True)

@@ -300,7 +300,9 @@ def parameters(module):
 
 @torch.enable_grad()  # without, the counter fails on a module of parameters alone
 def macs(module, inputs):
-    """Return the multiplications of one example's pass through the module; `inputs` is its length, or its shape.
+    """Return the multiplications of one example's pass through the module.
+
+    inputs: the example's length, or its shape, or a batch `(N, ...)` of examples, as of a module that looks numbers up.
 
     In eval() mode, of products of matrices and convolutions, those of attention and recurrence included.
     """
@@ -338,6 +340,8 @@ UNCOUNTED = {
 
 
 def _zeros(module, count, inputs):
+    if isinstance(inputs, torch.Tensor):
+        return inputs[:1].expand(count, *inputs.shape[1:])
     shape = (inputs,) if isinstance(inputs, int) else inputs
     return next(module.parameters()).new_zeros(count, *shape)
 
