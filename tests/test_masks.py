@@ -253,6 +253,14 @@ def test_errors_of_top():
         masks.top({"a": torch.ones(2, 3, 4)}, [0.1, 0])
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool])
+def test_whole_numbers_are_scores_too(dtype):
+    score = torch.tensor([[[0, 3, 0, 1], [2, 0, 0, 1]]]).to(dtype)
+    within = {"a": torch.tensor([[[False, True, True, True], [False, True, True, False]]])}
+    found, wanted = (masks.top({"a": each}, 0.5, within=within)["a"] for each in (score, score.double()))
+    assert torch.equal(found, wanted) and not (found & ~within["a"]).any()
+
+
 def test_expand_refuses_batch_normalisation():
     net = convnets.VGG((1, 4, 4), 5, ["no-WN"], 2, ((1,), (2,)), batch_norm=True)
     with pytest.raises(ValueError, match="batch normalisation"):

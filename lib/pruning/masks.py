@@ -71,6 +71,7 @@ def _top(score, inside, density, rounding):
     if inside is not None:
         for keep, most in zip(keeps, inside.sum(-1).view(len(inside), -1).amin(1).tolist(), strict=True):
             assert_left(keep, most)
+        score = score if score.is_floating_point() else score.double()
         score = score.masked_fill(~inside, torch.finfo(score.dtype).min)
     if len(set(keeps)) == 1:
         return highest(score, keeps[0])
