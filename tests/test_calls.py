@@ -111,10 +111,15 @@ TOLD = {
     "units of what is transposed": (lambda: smaller.rows(nn.Sequential(nn.ConvTranspose1d(5, 5, 1)), {
                                     "0": torch.ones(5).bool()}), "no layer is called '0'"),
     "the density of a module's masks": (lambda: masks.density(methods.prune(module(), "magnitude", 0.5)), "mask.None"),
+    "the density of a module of convolutions": (
+        lambda: masks.active_units(methods.prune(nn.Sequential(nn.Conv2d(3, 4, 3)), "magnitude", 0.5)), "mask.None"),
     "the density of units": (lambda: masks.density(methods.prune(stack(), "magnitude", 0.5, of="units")), "a stack's"),
     "batches and a tensor": (lambda: methods.prune(module(), "snip", 0.5, [X, X], Y),
                              "x is 2 batches, y is one tensor; needed are two tensors"),
     "batches of one more": (lambda: methods.prune(stack(), "grasp", 0.5, [X, X], [Y]), "2 batches, y is 1 batches"),
+    "a density of walks": (lambda: methods.prune(module(), "phew", float("nan")), "density.* is nan; allowed are"),
+    "densities of walks": (lambda: methods.prune(stack(), "phew", [0.5, 1], seeds=[0, 1]), r"density.* is \[0.5, 1\]"),
+    "units of one run": (lambda: shrink.narrow(stack(), {"layers.0": torch.ones(5).bool()}), r"\(5,\).*bool \(2, 5\)"),
     "layers of walks": (lambda: methods.prune(module(), "phew", 0.5, layers=["0"]), "phew draws.*takes no layers"),
     "a scope of walks": (lambda: methods.prune(stack(), "phew", 0.5, seeds=[0, 1], scope="layer"), "takes no scope"),
     "a network that diverged": (lambda: shrink.shrink(diverged()), "layers.1 has weights that are not finite"),

@@ -261,7 +261,7 @@ def active_units(masks):
 def _of_weights(masks):
     """Return the masks of a stack's weights; ValueError where there are none, or of a module, which has no runs."""
     found = {name: mask for name, mask in masks.items() if name.endswith(".weight")}
-    if not found or any(mask.dim() < 3 for mask in found.values()):
+    if not found or any(mask.dim() not in (3, 5) for mask in found.values()):  # linear layers, convolutions
         told = {name: tuple(mask.shape) for name, mask in masks.items()}
         raise ValueError(f"masks are {told}; needed are those of a stack's weights, (R, O, *F): of a module mask[None]")
     return found

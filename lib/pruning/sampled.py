@@ -3,6 +3,7 @@
 import torch
 
 from lib import draws
+from lib.errors import number
 from lib.networks import nets
 from lib.pruning import dpp, likelihood, masks, phew, reweight
 from lib.pruning.methods import method
@@ -15,8 +16,9 @@ def walked(net, densities, x, y, seeds, nested=False, **options):
     options: of `phew.masks` and `phew.Walks`.
     """
     hops, weights = nets.graph(net), nets.weights(net)
+    densities = [number("density, kept / total,", density, "(0, 1]") for density in densities]
     if nested:
-        return phew.masks(hops, weights, list(densities), seeds, **options)
+        return phew.masks(hops, weights, densities, seeds, **options)
     series = [[derived(seed, "walks", round(d * 1e9)) for seed in seeds] for d in densities]
     return [phew.masks(hops, weights, d, own, **options) for d, own in zip(densities, series, strict=True)]
 

@@ -14,7 +14,7 @@ from torch import nn
 from lib.errors import listed
 from lib.networks import convnets, nets, plain
 from lib.pruning import paths
-from lib.pruning.masks import fitted, trailing
+from lib.pruning.masks import assert_units, fitted, trailing
 from lib.pruning.slices import TORCH_PRUNING, added, filled, sliced
 
 
@@ -299,9 +299,7 @@ def widen(small, net, units):
 def _kept(net, units):
     """Return which units every node keeps, `{node: bool (R, C)}`; ValueError where a stack cannot go without others."""
     hops, layers = nets.graph(net), nets.layers(net)
-    unknown = [layer for layer in units if layer not in layers]
-    if unknown:
-        raise ValueError(f"no layer is called {unknown}; the network has {list(layers)}")
+    assert_units(units, {f"{name}.weight": layer.weight for name, layer in layers.items()}, 2)
     sizes = paths.widths(hops, nets.weights(net))
     count, device = nets.runs(net), next(net.parameters()).device
     every = {node: torch.ones(count, size, dtype=torch.bool, device=device) for node, size in sizes.items()}
