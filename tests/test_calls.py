@@ -119,6 +119,8 @@ TOLD = {
     "batches of one more": (lambda: methods.prune(stack(), "grasp", 0.5, [X, X], [Y]), "2 batches, y is 1 batches"),
     "a density of walks": (lambda: methods.prune(module(), "phew", float("nan")), "density.* is nan; allowed are"),
     "densities of walks": (lambda: methods.prune(stack(), "phew", [0.5, 1], seeds=[0, 1]), r"density.* is \[0.5, 1\]"),
+    "rounds of units": (lambda: methods.prune(stack(), "magnitude", 0.5, of="units", rounds=3),
+                        "allowed in rounds, which are of weights, are layers.0.weight"),
     "units of one run": (lambda: shrink.narrow(stack(), {"layers.0": torch.ones(5).bool()}), r"\(5,\).*bool \(2, 5\)"),
     "layers of walks": (lambda: methods.prune(module(), "phew", 0.5, layers=["0"]), "phew draws.*takes no layers"),
     "a scope of walks": (lambda: methods.prune(stack(), "phew", 0.5, seeds=[0, 1], scope="layer"), "takes no scope"),

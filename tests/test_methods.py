@@ -143,6 +143,30 @@ def test_every_way_to_misname_is_told():
         methods.method("snip")(lambda net, x, y, seeds: {})
 
 
+ODD = {  # what a method of one's own makes of the weights or the units of a stack
+    "nothing": ("weights", lambda weights: None, "scores are a NoneType"),
+    "a dict of none": ("weights", lambda weights: {}, "scores are a dict, or none"),
+    "no runs": ("weights", lambda weights: nets.take(weights, 0),
+                r"score of layers.0.weight is a Tensor \(5, 6\); needed is a Tensor \(2, 5, 6\), of which runs"),
+    "arrays": ("weights", lambda weights: {name: w.detach().numpy() for name, w in weights.items()}, "is a ndarray"),
+    "names of layers": ("weights", lambda weights: {"layers.0": weights["layers.0.weight"]}, "mean 'layers.0.weight'"),
+    "a score of each weight": ("units", lambda weights: {"layers.0": weights["layers.0.weight"]}, r"needed.*\(2, 5\)"),
+    "names of weights": ("units", lambda weights: {name: w.abs().sum(2) for name, w in weights.items()},
+                         "'layers.0.weight'; allowed are layers.0, layers.1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_scores_of_a_method_of_ones_own_are_told(case, monkeypatch):
+    of, made, told = ODD[case]
+    methods.names()
+    function = lambda net, x, y, seeds: made(nets.weights(net))  # noqa: E731
+    monkeypatch.setitem(methods.METHODS[of], "mine", methods.Method("mine", of, "nothing", False, 1, function))
+    for rounds in (1, 2) if of == "weights" else (1,):
+        with pytest.raises(ParameterError, match=told.replace("(2,", "(1,") if rounds == 2 else told):
+            methods.prune(nets.init_(nets.MLP([6, 5, 3], ["no-WN"] * 2), [0, 1]), "mine", 0.5, of=of, rounds=rounds)
+
+
 def test_densities_by_run_and_by_layer():
     net = nets.init_(nets.MLP([9, 8, 6, 3], ["no-WN"] * 2), [0, 1])
     found = methods.prune(net, "magnitude", [0.5, 0.25], of="units")
@@ -222,6 +246,7 @@ def test_a_module_shares_what_it_shares():
     found = methods.prune(net, "snip", 0.4, x, y)
     cross_entropy(net(x), y).backward()
     assert same(found, highest({"0.weight": (layer.weight * layer.weight.grad).abs()}, 10))
+    assert int(methods.prune(net, "synflow", 0.4)["0.weight"].sum()) == 10  # which copies what has run
 
 
 def test_a_module_that_cannot_be_pruned_says_why():

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrizations
 
-from lib import convnets, masks, methods, nets, shrink, smaller, units
+from lib import convnets, likelihood, masks, methods, nets, shrink, smaller, units
 from lib.errors import ParameterError
 from tests.odd_networks import Lambda
 
@@ -178,6 +178,20 @@ def test_parts_are_called_as_anybody_likes(name):
     found = methods.prune(net, "taylor", 0.5, ROWS, Y, of="units")
     assert list(found) == [name] and torch.equal(found[name], scores >= scores.sort().values[3])
     assert list(methods.prune(net, "synflow", 0.5, ROWS)) == [f"{name}.weight", "o.weight"]
+
+
+def test_diverse_edges_and_growth_of_a_module_are_those_of_a_stack():
+    stack = nets.init_(nets.MLP([8, 6, 4], "no-WN"), [3])
+    net = Net(lambda net, x: net.layers[1](net.layers[0](x).relu()),
+              layers=nn.ModuleList([nn.Linear(8, 6), nn.Linear(6, 4)])).float()  # fmt: skip
+    for name, weight in nets.weights(stack).items():
+        net.get_parameter(name).data.copy_(weight[0])
+    known = {"layers.0": likelihood.moments(ROWS)}
+    found, wanted = (methods.prune(of, "dpp", 0.5, known, seeds=[7], beta="median") for of in (net, stack))
+    assert torch.equal(found["layers.0.weight"], wanted["layers.0.weight"][0])
+    before = {"layers.0": torch.linspace(0, 2, 6)}
+    found, wanted = (methods.prune(of, "growth", 0.5, before, of="units") for of in (net, stack))
+    assert torch.equal(found["layers.0"], wanted["layers.0"][0])
 
 
 def test_what_reads_a_unit_may_be_a_transposed_convolution():

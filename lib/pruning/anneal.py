@@ -9,7 +9,7 @@ import torch
 from lib import workers
 from lib.errors import choice, number
 from lib.networks import nets
-from lib.pruning import masks
+from lib.pruning import masks, modules
 
 SCHEDULES = {  # the density after a share t of all rounds
     "exponential": lambda density, t: density**t,
@@ -56,6 +56,7 @@ def _annealed(score, net, x, y, seeds, within, goal, rounds, scope, rounding, sc
     for e in range(1, rounds + 1):
         scores = score(left, x, y, seeds)
         if e == 1:
+            modules.assert_scores(scores, left, where=" in rounds, which are of weights,")
             survivors = _Survivors({name: weights[name] for name in scores}, scope)
             if within is not None:
                 survivors.only(within, goal, rounding)

@@ -111,19 +111,15 @@ def prune_each(
     ParameterError for an unknown method, for one that lacks its x, and where nothing is left of a module, of which a
     layer that keeps nothing is a warning.
     """
-    if not isinstance(net, torch.nn.Module):
-        raise ParameterError(f"net is a {type(net).__name__}; needed is a network itself, a stack or a torch module")
-    how = {"layers": modules.named(layers), "scope": scope, "rounding": rounding, "rounds": rounds, "within": within}
-    if nets.layers(net):
-        return _masks(get(name, of), net, densities, x, y, seeds, **how, **options)
-    needs = get(name, of).needs
-    alone = modules.One(net, x, needs == "nothing", how["layers"])
-    x = modules.examples(x, y) if needs == "examples" else None
-    how["within"] = within and {part: mask[None] for part, mask in within.items()}
-    made = _masks(get(name, of), alone, densities, x, y, [0] if seeds is None else seeds, **how, **options)
+    chosen, layers = get(name, of), modules.named(layers)
+    stack, x, seeds = modules.opened(net, chosen.needs, x, y, seeds, layers)
+    if within and stack is not net:
+        within = {part: mask[None] for part, mask in within.items()}
+    made = _masks(chosen, stack, densities, x, y, seeds, layers, scope, rounding, rounds, within, **options)
+    if stack is net:
+        return made
     whole = net if of == "weights" and layers is None else None
-    made = modules.told(modules.some(made, densities), whole)
-    return [{part: mask[0] for part, mask in kept.items()} for kept in made]
+    return [nets.take(kept, 0) for kept in modules.told(modules.some(made, densities), whole)]
 
 
 def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds, within, **options):
@@ -147,9 +143,12 @@ def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds,
 
 
 def score(net, name, x=None, y=None, seeds=None, of="weights", layers=None, **options):
-    """Return what the method called `name` ranks by, `{name: (R, O, *F)}` or, of units, `{layer: (R, O)}`."""
-    chosen, x, y = _ready(get(name, of), x, y, options)
-    return _scored(chosen, net, x, y, seeds, modules.named(layers), **options)
+    """Return what a method ranks by, `{name: (R, O, *F)}`, of units `{layer: (R, O)}`, of a module without R."""
+    chosen, layers = get(name, of), modules.named(layers)
+    stack, x, seeds = modules.opened(net, chosen.needs, x, y, seeds, layers)
+    chosen, x, y = _ready(chosen, x, y, options)
+    made = _scored(chosen, stack, x, y, seeds, layers, **options)
+    return made if stack is net else nets.take(made, 0)
 
 
 def _ready(chosen, x, y, options):
@@ -171,6 +170,7 @@ def _ready(chosen, x, y, options):
 def _scored(chosen, net, x, y, seeds, layers=None, **options):
     """Return the scores of `layers`, or of all."""
     made = chosen.function(net, x, y, seeds, **options)
+    modules.assert_scores(made, net, chosen.of)
     if layers is None:
         own = nets.hidden(net) if chosen.of == "units" and isinstance(net, modules.One) else made
         if not own:

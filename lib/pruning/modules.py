@@ -81,6 +81,9 @@ class One(nn.Module):
     def _hidden(self):
         """Return the names of the layers whose units are no outputs, also not as terms or parts of one."""
         try:
+        if not found:
+            told = "has no hidden units to prune: all its layers make outputs"
+            raise ParameterError(f"{type(self._own).__name__} {told}")
             reader = topology.read(self._own, self._example)
         except ValueError as error:
             raise ParameterError(f"{error}. Or say which layers' units may go, layers=[...]") from error
@@ -127,6 +130,36 @@ def examples(x, y=None):
             told = f"y has shape {tuple(labels.shape)}; needed are classes (N,), such as y.squeeze(1) of a column"
             raise ParameterError(f"{told}, or y.argmax(1) of rows that say one class each")
     return [part.flatten(1) for part in x] if isinstance(x, list | tuple) else x.flatten(1)
+
+
+def opened(net, needs, x, y, seeds, layers):
+    """Return `net` as a stack, a torch module as `One`, the examples as that reads them, and the seeds of its runs."""
+    if not isinstance(net, nn.Module):
+        raise ParameterError(f"net is a {type(net).__name__}; needed is a network itself, a stack or a torch module")
+    if nets.layers(net):
+        return net, x, seeds
+    alone = One(net, x if needs in ("nothing", "examples") else None, needs == "nothing", layers)
+    x = examples(x, y) if needs == "examples" and x is not None else x
+    return alone, x, [0] if seeds is None else seeds
+
+
+def assert_scores(made, net, of="weights", where=""):
+    """Raise ParameterError for what is no scores, by name, of weights or units of a stack."""
+    if not isinstance(made, dict) or not made and of == "weights":
+        raise ParameterError(f"scores are a {type(made).__name__}, or none; needed are tensors by name, of {of}")
+    shapes = {name: tuple(weight.shape) for name, weight in nets.weights(net).items()}
+    if of == "units":
+        shapes = {name: (len(part.weight), _units(part)) for name, part in nets.layers(net).items()}
+    for name, score in made.items():
+        if name not in shapes:
+            raise ParameterError(f"a score is of {name!r}; allowed{where} are {listed(shapes)}.{hint(name, shapes)}")
+        if not isinstance(score, torch.Tensor) or score.shape != shapes[name]:
+            told = f"the score of {name} is a {type(score).__name__} {tuple(getattr(score, 'shape', ()))}"
+            raise ParameterError(f"{told}; needed is a Tensor {shapes[name]}, of which runs are the first axis")
+
+
+def _units(layer):
+    return layer.weight.shape[2] * layer.groups if getattr(layer, "turned", False) else layer.weight.shape[1]
 
 
 def assert_tensors(x, y=None):
