@@ -180,6 +180,39 @@ def test_parts_are_called_as_anybody_likes(name):
     assert list(methods.prune(net, "synflow", 0.5, ROWS)) == [f"{name}.weight", "o.weight"]
 
 
+READ = {  # the layer, what another linear one reads of it, and how much that is
+    "permuted": (nn.Conv2d(3, 5, 3), lambda h: h.permute(0, 2, 3, 1).flatten(1), 180),
+    "flattened": (nn.Conv2d(3, 5, 3), lambda h: h.flatten(1), 180),
+    "a part": (nn.Conv2d(3, 5, 3), lambda h: h[:, 2:, 1:].flatten(1), 90),
+    "tokens": (nn.Linear(8, 5), lambda h: h.flatten(1), 120),
+    "tokens last": (nn.Linear(8, 5), lambda h: h.transpose(2, 3).flatten(1), 120),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_what_reads_a_unit_reads_it_wherever_it_lies(case):
+    """Where nothing but weights of one sign lies behind a unit, their sum is a slope."""
+    layer, read, count = READ[case]
+    net = Net(lambda net, x: net.o(read(net.a(x))), a=layer, o=nn.Linear(count, 4))
+    with torch.no_grad():
+        net.o.weight.abs_()
+    sent = net.a(X).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(net.o(read(sent))[0].sum(), sent)
+    slope = slope[0].movedim(-1 if isinstance(layer, nn.Linear) else 0, 0).flatten(1)
+    torch.testing.assert_close(methods.score(net, "outgoing_l1", X, of="units")["a"], slope.sum(1))
+
+
+def test_units_that_are_added_up_are_read_by_the_same():
+    net = Net(lambda net, x: net.o((net.a(x) + net.b(x)).relu()), a=nn.Linear(8, 6), b=nn.Linear(8, 6),
+              o=nn.Linear(6, 4))  # fmt: skip
+    found = methods.score(net, "outgoing_l1", of="units")
+    for name in "ab":
+        torch.testing.assert_close(found[name], net.o.weight.detach().abs().sum(0))
+    decoder = nn.Sequential(nn.Linear(8, 64), nn.Unflatten(1, (4, 4, 4)), nn.Conv2d(4, 3, 3), nn.Flatten())
+    with pytest.raises(ValueError, match=r"a layer of weights \(3, 4, 3, 3\) reads pixels or tokens that are units"):
+        methods.score(nn.Sequential(*decoder, nn.Linear(12, 4)).double(), "outgoing_l1", ROWS, of="units")
+
+
 def test_diverse_edges_and_growth_of_a_module_are_those_of_a_stack():
     stack = nets.init_(nets.MLP([8, 6, 4], "no-WN"), [3])
     net = Net(lambda net, x: net.layers[1](net.layers[0](x).relu()),

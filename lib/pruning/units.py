@@ -4,6 +4,7 @@ import torch
 
 from lib import draws
 from lib.networks import nets
+from lib.pruning import hops
 from lib.pruning.methods import method
 from lib.pruning.scores import drawn, snip
 
@@ -70,11 +71,26 @@ def outgoing_l1(net, x, y, seeds, signed=False):
     scores, layers = {}, nets.layers(net)
     if odd := [name for name, layer in layers.items() if getattr(layer, "groups", 1) > 1]:
         raise ValueError(f"{odd} read in groups; what reads a unit is told of layers that read all of them")
-    for name, names in readers(net).items():
-        weights = [_rows(layers[reader]).flatten(2) for reader in names]
-        sums = sum((weight if signed else weight.abs()).sum(1) for weight in weights)
-        scores[name] = sums.unflatten(1, (_rows(layers[name]).shape[1], -1)).sum(2)
+    width = {hop.target: hop.wiring.width for hop in hops.wired(nets.graph(net))}
+    for name, reading in readers(net).items():
+        sums = (_read(layers[hop.layer], hop.wiring, width[hop.source], signed) for hop in reading)
+        units = _rows(layers[name]).shape[1]  # each several of what is read, if it works at places of their own
+        scores[name] = sum(each.unflatten(1, (units, -1)).sum(2) for each in sums)
     return scores
+
+
+def _read(layer, wiring, width, signed):
+    """Return the sum of the weights, or of |w|, that read each unit of the group before, `(R, width)`."""
+    if wiring.places is not None and wiring.places[0].shape[1] > 1:
+        told = "reads pixels or tokens that are units of their own"
+        raise ValueError(f"a layer of weights {tuple(layer.weight[0].shape)} {told}: who reads a unit is not told")
+    weight = _rows(layer)
+    sums = (weight if signed else weight.abs()).flatten(2).sum(1)
+    if wiring.pairs is None:
+        return sums
+    here, inputs = wiring.pairs.to(sums.device)
+    each = sums.unflatten(1, (weight.shape[2], -1)).sum(2)
+    return each.new_zeros(len(each), width).index_add_(1, here, each[:, inputs])
 
 
 def _rows(layer):
@@ -83,15 +99,14 @@ def _rows(layer):
 
 
 def readers(net):
-    """Return `{layer: [the layers that read its units]}` of hidden layers, in forward order.
+    """Return `{layer: [the hops.Hop that read its units]}` of hidden layers, in forward order.
 
     ValueError for shortcuts that are identities: what reads their units reads sums of several layers' units.
     """
-    into, out = {}, {}
-    for hop in nets.graph(net):
+    graph, found = hops.wired(nets.graph(net)), {}
+    for hop in graph:
         if hop.layer is None:
             told = "has sums, or pools of pixels that are units of their own"
             raise ValueError(f"{type(getattr(net, '_own', net)).__name__} {told}: who reads a unit is told of chains")
-        into[hop.target] = hop.layer
-        out.setdefault(hop.source, []).append(hop.layer)
-    return {layer: out[node] for node, layer in into.items() if node in out}
+        found.setdefault(hop.layer, []).extend(other for other in graph if other.source == hop.target)
+    return {layer: reading for layer, reading in found.items() if reading}

@@ -148,7 +148,8 @@ def losses(logits, mean, log_variance, x):
 
 def readers(net):
     """Return `{layer: [the layers that read its units]}` of the hidden fully connected layers, in forward order."""
-    return {layer: names for layer, names in units.readers(net).items() if layer.startswith(("encoder", "decoder"))}
+    found = units.readers(net).items()
+    return {layer: [hop.layer for hop in hops] for layer, hops in found if layer.startswith(("encoder", "decoder"))}
 
 
 def hidden_widths(net):
