@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrizations
+from torchvision.ops import FrozenBatchNorm2d
 
 from lib import convnets, likelihood, masks, methods, nets, shrink, smaller, units
 from lib.errors import ParameterError
@@ -169,7 +170,7 @@ def test_tensors_of_the_module_itself_count_in_its_scores():
     torch.testing.assert_close(flow["o.weight"][0], o * (a.sum(1) * scale + net.shift).relu())
 
 
-@pytest.mark.parametrize("name", ["module", "shape", "example", "odd", "runs", "norm"])
+@pytest.mark.parametrize("name", ["module", "shape", "example", "odd", "runs", "norm", "power", "leaves", "powered"])
 def test_parts_are_called_as_anybody_likes(name):
     net = Net(lambda net, x: net.o(getattr(net, name)(x).relu()), **{name: nn.Linear(8, 6)}, o=nn.Linear(6, 4))
     layer = getattr(net, name)
@@ -178,6 +179,81 @@ def test_parts_are_called_as_anybody_likes(name):
     found = methods.prune(net, "taylor", 0.5, ROWS, Y, of="units")
     assert list(found) == [name] and torch.equal(found[name], scores >= scores.sort().values[3])
     assert list(methods.prune(net, "synflow", 0.5, ROWS)) == [f"{name}.weight", "o.weight"]
+
+
+class Scaled(nn.Linear):
+    """A layer with parts of its own, which are called as those of a stack's layer are."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.scale, self.norm = nn.Parameter(torch.full((sizes[1],), 0.5)), nn.BatchNorm1d(sizes[1])
+
+    def forward(self, x):
+        return self.norm(super().forward(x) * self.scale)
+
+
+def test_layers_have_parts_of_their_own():
+    net = Net(lambda net, x: net.o(net.a(x).relu()), a=Scaled(8, 6), o=nn.Linear(6, 4))
+    cross_entropy(net(ROWS), Y).backward()
+    for name, score in methods.score(net, "snip", ROWS, Y).items():
+        torch.testing.assert_close(score, (net.get_parameter(name) * net.get_parameter(name).grad).abs())
+    torch.testing.assert_close(methods.score(net, "magnitude", of="units")["a"], net.a.weight.detach().norm(dim=1))
+    net.a.normalised = nn.Parameter(torch.ones(1))
+    with pytest.raises(ParameterError, match=r"called \['normalised'\] has a name that a stack uses otherwise"):
+        methods.prune(net, "magnitude", 0.5)
+
+
+@pytest.mark.parametrize("name", ["snip", "hessian", "grasp"])
+def test_a_weight_that_is_no_layers_alone_has_the_slopes_of_all_its_uses(name):
+    """As of an output that is tied to the numbers that are looked up, which are registered first."""
+    net = Net(lambda net, x: net.o(net.a(net.e(x).mean(1)).relu()), e=nn.Embedding(4, 8), a=nn.Linear(8, 8),
+              o=nn.Linear(8, 4, bias=False))  # fmt: skip
+    net.o.weight = net.e.weight
+    x = torch.randint(4, (6, 5), generator=torch.Generator().manual_seed(0))
+    if name == "hessian":
+        each = [slopes_of(net, [net.a.weight, net.o.weight], x[[k]], Y[[k]]) for k in range(len(Y))]
+        wanted = [w.detach() ** 2 * sum(slope**2 for slope in slopes) / len(Y)
+                  for w, slopes in zip((net.a.weight, net.o.weight), zip(*each, strict=True), strict=True)]  # fmt: skip
+    else:
+        options = {"grasp": {"temperature": 200.0, "create_graph": True}}.get(name, {})
+        wanted = slopes = slopes_of(net, [net.a.weight, net.o.weight], x, Y, **options)
+        if name == "grasp":
+            along = sum((slope * slope.detach()).sum() for slope in slopes)
+            wanted = torch.autograd.grad(along, [net.a.weight, net.o.weight])
+        wanted = [(w * slope).detach() for w, slope in zip((net.a.weight, net.o.weight), wanted, strict=True)]
+    found = methods.score(net, name, x, Y)
+    assert list(found) == ["a.weight", "o.weight"]
+    for score, expected in zip(found.values(), wanted, strict=True):
+        torch.testing.assert_close(score, expected.abs() if name == "snip" else expected)
+
+
+def test_a_flow_goes_through_a_weight_that_the_module_names_first():
+    net = Net(lambda net, x: net.o(net.a(x).relu()), a=nn.Linear(8, 6), o=nn.Linear(6, 4))
+    wanted = methods.prune(net, "synflow", 0.3)
+    weight, net.a._parameters["weight"] = net.a.weight, None
+    other = Net(net.made, a=net.a, o=net.o)
+    other.first = net.a.weight = weight
+    assert next(iter(dict(other.named_parameters()))) == "first"
+    found = methods.prune(other, "synflow", 0.3)
+    assert all(torch.equal(found[name], mask) for name, mask in wanted.items())
+
+
+FROZEN = {"weight": torch.tensor([1.0, 3, 0.5, 2]), "bias": torch.ones(4), "running_mean": torch.ones(4),
+          "running_var": torch.full((4,), 9.0)}  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["tracked", "not tracked", "synchronised", "frozen"])
+def test_a_flow_goes_through_every_kind_of_batch_normalisation(norm):
+    """As if there were none, but for its ε."""
+    made = {"tracked": nn.BatchNorm2d(4), "not tracked": nn.BatchNorm2d(4, track_running_stats=False),
+            "synchronised": nn.SyncBatchNorm(4), "frozen": FrozenBatchNorm2d(4)}[norm]  # fmt: skip
+    made.load_state_dict({name: FROZEN.get(name, tensor) for name, tensor in made.state_dict().items()})
+    conv = {"a": nn.Conv2d(3, 4, 3), "n": made, "b": nn.Conv2d(4, 5, 3)}
+    net = Net(lambda net, x: net.fc(net.b(net.n(net.a(x)).relu()).relu().mean((2, 3))), **conv, fc=nn.Linear(5, 4))
+    found = methods.score(net, "synflow", X)
+    net.n = nn.Identity()
+    for name, score in methods.score(net, "synflow", X).items():
+        torch.testing.assert_close(found[name], score, rtol=1e-4, atol=0)
 
 
 READ = {  # the layer, what another linear one reads of it, and how much that is
@@ -225,6 +301,14 @@ def test_diverse_edges_and_growth_of_a_module_are_those_of_a_stack():
     before = {"layers.0": torch.linspace(0, 2, 6)}
     found, wanted = (methods.prune(of, "growth", 0.5, before, of="units") for of in (net, stack))
     assert torch.equal(found["layers.0"], wanted["layers.0"][0])
+
+
+def test_a_module_whose_shape_nothing_tells_is_told_so():
+    """Its first layer, as registered, is not what reads its input."""
+    with pytest.raises(ParameterError, match=r"Net does not run on what its first layer reads, \(5,\).*: pass x"):
+        methods.prune(residual(), "synflow", 0.5)
+    with pytest.raises(ParameterError, match="snip needs examples: pass them as x"):
+        methods.prune(residual(), "snip", 0.5)
 
 
 def test_what_reads_a_unit_may_be_a_transposed_convolution():
@@ -355,6 +439,8 @@ REFUSED = {
     "what cannot be read": (lambda: nn.Sequential(nn.Linear(8, 5), Lambda(lambda net, x: x.cumsum(1)), nn.Linear(5, 4))
                             .double(), "magnitude", "units", r"calls cumsum.*layers=\[...\]"),
     "contributions": (lambda: linear(lambda layer: layer), "contribution", "units", "are of stacks.*take taylor"),
+    "a softmax": (lambda: Net(lambda net, x: nn.functional.log_softmax(net.a(x), 1), a=nn.Linear(8, 4)), "synflow",
+                  "weights", "Net calls log_softmax, which normalises each example.*returns logits"),
     "recurrence": (recurrent, "synflow", "weights", "r normalise.*attend or recur"),
     "attention": (lambda: Attending(), "synflow", "weights", "block.self_attn.*attend or recur"),
     "no second derivative": (lambda: linear(lambda layer: nn.Sequential(layer, nn.Hardsigmoid())), "grasp", "weights",

@@ -236,10 +236,11 @@ def _coded(net):
     return net
 
 
+@torch.no_grad()
 def unit_norms(net):
     """Return the norm of every unit's effective weights, `{layer: (R, O)}`; biases do not count."""
-    with torch.no_grad():
-        return {k: twins.unit_norms(m.weight, m.scale, m.norm) for k, m in layers(net).items()}
+    size, plain = twins.unit_norms, twins.lengths
+    return {k: size(m.weight, m.scale, m.norm) if m.normalised else plain(m.weight) for k, m in layers(net).items()}
 
 
 def fold(net):

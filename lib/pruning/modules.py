@@ -6,28 +6,34 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from lib.errors import ParameterError, hint, listed
 from lib.networks import nets
 from lib.networks.layers import Layer
 from lib.pruning import hops, topology
 
-BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
 NO_SUMS = (
     nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
     nn.LocalResponseNorm, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase,
 )  # fmt: skip
+# Functions that do what those do of the above that normalise: modules call them too, whatever class they are of.
+NORMALISING = set(
+    """layer_norm rms_norm group_norm instance_norm local_response_norm normalize softmax log_softmax softmin
+    scaled_dot_product_attention""".split()
+)
+NEUTRAL = {"bias": 0, "weight": 1, "running_mean": 0, "running_var": 1}  # of batch normalisations
 TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 
 
 class Weighted(Layer):
     """The tensors of a layer of a module, with a leading axis; nothing is computed here."""
 
-    def __init__(self, weight, groups, turned):
+    normalised = False
+
+    def __init__(self, groups, turned):
         nn.Module.__init__(self)
-        self.turned = turned  # of a transposed convolution, whose weights are (1, I, O, ...)
-        self.scale, self.normalised, self.groups = weight.new_zeros(1, len(weight)), False, groups
-        self.norm = torch.zeros(1, dtype=torch.int8)
+        self.groups, self.turned = groups, turned  # turned: a transposed convolution, whose weights are (1, I, O, ...)
 
 
 class One(nn.Module):
@@ -50,12 +56,11 @@ class One(nn.Module):
         self._shape, self._example = shape if batch is None else tuple(batch.shape[1:]), batch
         self.__dict__["_own"] = hops.copied(module)  # no child: its parameters are not those of the stack
         self._odd = _neutralised(self._own) if neutral else []
-        shell = _shelled(self._own, {})
-        if odd := [name for name in (*shell._modules, *shell._parameters, *shell._buffers) if hasattr(One, name)]:
-            raise ParameterError(f"what is called {odd} has a name that a stack uses otherwise: call it otherwise")
-        self._modules |= shell._modules
-        self._parameters |= shell._parameters
-        self._buffers |= shell._buffers
+        _shell_(self, self._own, {})
+        first, tensors = {}, _named(self)
+        for name in (*nets.weights(self), *tensors):  # a tensor that a layer shares with others is that of the layer
+            first.setdefault(id(tensors[name]), name)
+        self._first = {name: first[id(tensor)] for name, tensor in tensors.items()}
         self.train(module.training)
 
     @property
@@ -76,14 +81,14 @@ class One(nn.Module):
         if odd := [name for name in found if isinstance(self._own.get_submodule(name), TRANSPOSED)]:
             told = "transposed convolutions, whose weights (I, O, ...) have no row for a unit"
             raise ParameterError(f"{listed(odd)} are {told}: say whose units may go without them, layers=[...]")
+        if not found:
+            told = "has no hidden units to prune: all its layers make outputs"
+            raise ParameterError(f"{type(self._own).__name__} {told}")
         return found
 
     def _hidden(self):
         """Return the names of the layers whose units are no outputs, also not as terms or parts of one."""
         try:
-        if not found:
-            told = "has no hidden units to prune: all its layers make outputs"
-            raise ParameterError(f"{type(self._own).__name__} {told}")
             reader = topology.read(self._own, self._example)
         except ValueError as error:
             raise ParameterError(f"{error}. Or say which layers' units may go, layers=[...]") from error
@@ -99,11 +104,16 @@ class One(nn.Module):
 
     def forward(self, x):
         """Return the logits `(1, N, classes)` of `x (N, I)` or `(1, N, I)`; ParameterError if there are several."""
-        own = dict((*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)))
-        names = (name for name, _ in (*self._own.named_parameters(), *self._own.named_buffers()))
-        x = x.flatten(0, -2).unflatten(1, self.image)
-        with _stream(x):
-            logits = functional_call(self._own, {name: own[name][0] for name in names}, (x,))
+        own, x = _named(self), x.flatten(0, -2).unflatten(1, self.image)
+        tensors = {name: own[first][0] for name, first in self._first.items()}
+        try:
+            with _stream(x):
+                logits = functional_call(self._own, tensors, (x,), tie_weights=False)
+        except (RuntimeError, IndexError, ValueError) as error:
+            if self._example is not None:
+                raise
+            told = f"{type(self._own).__name__} does not run on what its first layer reads, {self.image} ({error})"
+            raise ParameterError(f"{told}: pass x, examples whose shape says what it reads") from error
         if not isinstance(logits, torch.Tensor):
             told = f"{type(self._own).__name__} returns a {type(logits).__name__}"
             raise ParameterError(f"{told}; scores of examples are of logits: pass a module that returns them alone")
@@ -120,16 +130,6 @@ def _stream(x):
         yield
     finally:
         stream.set_state(before)
-
-
-def examples(x, y=None):
-    """Return examples `(N, ...)`, or batches of them, as `One` reads them, `(N, I)`; ParameterError for odd labels."""
-    assert_tensors(x, y)
-    for labels in y if isinstance(y, list | tuple) else [y]:
-        if labels is not None and labels.dim() != 1:
-            told = f"y has shape {tuple(labels.shape)}; needed are classes (N,), such as y.squeeze(1) of a column"
-            raise ParameterError(f"{told}, or y.argmax(1) of rows that say one class each")
-    return [part.flatten(1) for part in x] if isinstance(x, list | tuple) else x.flatten(1)
 
 
 def opened(net, needs, x, y, seeds, layers):
@@ -160,6 +160,16 @@ def assert_scores(made, net, of="weights", where=""):
 
 def _units(layer):
     return layer.weight.shape[2] * layer.groups if getattr(layer, "turned", False) else layer.weight.shape[1]
+
+
+def examples(x, y=None):
+    """Return examples `(N, ...)`, or batches of them, as `One` reads them, `(N, I)`; ParameterError for odd labels."""
+    assert_tensors(x, y)
+    for labels in y if isinstance(y, list | tuple) else [y]:
+        if labels is not None and labels.dim() != 1:
+            told = f"y has shape {tuple(labels.shape)}; needed are classes (N,), such as y.squeeze(1) of a column"
+            raise ParameterError(f"{told}, or y.argmax(1) of rows that say one class each")
+    return [part.flatten(1) for part in x] if isinstance(x, list | tuple) else x.flatten(1)
 
 
 def assert_tensors(x, y=None):
@@ -237,24 +247,51 @@ def _real(parameter):
     return not lazy and not parameter.is_meta and parameter.is_floating_point()
 
 
-def assert_flows(net):
-    """Raise ParameterError for a module whose sum over paths has no meaning: see `synflow.flow`."""
-    if odd := getattr(net, "_odd", []):
+def assert_flows(net, x):
+    """Raise ParameterError for a module whose sum over paths has no meaning, see `synflow.flow`, of inputs `x`."""
+    if not isinstance(net, One):
+        return
+    if odd := net._odd:
         told = "normalise each example, look numbers up, attend or recur"
         raise ParameterError(f"{listed(odd)} {told}, so that the module is no sum over paths")
+    with _Called() as called, nets.mode(net, False):
+        net(x)
+    if odd := sorted(called.names & NORMALISING):
+        told = f"{type(net._own).__name__} calls {listed(odd)}, which normalises each example"
+        raise ParameterError(f"{told}, so that it is no sum over paths: pass a module that returns logits")
 
 
-def _shell(module):
-    if not isinstance(module, hops.WEIGHTED):
-        return nn.Module()
-    return Weighted(module.weight, getattr(module, "groups", 1), isinstance(module, TRANSPOSED))
+class _Called(TorchFunctionMode):
+    """What notes the names of the functions that are called."""
+
+    def __enter__(self):
+        self.names = set()
+        return super().__enter__()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.add(hops.name_of(func))
+        return func(*args, **(kwargs or {}))
+
+
+def _named(net):
+    """Return `{name: tensor}` of all places of parameters and buffers, of which several may hold one tensor."""
+    own = ((path, part._parameters | part._buffers) for path, part in net.named_modules())
+    return {f"{path}.{name}".lstrip("."): x for path, held in own for name, x in held.items() if x is not None}
 
 
 def _shelled(module, known):
     """Return modules like this one that hold its tensors with a leading axis; what it shares stays shared."""
-    if module in known:
-        return known[module]
-    shell = known[module] = _shell(module)
+    if module not in known:
+        layer = isinstance(module, hops.WEIGHTED)
+        shell = Weighted(getattr(module, "groups", 1), isinstance(module, TRANSPOSED)) if layer else nn.Module()
+        known[module] = _shell_(shell, module, known)
+    return known[module]
+
+
+def _shell_(shell, module, known):
+    """Put the tensors and parts of a module into an empty one; ParameterError for names that it has."""
+    if odd := [name for name in (*module._modules, *module._parameters, *module._buffers) if hasattr(shell, name)]:
+        raise ParameterError(f"what is called {odd} has a name that a stack uses otherwise: call it otherwise")
     for name, tensor in module._parameters.items():
         if tensor is not None and tensor not in known:
             known[tensor] = nn.Parameter(tensor.detach()[None])
@@ -269,9 +306,13 @@ def _shelled(module, known):
 @torch.no_grad()
 def _neutralised(module):
     """Take out, in place, what is neither weight nor activation; return the names of what can't be taken out."""
+    like = next(module.parameters())
     for part in module.modules():
-        if isinstance(part, BATCH_NORMS):
-            part.reset_parameters()
-        elif part._parameters.get("bias") is not None:
-            part.bias.zero_()
+        norm = "running_mean" in part._buffers  # a batch normalisation of any kind
+        if norm and part.running_mean is None:  # it would take the statistics of batches in eval() mode too
+            part.running_mean, part.running_var = like.new_empty(2, part.num_features)
+        own = part._parameters | part._buffers
+        for name, value in NEUTRAL.items() if norm else [("bias", 0)]:
+            if own.get(name) is not None:
+                own[name].fill_(value)
     return [name for name, part in module.named_modules() if isinstance(part, NO_SUMS)]

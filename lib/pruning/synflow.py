@@ -52,6 +52,7 @@ synflow_l2.form = lambda net, power=2: _thinned(powered(net, 2, absorb=power == 
 
 # The sum of logits between which float32 holds all that lies behind it, gradients and single paths included.
 SAFE = 1e-15, 1e30
+POWERED = "of power."  # where a copy keeps its power and its weights: no part of a module has a name with a point
 
 
 class Flow(NamedTuple):
@@ -72,8 +73,8 @@ def flow(net, power=1, dtype=None):
     range that float32 is safe in, float64: deep networks grow R beyond 1e38, and sparse ones under 1e-38.
     """
     own = next(net.parameters()).dtype
-    made = net if getattr(net, "power", None) == power and dtype in (None, own) else powered(net, power, dtype or own)
-    weights = made.leaves
+    made = net if _powers(net) == power and dtype in (None, own) else powered(net, power, dtype or own)
+    _, weights = vars(made)[POWERED]
     with torch.enable_grad():
         total = made(_ones(made, next(iter(weights.values())))).sum((1, 2))
     if dtype is None and own != torch.float64 and not bool(((total > SAFE[0]) & (total < SAFE[1])).all()):
@@ -108,17 +109,23 @@ def powered(net, power=1, dtype=None, absorb=False):
     absorb: batch normalisations are gone, and in the weights: a product w · dR/dw is the same then, and a pass takes
     half of the time.
     """
-    assert_flows(net)
     weights, made = plain(net), copy.deepcopy(net).eval().to(dtype or next(net.parameters()).dtype)
-    for name, p in made.named_parameters():
-        p.requires_grad_(name in weights)
-        if not hasattr(net, "power"):
-            p.copy_(p.abs() if power == 1 else p.abs().pow_(power))
-    made.power, made.leaves = power, nets.weights(made)
+    if _powers(net) is None:
+        assert_flows(net, _ones(net, next(iter(weights.values()))))
+        for p in made.parameters():
+            p.requires_grad_(False).copy_(p.abs() if power == 1 else p.abs().pow_(power))
+    for weight in nets.weights(made).values():
+        weight.requires_grad_()
+    vars(made)[POWERED] = power, nets.weights(made)
     if absorb and any(isinstance(module, BatchNorm) for module in made.modules()):
         for hop in nets.graph(made):
             _absorb_(made, hop)
     return made
+
+
+def _powers(net):
+    """Return the power of a `powered` copy, None of other networks."""
+    return vars(net).get(POWERED, [None])[0]
 
 
 def _absorb_(net, hop):
