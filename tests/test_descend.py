@@ -179,9 +179,9 @@ def test_a_stack_broken_off_ends_where_the_uninterrupted_one_does(digits, tmp_pa
     assert not list(tmp_path.glob("stack-*.safetensors")), "the checkpoint goes when all is done"
 
 
-@pytest.mark.parametrize("between", [-3, -2])
+@pytest.mark.parametrize("between", [-2, -1])
 def test_a_run_goes_on_from_a_level_that_another_call_reached_since(digits, tmp_path, monkeypatch, between):
-    whole, _ = descend.descend(stack(["EWN"], [1]), digits, [1], [-2, -3, -4], batch=16)
+    whole, _ = descend.descend(stack(["EWN"], [1]), digits, [1], [-1, -2, -4], batch=16)
     keywords = {"folders": [tmp_path / "a"], "batch": 16, "checkpoint": 0.0}
     break_off(monkeypatch, 3, stack(["EWN"], [1]), digits, [1], [-2, -4], **keywords)
     descend.descend(stack(["EWN"], [1]), digits, [1], [between], **keywords)
@@ -189,6 +189,19 @@ def test_a_run_goes_on_from_a_level_that_another_call_reached_since(digits, tmp_
     again, _ = descend.descend(stack(["EWN"], [1]), digits, [1], [-2, -4], **keywords)
     assert len(made) == int(whole[0][-4].attempt[0] - whole[0][between].attempt[0]), "nothing is trained again"
     same_descent(whole[0][-4], again[0][-4])
+
+
+@pytest.mark.parametrize("before", [[-1, -4], [-3], [-1, -3]])
+def test_a_level_asked_for_after_a_deeper_one_is_the_one_on_the_way(digits, tmp_path, before):
+    """As by one call that asked for all of them, and the end is the deepest."""
+    (whole,), (end,) = descend.descend(stack(["EWN"], [1]), digits, [1], [-1, -2, -4], batch=16)
+    keywords = {"folders": [tmp_path / "a"], "batch": 16}
+    descend.descend(stack(["EWN"], [1]), digits, [1], before, **keywords)
+    (found,), (last,) = descend.descend(stack(["EWN"], [1]), digits, [1], [-1, -2, -4], **keywords)
+    for level in whole:
+        same_descent(whole[level], found[level])
+        same_descent(whole[level], descent.load(descent.level_path(tmp_path / "a", level), stack(["EWN"], [1]))[0])
+    same_descent(end, last)
 
 
 def test_a_level_of_another_run_is_refused(digits, tmp_path):
@@ -267,7 +280,7 @@ def test_runs_of_one_seed_share_the_order(digits):
     assert (orders[2] == draws.permutation(2, "order", 0, 100)).all()
 
 
-@pytest.mark.parametrize("levels", [[], [-10, -5], [1], [-10, -10]])
+@pytest.mark.parametrize("levels", [[], [-10, -5], [1], [-10, -10], [-10, -10.00001]])
 def test_bad_levels_are_told(digits, levels):
     with pytest.raises(ValueError, match="each negative and below"):
         descend.descend(stack(["EWN"], [1]), digits, [1], levels)

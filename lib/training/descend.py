@@ -93,8 +93,9 @@ def _overtaken(live, state, net, journal):
 
 def levels_complaint(levels):
     """Return what is wrong with a list of levels, or None."""
-    if not levels or any(later >= level for level, later in zip([0, *levels], levels, strict=False)):
-        return "levels are log-losses, each negative and below the one before, such as [-10, -100]"
+    told = [float(f"{level:g}") for level in levels]  # as in the names of files and scores
+    if not levels or any(later >= level for level, later in zip([0, *told], told, strict=False)):
+        return "levels are log-losses, each negative and below the one before in six digits, such as [-10, -100]"
     return None
 
 
@@ -216,8 +217,11 @@ def _goals(state, live, reached, levels):
 
 def _note_levels(state, live, reached, journal, test_set):
     """Keep every run that is below its next level; one level at most per accepted epoch, as published."""
-    below = (state.log_loss < _goals(state, live, reached, journal.levels)).tolist()
-    last = [max((int(found.epoch[0]) for found in reached[run].values()), default=0) for run in live]
+    goals = _goals(state, live, reached, journal.levels)
+    below, goals = (state.log_loss < goals).tolist(), goals.tolist()
+    # Of the levels before the goal: later ones may be there too, where this one was asked for after them.
+    last = [max((int(found.epoch[0]) for level, found in reached[run].items() if level > goal), default=0)
+            for run, goal in zip(live, goals, strict=True)]  # fmt: skip
     below = [k for k in range(len(live)) if below[k] and state.epoch[k] > last[k]]
     write_history(state, below, test_set)
     for k in below:
@@ -237,8 +241,9 @@ def _set_aside(state, live, reached, ends, levels, max_epochs, test_set):
         return live, state
     write_history(state, [k for k in range(len(live)) if over[k]], test_set)
     for k, run in enumerate(live):
-        if over[k]:
-            ends[run] = nets.take(state, [k])
+        if over[k]:  # a level that was there before may be further than the last that was missing
+            known = [nets.take(state, [k]), *reached[run].values()]
+            ends[run] = max(known, key=lambda found: int(found.epoch[0]))
     stay = [k for k in range(len(live)) if not over[k]]
     return nets.take(live, stay), (nets.take(state, stay) if stay else None)
 

@@ -156,13 +156,21 @@ class Journal:
         return load(level_path(self.folders[run], level), like, self.recipes[run] | {"level": level}, way_out)[0]
 
     def deepest(self, run, like):
-        """Return the furthest state of a run at any level, above the first asked for too; None if there is none."""
+        """Return the furthest state of a run from which its first missing level is ahead; None if there is none.
+
+        Where none is missing, the state at the last. A level that is not asked for serves too, unless its epoch took it
+        below the missing one already.
+        """
         if not self.folders:
             return None
         files = self.folders[run].glob("level-*.safetensors")
         found = [float(p.name.removeprefix("level").removesuffix(".safetensors")) for p in files]
-        usable = [level for level in found if level >= self.levels[-1]]
-        return self.level(run, min(usable), like) if usable else None
+        ahead = next((level for level in self.levels if level not in found), self.levels[-1])
+        for level in sorted(level for level in found if level >= ahead):
+            state = self.level(run, level, like)
+            if level in self.levels or state.log_loss[0] >= ahead:
+                return state
+        return None
 
     def stack(self, like):
         """Return (runs, their descents) of the last checkpoint, or None."""
