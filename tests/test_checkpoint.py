@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import checkpoint, convnets, images, masks, nets, once, remask, runs, scores, sets
+from lib import checkpoint, convnets, disk, images, masks, nets, once, remask, runs, scores, sets
 from lib.errors import RecordError
 from lib.studies.importance import vae
 from lib.studies.importance.vae_study import Bound
@@ -332,6 +332,20 @@ def test_networks_of_one_stack_are_saved_together(tmp_path, monkeypatch, moves):
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), trainer.net.parameters(), strict=True))
     left = [*tmp_path.rglob("*.new"), *tmp_path.rglob(".saving-*")]
     assert not [file for file in left if file.parent.name != ".locks"]
+
+
+def test_what_another_saved_before_it_was_killed_is_not_trained_again(tmp_path, monkeypatch):
+    """Killed while it was waited for, between the list of what is to be moved and the moves."""
+    monkeypatch.setenv("PRUNING_RUNS", str(tmp_path))
+    start, trained = mlp([1]), mlp([2])
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(disk, "_finish", lambda intent: (_ for _ in ()).throw(Killed))
+        once.obtain(start, recipes([1]), lambda *given: (trained, {}))
+    (intent,) = (path for path in tmp_path.rglob(".saving-*") if path.parent.name != ".locks")
+    hidden, acquire = intent.rename(tmp_path / "not yet"), disk.acquire
+    monkeypatch.setattr(disk, "acquire", lambda path: (acquire(path), hidden.exists() and hidden.rename(intent)))
+    net, _ = once.obtain(start, recipes([1]), None)
+    assert torch.equal(net.layers[0].weight, trained.layers[0].weight)
 
 
 def test_states_are_in_the_folder_of_the_first_member(tmp_path, monkeypatch):

@@ -260,6 +260,21 @@ def test_whoever_looks_first_ends_what_was_killed(root, monkeypatch, look):
     assert runs.missing("toy", {"seed": [1, 2]}) == []
 
 
+def test_what_another_saved_before_it_was_killed_is_not_made_again(root, monkeypatch):
+    """Killed while it was waited for, between the list of what is to be moved and the moves."""
+    other = runs.open_run("toy", DEFAULTS)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(disk, "_finish", lambda intent: (_ for _ in ()).throw(KeyboardInterrupt))
+        other.save(type="EWN", seed=DEFAULTS["seed"], scores={"a": 1})
+    (intent,) = root.glob("runs/toy/.saving-*")
+    hidden = intent.rename(root / "not yet")
+    acquire = runs.acquire
+    monkeypatch.setattr(runs, "acquire", lambda path: (acquire(path), hidden.exists() and hidden.rename(intent)))
+    runs._claims.clear()
+    run = runs.open_run("toy", DEFAULTS)
+    assert run.todo == [] and run.records()[0].scores["a"] == 1
+
+
 def test_provenance_says_where_a_result_comes_from(root, monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     write_notebook(root, "toy", DEFAULTS, "train()")

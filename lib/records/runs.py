@@ -260,7 +260,6 @@ class Run:
 
     def _claim(self) -> None:
         """Return nothing; fill `done` and `todo`, and lock what is to be computed."""
-        recover(folder() / self.experiment)
         self.done = self._finished()
         wanted = [pair for pair in pairs(self.parameters) if pair not in self.done]
         if wanted:
@@ -275,6 +274,7 @@ class Run:
         """Return the pairs whose record stands; none with force. RecordError if a default changed since."""
         if self.parameters.get("force"):
             return []
+        recover(folder() / self.experiment)
         done = [pair for pair in pairs(self.parameters) if self.path(pair[1], pair[0]).exists()]
         for seed, type in done:
             path = self.path(type, seed)

@@ -31,11 +31,11 @@ def obtain(start, recipes, train, most=0):
         with checkpoint.states(of[0].parent) as states:
             _save_together(of, [recipes[run] for run in missing], *train(nets.take(start, missing), missing, states))
 
-    for place in {path.parent.parent for path in paths}:
-        disk.recover(place)
     with ExitStack() as held:
         for path in sorted(path for path in paths if not path.exists()):
             held.enter_context(disk.lock(path))
+        for place in {path.parent.parent for path in paths}:  # now, because who was waited for may have been killed
+            disk.recover(place)
         stacking.split(work, [run for run, path in enumerate(paths) if not path.exists()], most)
     for path in paths:  # what was killed there, after its network was saved or in another stack, nobody takes up again
         for state in path.parent.glob("training-*.safetensors*"):
