@@ -29,11 +29,12 @@ RANGES = {
     "shuffle_at": SHARE, "recovery": "[1, 1000000]", "score_examples": COUNT, "holdout": COUNT, "level": "[-100000, 0]",
     "at": "(0, 1)", "near": "(0, 1000]", "sizes": SIZE, "sparsity": SHARE, "batch": SIZE, "seconds": "(0, 3600]",
 }  # fmt: skip
-# Where 0 stands for something else: the published number, all, nothing trained.
+# Where 0 stands for something else: the published number, all, nothing trained; and where less is possible.
 _AT_INITIALISATION = {"width": "[0, 65536]", "epochs": "[0, 1000000]"}
 OWN = {
     "phew_density": _AT_INITIALISATION, "phew_width": _AT_INITIALISATION,
     "arena": {"width": "[0, 65536]"},
+    "dpp_teacher_student": {"seed": "[0, 2^54)"},  # each has a thousand of its own, for the sets that it draws
     "train_time_prune": {"hidden": "[0, 65536]", "batch_size": SOME},
     "vae_prune": {"score_examples": SOME},
     "explore": {"examples": SOME},
