@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 
 import pytest
 import torch
@@ -234,6 +235,10 @@ def test_what_is_said_to_be_trained_is_not_trained(digits, tmp_path):
     with pytest.raises(RecordError, match="has no level-1"):
         descend.descend(stack(["EWN"], [1]), digits, [1], [-1], trained=True, folders=[tmp_path / "nowhere"])
     assert not (tmp_path / "nowhere").exists()
+    shutil.copytree(tmp_path / "there", tmp_path / "of a colleague/there")
+    keywords["folders"] = [tmp_path / "of a colleague/there"]
+    descend.descend(stack(["EWN"], [1]), digits, [1], [-1], trained=True, **keywords)
+    assert [path.name for path in (tmp_path / "of a colleague").iterdir()] == ["there"], "nothing is written there"
 
 
 def test_a_loss_that_stays_what_it_is_ends_in_a_stall(digits):

@@ -194,8 +194,12 @@ class Journal:
 
     @contextmanager
     def held(self):
-        """Within the block no other process trains this stack; at its end, unless it failed, the checkpoint goes."""
-        if not self.folders:
+        """Within the block no other process trains this stack; at its end, unless it failed, the checkpoint goes.
+
+        Where nothing is left to train nothing is written either, and the folders may be somebody else's.
+        """
+        asked = [level_path(folder, level) for folder in self.folders or [] for level in self.levels]
+        if all(path.exists() for path in asked) and not (asked and self.checkpoint.exists()):
             yield
             return
         with disk.lock(self.checkpoint):
