@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -355,6 +356,10 @@ def test_an_executor_that_is_not_there_is_told_before_snakemake_is_asked(reposit
     profile.mkdir()
     (profile / "config.yaml").write_text("executor: slurm\ncores: 3\n")
     assert settings(["--profile", str(profile)]) == ("slurm", 3)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".config/snakemake").mkdir(parents=True)
+    profile.rename(tmp_path / ".config/snakemake/mine")
+    assert settings(["--profile=mine"]) == ("slurm", 3)
     assert settings(["-e", "slurm", "--jobs", "20"]) == ("slurm", None)
     assert settings(["--cores=2", "-n"]) == ("local", "2")
     assert "python -m pip install snakemake-executor-plugin-kubernetes" in obstacle("kubernetes", tmp_path / "s")
@@ -471,3 +476,14 @@ def test_every_profile_can_be_planned(profile, monkeypatch, tmp_path):
     assert len(list(expand(everything["profiles"][profile]["experiments"]))) == len(plan.executions)
     drawn_from = {name for figures in plan.summaries.values() for names in figures.values() for name in names}
     assert {one.experiment for one in plan.due} <= drawn_from, "an experiment that no figure shows"
+
+
+def test_a_kernel_has_sockets_where_their_paths_are_short_enough(monkeypatch, tmp_path):
+    from workflow import kernels
+
+    for length, transport in ((30, "ipc"), (100, None)):
+        folder = tmp_path / ("t" * max(length - len(str(tmp_path)), 1))
+        folder.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        with kernels.config() as config:
+            assert config.KernelManager.get("transport") == transport

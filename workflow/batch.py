@@ -41,7 +41,8 @@ def settings(options):
     parser.add_argument("--cores", "-c", nargs="?", const="all")
     parser.add_argument("--profile", default=os.environ.get("SNAKEMAKE_PROFILE"))
     given, _ = parser.parse_known_args(options)
-    files = sorted(Path(given.profile).glob("config*.yaml")) if given.profile else []
+    places = [Path(given.profile), Path.home() / ".config/snakemake" / given.profile] if given.profile else []
+    files = next((found for place in places if (found := sorted(place.glob("config*.yaml")))), [])
     kept = yaml.safe_load(files[-1].read_text()) or {} if files else {}
     return given.executor or kept.get("executor", "local"), given.cores or kept.get("cores")
 

@@ -21,8 +21,8 @@ from lib.errors import UNWRITABLE, unwritable  # noqa: E402
 from workflow import kernels  # noqa: E402
 from workflow.plan import ROOT, Plan, executed  # noqa: E402
 
-# Where sockets fail (too long a path) it is TCP after all. Only a kernel that did not start is tried again: an error
-# of the experiment would come back, after hours.
+# Where sockets fail it is TCP after all. Only a kernel that did not start is tried again: an error of the experiment
+# would come back, after hours.
 START_FAILURE = re.compile(r"Kernel died before|Kernel didn't respond|ZMQError|Address already in use")
 ATTEMPTS = 4
 

@@ -5,6 +5,7 @@ import os
 import tempfile
 from contextlib import contextmanager
 
+import zmq
 from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
@@ -26,11 +27,12 @@ class Patient(AsyncKernelManager):
 
 @contextmanager
 def config(sockets=True):
-    """Yield papermill's configuration: sockets in a folder of their own, where wanted and where there are any.
+    """Yield papermill's configuration: sockets in a folder of their own, where wanted and possible.
 
     A kernel that listens on TCP ports sometimes chooses one that another has just taken, and warns that
     anybody on the machine can read along.
     """
     with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
-        reached = {"transport": "ipc", "ip": f"{folder}/k"} if sockets and os.name == "posix" else {}
+        sockets = sockets and os.name == "posix" and len(os.fsencode(folder)) + 10 < zmq.IPC_PATH_MAX_LEN
+        reached = {"transport": "ipc", "ip": f"{folder}/k"} if sockets else {}
         yield Config(KernelManager=reached, NotebookClient={"kernel_manager_class": Patient})
