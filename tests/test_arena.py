@@ -206,6 +206,15 @@ def test_what_chooses_was_never_trained_on_and_what_tests_never_chose():
     assert not rows["train"] & rows["holdout"] and not rows["holdout"] & rows["test"]
 
 
+def test_an_mlp_that_was_trained_on_moved_images_is_another():
+    """And what its layers send on is measured on images as they are, whatever form they are trained in."""
+    here, moved = lab(), lab(augment=True)
+    assert {**here.recipe, "augment": True} == moved.recipe
+    net = here.network()
+    for name, found in here.moments(net).items():
+        assert torch.equal(found.gram, moved.moments(net)[name].gram)
+
+
 def test_descents_are_networks_too(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNING_RUNS", str(tmp_path))
     here = lab(level=-1.0, norm="EWN")

@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch.nn.functional import cross_entropy, relu
 
-from lib import contribution, draws, masks, nets, shrink, store
+from lib import contribution, draws, masks, nets, parameters, runs, shrink, store
 from lib import sets as data
 from lib.errors import ParameterError
 from lib.studies.importance import study as importance
@@ -45,6 +45,15 @@ def study(real=DIGITS, hidden=(20, 12), schedule=None, n=200, **changes):
     image = tuple(real.train_x.shape[1:])
     return importance.Study(train, test, [3], recipe, rule, build=exact, image=image, classes=10,
                             hidden=hidden, schedule=schedule, **changes)  # fmt: skip
+
+
+def test_filters_that_are_pruned_are_told_from_units_of_as_many_widths():
+    real, declared = data.load("digits32", train_examples=50), runs.declared("train_time_prune")
+    one, other = (
+        importance.study(real, parameters.checked({"dataset": "digits32"} | changes, declared))
+        for changes in ({"channels": True, "hidden": [8, 4]}, {"hidden": [16, 32, 8, 4]})
+    )
+    assert one.start_widths == other.start_widths and one.recipe != other.recipe
 
 
 # ---- the schedule

@@ -70,7 +70,8 @@ class Lab(frame.Lab):
     def moments(self, net):
         """Return the `Moments` of what every layer of an MLP reads on the training images, `{layer: (R, I, I)}`."""
         names = list(nets.layers(net))
-        each = [[likelihood.moments(self.train[0], lambda part, k=k, alone=alone: _sent(alone, part, k))
+        images = self.data.split("train")[0] if self.p["augment"] else self.train[0]
+        each = [[likelihood.moments(images, lambda part, k=k, alone=alone: _sent(alone, part, k))
                  for k in range(len(names))] for alone in nets.apart(net)]  # fmt: skip
         joined = ([torch.cat(parts) for parts in zip(*(found[:2] for found in layer), strict=True)]
                   for layer in zip(*each, strict=True))  # fmt: skip
@@ -90,7 +91,8 @@ def lab(data, final, p, seeds):
     rule = {name: p[name] for name in ("rule", "lr", "momentum", "nesterov", "weight_decay", "bf16")}
     rule |= {"batch": p["batch_size"], "drops": [drop for drop in p["drops"] if drop]}
     recipe = {"name": f"{data.name}-arena", **{name: p[name] for name in ("net", "holdout", "train_examples")}}
-    recipe |= {"hidden": p["hidden"]} if p["net"] == "mlp" else {"width": p["width"], "augment": p["augment"]}
+    recipe |= {"hidden": p["hidden"]} if p["net"] == "mlp" else {"width": p["width"]}
+    recipe |= {"augment": p["augment"]} if p["augment"] or p["net"] != "mlp" else {}  # older names of MLPs lack it
     recipe |= {"batch": p["batch_size"]} if p["level"] else {"norm": p["norm"]} | rule
     # Augmented batches are made of bytes: a standardised copy of all images would lie there unused.
     train = (data.train_x.flatten(1), data.train_y) if p["augment"] else data.split("train")

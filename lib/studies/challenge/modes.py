@@ -75,9 +75,13 @@ def complaint(p):
     return None
 
 
-def recipe(dataset, train_examples, rule):
-    """Return what names the trained networks of one data set and training rule; the widths and epochs join it later."""
-    return {"name": f"{dataset}-challenge", "train_examples": train_examples, **rule}
+def recipe(dataset, train_examples, rule, mode=""):
+    """Return what names the trained networks of one data set and training rule; the widths and epochs join it later.
+
+    Those of the mode `as_published`, its control, read other pixels.
+    """
+    pixels = {"pixels": "in [0, 1]"} if mode == "as_published" else {}
+    return {"name": f"{dataset}-challenge", "train_examples": train_examples, **rule, **pixels}
 
 
 def left(hidden, sparsity):

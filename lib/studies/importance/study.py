@@ -302,6 +302,7 @@ def study(real, p):
     schedule = Schedule(*(p[name] for name in names), overshoot=p["as_published"])
     rule = {"rule": p["rule"], "lr": p["lr"], "momentum": p["momentum"], "batch": p["batch_size"] or batch}
     recipe = {"name": f"{p['dataset']}-importance", "train_examples": p["train_examples"], **rule}
+    recipe |= {"channels": True} if p["channels"] else {}  # whose widths may be those of another network without
     scored = {name: p[name] for name in ("channels", "on", "average", "maximum", "score_examples", "reset_optimizer")}
     return Study(
         real.split("train"), real.split("test"), [], recipe, rule | {"bar": False}, image=tuple(real.train_x.shape[1:]),
