@@ -1,11 +1,14 @@
 """The modes of the pruning challenge against literal loops in float64, on digits and networks of 784-30-20-10."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from lib import anatomy, draws, masks, methods, nets, sets, shrink
 from lib.studies.challenge import modes
+from lib.training import checkpoint
 from lib.training.evaluate import evaluate
 from lib.training.trainer import Trainer
 
@@ -168,6 +171,31 @@ def test_during(kind):
             # A pruned unit gets no gradient: whether it comes back is a matter of those that are kept.
             assert kind == "neuron" or back == (sparsity > 0)
             assert (pruned.net.layers[0].weight[run] == 0).double().mean().item() == pytest.approx(sparsity, abs=0.02)
+
+
+@pytest.mark.parametrize("kind, scope", [("neuron", "layer"), ("weight", "global")])
+def test_masks_made_otherwise_do_not_go_on_from_a_killed_training(kind, scope, tmp_path, monkeypatch):
+    """The dense weights behind the masks, all that the state of a training holds, say nothing of how they are made."""
+    keep = checkpoint.State.keep
+
+    def killed(state, over):
+        keep(state, over)
+        raise KeyboardInterrupt
+
+    here = lab(states=checkpoint.States(tmp_path), scope=scope)
+    here.rule["every"] = 0.0
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.State, "keep", killed)
+        modes.during(replace(here, scope="layer"), "weight", SPARSITIES)
+    assert list(tmp_path.glob("training-*"))
+    for found, alone in zip(
+        modes.during(here, kind, SPARSITIES), modes.during(lab(scope=scope), kind, SPARSITIES), strict=True
+    ):
+        np.testing.assert_array_equal(found.test_accuracy, alone.test_accuracy)
+
+
+def test_networks_that_read_other_pixels_are_others():
+    assert modes.recipe("mnist", 0, {}, "as_published") != modes.recipe("mnist", 0, {}, "hard")
 
 
 @pytest.mark.parametrize("kind", KINDS)

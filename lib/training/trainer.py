@@ -146,9 +146,9 @@ class Trainer:
                         moment.masked_fill_(~kept[name], 0)
         self.step = None  # a recorded step has the masks of its time
 
-    def fit(self, epochs, keep=None):
-        """Train for `epochs` more passes; return this trainer, its history as many rows longer. keep: see `rounds`."""
-        for _ in self.rounds([epochs], keep):
+    def fit(self, epochs, keep=None, of=None):
+        """Train for `epochs` more passes; return this trainer, its history as many rows longer. More: see `rounds`."""
+        for _ in self.rounds([epochs], keep, of):
             pass
         return self
 
@@ -158,7 +158,8 @@ class Trainer:
         keep: `checkpoint.States`, which writes the state after an epoch where the last writing is `every` seconds ago,
         and at the end. Where these rounds, from networks as they are now, have a state, all goes on from it, with its
         masks and notes, and ends where it would have ended without a break; rounds that began there are not yielded.
-        of: what the caller does between rounds, `{name: value}`, of which no other training may take the state.
+        of: what the caller does between rounds, or networks beyond what their tensors say, `{name: value}`, of which no
+        other training may take the state.
         """
         each = [number("epochs", epochs, "[0, 2^31)", whole=True) for epochs in each]
         ends = (self.epoch + np.cumsum(each)).tolist()

@@ -176,7 +176,7 @@ def during(lab, kind, sparsities):
     def train(lab, net, each):
         layers = list(nets.layers(net))[:-1]
         behind = KINDS[kind](net, [1 - sparsity for sparsity in each], layers, lab.scope)
-        trainer = lab.trainer(behind).fit(lab.epochs, lab.states)
+        trainer = lab.trainer(behind).fit(lab.epochs, lab.states, {"during": kind, "scope": lab.scope})
         kept = behind.masks()
         return masks.apply_(net, kept), kept, trainer
 
