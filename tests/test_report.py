@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from lib import runs
-from workflow import report
+from workflow import batch, report
 from workflow.plan import executed
 
 SOURCE = r"""<(?:script|img|link|iframe)[^>]*?\b(?:src|href)=["'](?!data:|#)[\w/.]"""
@@ -121,3 +121,11 @@ def test_every_equation_of_a_notebook_becomes_mathml(path):
             made = report.MarkdownWithMath(renderer=renderer).render(cell.source)
             for equation in re.findall("<math.*?</math>", made, re.DOTALL):
                 assert "\\" not in equation and "merror" not in equation, equation
+
+
+def test_a_report_that_cannot_be_written_is_told_in_a_sentence(tmp_path, monkeypatch):
+    for name in ("RUNS", "FIGURES"):
+        monkeypatch.setenv(f"PRUNING_{name}", str(tmp_path))
+    monkeypatch.setenv("PRUNING_REPORT", "/dev/null/nowhere")
+    with pytest.raises(SystemExit, match="no report was written: .*/dev/null/nowhere.*PRUNING_REPORT=FOLDER"):
+        batch.reported("quick", "report")

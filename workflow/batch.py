@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import yaml
 
+from lib.errors import RecordError
 from workflow.plan import REPORT, ROOT, Plan
 
 KNOWN = (
@@ -176,7 +177,10 @@ def reported(profile, targets, anew=False):
     if anew or not plan.report.exists() or REPORT in targets.split():
         from workflow import report  # a second that most calls do without
 
-        report.write(plan)
+        try:
+            report.write(plan)
+        except (OSError, RecordError) as error:
+            sys.exit(f"run_all.sh: no report was written: {error} (PRUNING_REPORT=FOLDER writes it elsewhere)")
     print(f"the report: {os.path.relpath(plan.report)}", file=sys.stderr)
 
 
