@@ -59,6 +59,20 @@ def test_too_few_seeds_or_no_difference_is_undecided(seeds, gain):
     assert verdict(made(lambda level: gain, seeds))["verdict"] == "undecided"
 
 
+@pytest.mark.parametrize("main", [True, False])
+def test_at_the_first_level_the_claim_is_that_ewn_is_behind(main):
+    """As the study has it, but where the verdict stands on that level, whose question is whether EWN is ahead."""
+    frame = made(lambda level: 5 if level < -10 else -5).assign(criterion="norm")
+    found = {one["text"]: one for one in figures.claims(frame, "all images", main)}
+    assert all(one["verdict"] == "confirmed" for text, one in found.items() if "no-WN" in text)
+    behind = found["Log-loss −10, 90 % pruned by norm: no-WN is ahead of EWN"]
+    assert behind["mean"] == pytest.approx(5, abs=0.2) and not behind["main"]
+    assert found["Log-loss −300, 90 % pruned by norm: EWN is ahead of no-WN"]["main"] == main
+    alone = figures.claims(frame[frame["level"] == -10], "all images", main)
+    assert all(("is ahead of EWN" in one["text"]) != main for one in alone)
+    assert {one["verdict"] for one in alone if "no-WN" in one["text"]} == {"refuted" if main else "confirmed"}
+
+
 def test_the_figure_has_every_share_and_what_was_published():
     frame = made(lambda level: 1)
     told = frame[(frame["seed"] < 3) & (frame["level"] != -50)]

@@ -47,6 +47,11 @@ def percent(share, digits=0):
     return f"{100 * share:.{digits}f} %"
 
 
+def images(setting):
+    """Return how many images networks were trained on, in words; setting: parameters of a record."""
+    return f"{setting['train_examples']:,} images" if setting["train_examples"] else "all images"
+
+
 def answer(claims):
     """Return Yes, No, Partly or Undecided: what `claims` say together."""
     verdicts = {one["verdict"] for one in claims}

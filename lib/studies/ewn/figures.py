@@ -116,8 +116,7 @@ def _images(setting):
 def _which(setting, settings):
     alike = [one for one in settings if one["train_examples"] == setting["train_examples"]]
     apart = [name for name, value in setting.items() if any(one[name] != value for one in alike)]
-    images = f"{setting['train_examples']:,}" if setting["train_examples"] else "all"
-    return ", ".join([f"{images} images", *(f"{name.replace('_', ' ')} {setting[name]}" for name in apart)])
+    return ", ".join([gallery.images(setting), *(f"{name.replace('_', ' ')} {setting[name]}" for name in apart)])
 
 
 def pace(settings):
@@ -161,10 +160,12 @@ def stale(group, pruned):
             f" none by more than {most} ({kinds}, n = {both['seed'].nunique()})."]  # fmt: skip
 
 
-def claims(pruned, images):
+def claims(pruned, images, main):
     """Return the gallery's claims, that EWN is ahead: at the level `deepest` and at the study's above it, by norm.
 
-    pruned: as of `left`, of all criteria; images: which they are, as of `descents`.
+    At the study's first level it has EWN behind, and that is the claim, unless the verdict stands on that level.
+    pruned: as of `left`, of all criteria; images: which they are, as of `descents`; main: whether the verdict stands on
+    the deepest of these levels.
     """
     furthest, rows = deepest(pruned), []
     of = "" if images == "all images" else f" of {images}"
@@ -174,9 +175,11 @@ def claims(pruned, images):
         for share in SHARES:
             for second in sorted({*own["type"]} - {"EWN"}, reverse=True):
                 said = f"Log-loss {gallery.number(level, 0)}{of}, {gallery.percent(share)} pruned by norm"
-                main = level == furthest and second == "no-WN" and share in (0.5, 0.9)
-                gains = ahead(own, second, level, share)
-                rows.append(gallery.claim(f"{said}: EWN is ahead of {second}", gains, main=main))
+                gains, stands = ahead(own, second, level, share), main and level == furthest
+                behind = level == LEVELS[0] and not stands
+                claimed = f"{second} is ahead of EWN" if behind else f"EWN is ahead of {second}"
+                stands = stands and second == "no-WN" and share in (0.5, 0.9)
+                rows.append(gallery.claim(f"{said}: {claimed}", -gains if behind else gains, main=stands))
     return rows
 
 
