@@ -81,6 +81,9 @@ def test_neurons_are_timed_against_the_fastest_form_of_weights():
     one, many = figures.faster(pd.DataFrame(rows, columns=columns))
     assert one["mean"] == pytest.approx(np.mean([(4 + s / 100) / (2 + s / 100) for s in range(6)]))
     assert one["verdict"] == "confirmed" and one["main"] and not many["main"] and "256 images" in many["text"]
+    blocks = [("block", "block", *row[2:-1], row[-1] - 1) for row in rows if row[:2] == ("csr", "weight")]
+    one, _ = figures.faster(pd.DataFrame([*rows, *blocks], columns=columns))
+    assert one["mean"] == pytest.approx(np.mean([(3 + s / 100) / (2 + s / 100) for s in range(6)])), "blocks too"
     (alone, _) = figures.faster(pd.DataFrame([row for row in rows if row[2] == 0], columns=columns))
     assert alone["verdict"] == "undecided" and alone["mean"] == 2, "one seed decides nothing"
 

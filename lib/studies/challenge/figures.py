@@ -153,14 +153,16 @@ def looks():
 def faster(rows, share=0.8):
     """Return the claims that without so many neurons a pass is faster than without so many weights, in any form.
 
+    Blocks of weights are weights too.
+
     rows: type, seed, whole, batch, asked, quantile, latency. A gain is how many times faster, by medians.
     """
     claims, here = [], rows[(rows["quantile"] == "median") & np.isclose(rows["asked"].astype(float), share)]
     for batch, own in here.groupby("batch"):
-        weights = own[own["whole"] == "weight"].groupby("seed")["latency"].min()
+        weights = own[own["whole"].isin(["weight", "block"])].groupby("seed")["latency"].min()
         neurons = own[(own["whole"] == "neuron") & (own["type"] == "shrunk")].set_index("seed")["latency"]
         images = f"{batch} image{'s' * (batch > 1)}"
-        text = f"Pruned at {gallery.percent(share)}, {images}: neurons are faster than weights in any form"
+        text = f"Pruned at {gallery.percent(share)}, {images}: neurons are faster than weights or blocks in any form"
         times = (weights / neurons).dropna().to_numpy()
         claims.append(gallery.claim(text, times, than=1, unit=" times", main=bool(batch == 1)))
     return claims
