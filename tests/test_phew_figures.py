@@ -33,6 +33,15 @@ def test_what_is_left_of_a_part_is_weighted_by_its_layers(curves):
     assert row["weights"] == pytest.approx(13 / 40) and row["units"] == pytest.approx(3 / 8)
 
 
+def test_the_first_of_a_pair_has_more():
+    rows = pd.DataFrame([(kind, seed, value + seed) for kind, value in (("phew", 3.0), ("synflow", 1.0))
+                         for seed in range(6)], columns=["type", "seed", "units"])  # fmt: skip
+    pairs = [("phew", "synflow"), ("synflow", "phew"), ("phew", "snip")]
+    one, other, none = figures.ahead(rows, pairs, "units", "{} is wider than {}", pairs[:1], " units")
+    assert one["text"] == "PHEW is wider than SynFlow" and one["effect"].startswith("2.00 units") and one["main"]
+    assert (one["verdict"], other["verdict"], none["n"], other["main"]) == ("confirmed", "refuted", 0, False)
+
+
 def test_a_score_is_conserved_where_as_much_comes_out_as_goes_in(curves):
     found = figures.conserved("any", ("synflow",))
     assert found["synflow"] == pytest.approx([1, 0]), "what is zero on a side has no ratio"

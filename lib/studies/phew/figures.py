@@ -21,6 +21,16 @@ def strips(axes, rows, value, kinds):
     axes.set(yticks=range(0, -len(kinds), -1), yticklabels=[drawing.look(kind)[0] for kind in kinds])
 
 
+def ahead(rows, pairs, value, said, main=(), unit=" points"):
+    """Return the claims that the first type of each of `pairs` has more of the column `value` than the second.
+
+    rows: with type and seed; said: that claim in words, with a place for either type; main: pairs that the verdict
+    stands on.
+    """
+    return [gallery.claim(said.format(*(drawing.look(kind)[0] for kind in pair)), evidence.apart(rows, *pair, value),
+                          unit=unit, main=pair in main) for pair in pairs]  # fmt: skip
+
+
 def behind(axes, gains, kinds):
     """Draw rows of `tables.paired`, of one first type: how far it is ahead of each of `kinds`, a row each.
 
