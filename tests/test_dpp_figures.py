@@ -46,13 +46,18 @@ def test_differences_and_claims_are_paired_by_seed():
     figures.differences(panels, frame)
     plt.close(figure)
     assert [len(axes.containers) for axes in panels] == [2, 2, 2, 2]
-    said = figures.claims(frame.query("weighting == 'raw'"), "left", "error", "Raw", [("dpp_edge", "random_edge", 10)])
+    raw, main = frame.query("weighting == 'raw'"), [("dpp_edge", "random_edge", 10)]
+    said = figures.claims(raw, "left", "error", "Raw, {:g} left", main)
     table = {one["text"]: one for one in said if one["n"]}
     more = table["Raw, 10 left: DPP edge errs less than random edge"]
     less = table["Raw, 20 left: DPP edge errs less than magnitude edge"]
     assert more["mean"] == pytest.approx(1) and more["main"] and more["low"] > 0
     assert less["mean"] < 0 and not less["main"] and less["high"] < 0
     assert len(table) == 4
+    both = rows(dpp_edge=3.0, dpp_node=5.0).query("weighting == 'raw'")
+    said = figures.claims(both, "left", "error", "{:g} thousand", pairs=figures.ACROSS)
+    assert [one["text"] for one in said] == [f"{left} thousand: DPP edge errs less than DPP node" for left in (10, 20)]
+    assert all(one["mean"] == pytest.approx(2) for one in said)
 
 
 def test_entries_are_a_line_for_each_quantile(axes):

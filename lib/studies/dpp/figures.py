@@ -13,6 +13,7 @@ PAIRS = (
     ("dpp_edge", "magnitude_edge"),
     ("dpp_node", "outgoing_l1_node"),
 )
+ACROSS = (("dpp_edge", "dpp_node"),)  # of as many weights
 FAMILIES = {
     "edges": ("dpp_edge", "random_edge", "magnitude_edge"),
     "nodes": ("dpp_node", "random_node", "outgoing_l1_node"),
@@ -52,16 +53,17 @@ def differences(panels, rows):
             axes.yaxis.set_major_formatter("{x:g}")
 
 
-def claims(rows, by, value, said, main=(), unit=" points"):
-    """Return the claims that the first of each of `PAIRS` errs less than the second, at each number in the column `by`.
+def claims(rows, by, value, said, main=(), unit=" points", pairs=PAIRS):
+    """Return the claims that the first of each of `pairs` errs less than the second, at each number in the column `by`.
 
-    rows: type, seed, `by` and `value`, an error; said: what is written before; main: pairs that the verdict stands on.
+    rows: type, seed, `by` and `value`, an error; said: what is written before, with a place for the number; main: pairs
+    that the verdict stands on.
     """
     found = []
-    for first, second in PAIRS:
+    for first, second in pairs:
         for budget, own in rows[rows["type"] == first].groupby(by):
             own = pd.concat([own, rows[(rows["type"] == second) & (rows[by] == budget)]])
-            text = f"{said}, {budget:g} left: {drawing.look(first)[0]} errs less than {drawing.look(second)[0]}"
+            text = f"{said.format(budget)}: {drawing.look(first)[0]} errs less than {drawing.look(second)[0]}"
             gains = evidence.apart(own, second, first, value)
             found.append(gallery.claim(text, gains, unit=unit, main=(first, second, budget) in main))
     return found
