@@ -61,7 +61,7 @@ def reading(title, frame, table):
     outcome, pairs = pd.DataFrame(outcome, table.index, table.index), len(table) * (len(table) - 1) // 2
     decided = int((outcome.to_numpy() > 0).sum())
     methods = [kind for kind in table.index if kind not in FREE]
-    said = [f"Of {pairs} pairs {decided} are told apart; were all alike, {0.05 * pairs:.0f} would be by chance."]
+    said = [f"Of {pairs} pairs {decided} are told apart; were all alike, {0.05 * pairs:g} would be by chance."]
     for family, first in standings.winners(table).items():
         alike = [kind for kind in methods if kind != first and outcome.loc[first, kind] == 0]
         ties = f"it cannot be told apart from {_listed(alike)}" if alike else "no method ties with it"
@@ -74,8 +74,8 @@ def reading(title, frame, table):
     gains = {kind: evidence.judged(own) for kind, own in standings.own_minus_shuffled(frame, table).items()}
     alike = [kind for kind, found in gains.items() if found["verdict"] != "confirmed"]
     if gains:
-        said.append(f"Of {len(gains)} types whose masks were shuffled {len(alike)} are not above that"
-                    + (f": {_listed(alike)}." if alike else "."))  # fmt: skip
+        said.append(f"Of {len(gains)} type{'s' * (len(gains) > 1)} whose masks were shuffled, not above that:"
+                    f" {_listed(alike) or 'none'}.")  # fmt: skip
     both = table.dropna(subset=["raw"])
     rho = scipy.stats.spearmanr(both["raw"], both["tuned"]).statistic if len(both) > 2 else np.nan
     if np.isfinite(rho):
@@ -124,9 +124,7 @@ def trained(found):
     for title, records in found.items():
         p = records[0].parameters
         long = "down to that log-loss" if p["level"] else f"for {p['epochs']} epochs"
-        each.append(
-            f"{title}: {long}, pruned, and for {p['recovery']} epochs, on {p['train_examples'] or 'all'} images"
-        )
+        each.append(f"{title}: {long}, then pruned, then for {p['recovery']} epochs, on {gallery.images(p)}")
     return f"How networks were trained. {'; '.join(each)}."
 
 
@@ -140,7 +138,7 @@ def cheapest(best, what):
 def uncut(title, frame):
     """Return a sentence about networks of which no units were taken out, whose time is that of their whole layers."""
     least = frame["macs"].min()
-    return (f"**{title}**: masks of single weights alone, which leave {gallery.number(least, 0)}% or more of the"
+    return (f"**{title}**: masks of single weights alone, which leave {gallery.number(least, 0)} % or more of the"
             " multiplications when units on no path go; what would be timed are full layers.")  # fmt: skip
 
 
