@@ -143,11 +143,14 @@ def uncut(title, frame):
 
 
 def agreement(tables):
-    """Return sentences on how far two networks agree on the order of types that both have; tables: of `ladder`."""
+    """Return sentences on how far two networks agree on the order of the types that both have, if these are enough.
+
+    tables: of `ladder`.
+    """
     said = []
     for (one, first), (other, second) in itertools.combinations(tables.items(), 2):
         ranks = first[["tuned"]].join(second["tuned"].rename("other"), how="inner")
-        if len(ranks) > 2:
+        if len(ranks) > 5:  # five agree by chance in one order of 120
             rho = gallery.number(scipy.stats.spearmanr(*ranks.to_numpy().T).statistic)
             said.append(f"The orders of {one} and {other} correlate by {rho} (Spearman, {len(ranks)} types).")
     return said
