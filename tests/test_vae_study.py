@@ -99,7 +99,8 @@ def test_the_test_loss_is_that_of_the_same_noise_at_every_look(monkeypatch):
         drawn = draws.generator(seed, "latent of the test", 0).standard_normal((21, 4), np.float32)
         found = vae.losses(*nets.take(training.net, [run])(x, torch.from_numpy(drawn)[None]), x)
         for column, expected in zip(first, found, strict=True):
-            assert column[run] == pytest.approx(expected.mean().item(), rel=1e-5)
+            # A divergence of 1e-4 is left over from terms of 1, whose rounding is 1e-7.
+            assert column[run] == pytest.approx(expected.mean().item(), rel=1e-5, abs=1e-7)
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(first[0], training.curve("test_reconstruction")[:, -1])
 

@@ -300,11 +300,10 @@ def parameters(module):
 
 @torch.enable_grad()  # without, the counter fails on a module of parameters alone
 def macs(module, inputs):
-    """Return the multiplications of one example's pass through the module.
+    """Return the multiplications of one example's pass through the module, in eval() mode.
 
-    inputs: the example's length, or its shape, or a batch `(N, ...)` of examples, as of a module that looks numbers up.
-
-    In eval() mode, of products of matrices and convolutions, those of attention and recurrence included.
+    Of products of matrices and convolutions, those of attention and recurrence included. inputs: the example's length,
+    or its shape, or a batch `(N, ...)` of examples, as of a module that looks numbers up.
     """
     before, fast = [part.training for part in module.modules()], torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one call that the counter does not know

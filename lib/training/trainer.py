@@ -158,8 +158,7 @@ class Trainer:
         keep: `checkpoint.States`, which writes the state after an epoch where the last writing is `every` seconds ago,
         and at the end. Where these rounds, from networks as they are now, have a state, all goes on from it, with its
         masks and notes, and ends where it would have ended without a break; rounds that began there are not yielded.
-        of: what the caller does between rounds, or networks beyond what their tensors say, `{name: value}`, of which no
-        other training may take the state.
+        of: `{name: value}` of what else the rounds and the networks are, of which no other training takes the state.
         """
         each = [number("epochs", epochs, "[0, 2^31)", whole=True) for epochs in each]
         ends = (self.epoch + np.cumsum(each)).tolist()
