@@ -260,6 +260,17 @@ def test_whoever_looks_first_ends_what_was_killed(root, monkeypatch, look):
     assert runs.missing("toy", {"seed": [1, 2]}) == []
 
 
+def test_a_forced_run_first_ends_what_a_killed_process_left(root, monkeypatch):
+    """Left for later, its moves could come over parts of the new record."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(disk, "_finish", lambda intent: (_ for _ in ()).throw(KeyboardInterrupt))
+        runs.open_run("toy", DEFAULTS).save(type="EWN", seed=DEFAULTS["seed"], scores={"a": 1})
+    assert list(root.glob("runs/toy/.saving-*"))
+    runs._claims.clear()
+    run = runs.open_run("toy", DEFAULTS | {"force": True})
+    assert len(run.todo) == 1 and not list(root.glob("runs/toy/.saving-*"))
+
+
 def test_what_another_saved_before_it_was_killed_is_not_made_again(root, monkeypatch):
     """Killed while it was waited for, between the list of what is to be moved and the moves."""
     other = runs.open_run("toy", DEFAULTS)

@@ -272,9 +272,9 @@ class Run:
 
     def _finished(self) -> list[Pair]:
         """Return the pairs whose record stands; none with force. RecordError if a default changed since."""
+        recover(folder() / self.experiment)  # forced too: what was left there may not come over a new record later
         if self.parameters.get("force"):
             return []
-        recover(folder() / self.experiment)
         done = [pair for pair in pairs(self.parameters) if self.path(pair[1], pair[0]).exists()]
         for seed, type in done:
             path = self.path(type, seed)
