@@ -151,9 +151,7 @@ def looks():
 
 
 def faster(rows, share=0.8):
-    """Return the claims that without so many neurons a pass is faster than without so many weights, in any form.
-
-    Blocks of weights are weights too.
+    """Return the claims that without so many neurons a pass is faster than without so many weights, or blocks of them.
 
     rows: type, seed, whole, batch, asked, quantile, latency. A gain is how many times faster, by medians.
     """
