@@ -2,8 +2,15 @@
 
 import gzip
 import hashlib
+import http.server
 import os
 import pickle
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +155,73 @@ def test_no_data_and_no_network_is_an_error_with_the_way_out(tmp_path, monkeypat
     monkeypatch.setenv("PRUNING_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(sets.DataError, match=r"(?s)nowhere.*train-images.*PRUNING_DATA.*digits"):
         sets.load("mnist")
+
+
+ELSEWHERE = """
+import sys
+sys.path[:0] = [{root!r}]
+from torchvision import datasets
+from lib import sets
+datasets.MNIST.mirrors, datasets.MNIST.resources = ["{mirror}"], {resources!r}
+print(sets.load("mnist").checksum)
+"""
+
+
+@pytest.fixture
+def mirror(small_mnist, tmp_path, monkeypatch):
+    """A slow server of the small MNIST and an empty data folder: (address, resources, what was asked for, folder)."""
+    from torchvision import datasets
+
+    raw, _ = small_mnist
+    asked, contents, folder = [], {path.name: path.read_bytes() for path in raw.iterdir()}, tmp_path / "elsewhere"
+
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200), self.end_headers()
+            if "Method" in self.headers:  # torchvision, which looks for a redirection and does not read on
+                return
+            asked.append(self.path)
+            content = contents[self.path.strip("/")]
+            for half in (content[: len(content) // 2], content[len(content) // 2 :]):
+                self.wfile.write(half), self.wfile.flush(), time.sleep(0.2)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/"
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [address])
+    monkeypatch.setenv("PRUNING_DATA", str(folder))
+    yield address, datasets.MNIST.resources, asked, folder
+    server.shutdown(), server.server_close()
+
+
+def test_two_processes_that_miss_the_same_data_download_them_once(mirror):
+    address, resources, asked, _ = mirror
+    script = ELSEWHERE.format(root=str(sets.ROOT), mirror=address, resources=resources)
+    both = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=120)[0].splitlines()[-1:] for process in both]
+    assert told == [[sets.load("mnist").checksum]] * 2 and len(asked) == len(resources)
+
+
+def test_a_download_that_was_stopped_leaves_no_half(mirror, monkeypatch):
+    """Stopped by hand, and killed, which leaves what it had where nobody takes it for data."""
+    from torchvision.datasets import mnist
+
+    *_, folder = mirror
+
+    def stopped(url, download_root, **_):
+        Path(download_root, "train-images-idx3-ubyte").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(mnist, "download_and_extract_archive", stopped)
+        sets.load("mnist")
+    assert not list(folder.rglob("*-ubyte*"))
+    left = folder / "MNIST" / "raw.new" / "MNIST" / "raw"
+    left.mkdir(parents=True), (left / "train-images-idx3-ubyte").write_bytes(b"half")
+    assert len(sets.load("mnist").train_y) == 30 and not left.exists()
 
 
 def test_a_data_set_of_ones_own_is_three_entries(monkeypatch):
@@ -301,6 +375,21 @@ def test_a_damaged_or_missing_batch_is_an_error_that_names_it(small_cifar, damag
     damage(place / file)
     with pytest.raises(sets.DataError, match=rf"{file} is damaged.*again.*digits32"):
         sets.load(name)
+
+
+def test_an_archive_that_lies_there_is_unpacked_and_not_downloaded(small_cifar, monkeypatch):
+    from torchvision import datasets
+
+    name, place, images = small_cifar
+    cls = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    archive = place.with_name(cls.filename)
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(place, place.name)
+    shutil.rmtree(place)
+    monkeypatch.setattr(cls, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(cls, "url", "http://127.0.0.1:9/nobody")
+    assert np.array_equal(sets.load(name).test_x.flatten(1).numpy(), images[-1])
+    assert archive.exists() and not list(place.parent.glob("*.new"))
 
 
 def test_flipped_bits_of_every_batch_are_errors(small_cifar):

@@ -7,6 +7,7 @@ Tiny-ImageNet, come with scikit-learn and need no download.
 
 import functools
 import hashlib
+import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from lib import draws
 from lib.data import celeba, images
 from lib.data.tiny_imagenet import ARCHIVE, FOLDER, MD5, TinyImageNet
 from lib.errors import DataError, hint
-from lib.records.disk import place
+from lib.records import disk
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("mnist", "fashion_mnist", "digits", "cifar10", "cifar100", "digits32", "tiny_imagenet", "digits64")
@@ -153,7 +154,7 @@ def _device(name):
 
 
 def _folder():
-    return place(ROOT, "PRUNING_DATA", "data")
+    return disk.place(ROOT, "PRUNING_DATA", "data")
 
 
 @functools.lru_cache(maxsize=2)
@@ -265,17 +266,40 @@ def _idx(folder):
 
 def _by_torchvision(cls, folder, files):
     """Return a class's training and test sets, downloaded if missing; `files` are the paths it needs."""
+    paths = [Path(path) for path in files.values()]
     try:
+        if not paths[0].parent.exists():
+            _download(cls, folder, paths[0].parent)
         return [cls(str(folder), train=train, download=True) for train in (True, False)]
     except DataError:
         raise
     except (OSError, RuntimeError) as error:
-        paths = [Path(path) for path in files.values()]
         raise DataError(
             f"{cls.__name__} is not under {folder} and could not be downloaded there ({error}). Put"
             f" {', '.join(path.name for path in paths)} into {paths[0].parent}, or name"
             f" the folder that has it in PRUNING_DATA, or use {WITHOUT_FILES}."
         ) from error
+
+
+def _download(cls, folder, place):
+    """Return nothing, once what `cls` keeps below `folder` is in `place`, from one instant to the next.
+
+    It comes by one process, and elsewhere first: a second would take the first one's half for damaged, and so would
+    all who come after one that was killed.
+    """
+    with disk.lock(place):
+        scratch, packed = disk.new(place), getattr(cls, "filename", "")
+        if place.exists():  # by who had the lock before
+            return
+        try:
+            shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
+            scratch.mkdir(parents=True)
+            if packed and (folder / packed).exists():
+                shutil.copy(folder / packed, scratch)
+            cls(str(scratch), train=False, download=True)
+            disk.move(scratch / place.relative_to(folder), place)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _cifar(name, folder):
