@@ -28,7 +28,7 @@ FILES = {  # kinds of files, by their names
     "json": r"\.json(\.new)?$",
     "npz": r"\.npz(\.new)?$",
     "level": r"^level-",
-    "checkpoint of a descent": r"^stack-",
+    "checkpoint of a descent": r"^towards-",
     "state of a training": r"training[-=]",
     "trained network": r"^network\.",
     "list of a stack": r"^\.saving-",

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+import os
 import shutil
 
 import pytest
 import torch
 
-from lib import descend, descent, draws, nets, twins
+from lib import descend, descent, draws, nets, stacking, twins
 from lib import sets as data
 from lib.errors import RecordError
 from lib.studies.ewn import study as ewn
@@ -177,7 +178,67 @@ def test_a_stack_broken_off_ends_where_the_uninterrupted_one_does(digits, tmp_pa
         assert list(a) == list(b)
         for level in a:
             same_descent(a[level], b[level])
-    assert not list(tmp_path.glob("stack-*.safetensors")), "the checkpoint goes when all is done"
+    assert not list(tmp_path.rglob("towards-*.safetensors")), "what is kept on the way goes when all is done"
+
+
+def test_a_run_that_stalled_before_its_stack_was_killed_is_what_it_was(digits, tmp_path, monkeypatch):
+    """One run without a living unit: it ends at once, and neither the resumed stack nor a later call trains it."""
+    monkeypatch.setattr(descend, "SMALLEST_STEP", 5e-3)
+    start, keywords = stack(["EWN", "no-WN"], [1, 1]), {"folders": [tmp_path / "a", tmp_path / "b"], "batch": 16}
+    with torch.no_grad():
+        start.layers[0].weight[1].zero_(), start.layers[0].bias[1].fill_(-1)
+    arguments = digits, [1, 1], [-1]
+    _, whole = descend.descend(nets.take(start, [0, 1]), *arguments, batch=16)
+    break_off(monkeypatch, int(whole[1].attempt[0]) + 2, nets.take(start, [0, 1]), *arguments, **keywords)
+    made = count_attempts(monkeypatch)
+    for attempts in (int(whole[0].attempt[0] - whole[1].attempt[0]), 0):
+        _, ends = descend.descend(nets.take(start, [0, 1]), *arguments, **keywords)
+        assert len(made) == attempts
+        for a, b in zip(whole, ends, strict=True):
+            same_descent(a, b)
+        made.clear()
+
+
+def test_a_killed_run_goes_on_in_smaller_stacks_and_to_other_levels(digits, tmp_path, monkeypatch):
+    """A higher level comes in between; then memory no longer suffices for two. What was on the way to a level goes."""
+    folders = [tmp_path / "1", tmp_path / "2"]
+    keywords, here = {"batch": 16, "checkpoint": 0.0}, stack(["EWN"] * 2, [1, 2])
+    break_off(monkeypatch, 20, nets.take(here, [0, 1]), digits, [1, 2], [-2], folders=folders, **keywords)
+    (found,), _ = descend.descend(stack(["EWN"], [1]), digits, [1], [-0.25], folders=folders[:1], **keywords)
+    made, attempt = [], descend.attempt
+
+    def small(state, *given):
+        if len(state.seeds) > 1:
+            raise torch.OutOfMemoryError
+        made.append(1)
+        attempt(state, *given)
+
+    monkeypatch.setattr(descend, "attempt", small)
+    with pytest.warns(stacking.MemoryWarning):
+        _, ends = descend.descend(here, digits, [1, 2], [-2, -2.1], folders=folders, **keywords)
+    assert found[-0.25].attempt[0] < 20 and len(made) == sum(int(end.attempt[0]) - 20 for end in ends)
+    kept = {path.parent.name + path.stem for path in tmp_path.rglob("*.safetensors")}
+    assert kept == {"1level-0.25", "1level-2", "1level-2.1", "2level-2", "2level-2.1"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of threads, of which the child has none
+def test_two_processes_train_a_run_once(digits, tmp_path, monkeypatch):
+    """In another stack, to another level: the second waits until the first is through, and finds it there."""
+    attempt, child, folders = descend.attempt, [], [tmp_path / "a", tmp_path / "b"]
+
+    def other(*given):
+        monkeypatch.setattr(descend, "attempt", attempt)
+        child.append(os.fork())
+        if child == [0]:
+            made = count_attempts(monkeypatch)
+            descend.descend(stack(["EWN"], [1]), digits, [1], [-1], folders=folders[:1], batch=16)
+            os._exit(min(len(made), 99))
+        attempt(*given)
+
+    monkeypatch.setattr(descend, "attempt", other)
+    descend.descend(stack(["EWN", "SWN"], [1, 1]), digits, [1, 1], [-1, -2], folders=folders, batch=16)
+    assert os.waitstatus_to_exitcode(os.waitpid(child[0], 0)[1]) == 0, "attempts that the other made"
 
 
 @pytest.mark.parametrize("between", [-2, -1])

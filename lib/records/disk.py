@@ -173,6 +173,14 @@ def commit(targets: list[Path], folder: Path) -> None:
         _finish(intent)
 
 
+@contextmanager
+def together(targets: list[Path], folder: Path) -> Iterator[None]:
+    """Return a context in which every target is written as `<target>.new`; at its end all are there: see `commit`."""
+    with writing(targets[0], *map(new, targets)):
+        yield
+    commit(targets, folder)
+
+
 def recover(folder: Path) -> None:
     """Return nothing; make the moves in `folder` that a process left which was killed in `commit`."""
     for intent in sorted(Path(folder).glob(f"{INTENT}*")):

@@ -23,7 +23,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from lib.errors import ParameterError, RecordError, hint, listed
-from lib.records.disk import commit, lock, new, put, recover, render, writing
+from lib.records.disk import lock, new, put, recover, render, together
 from lib.records.parameters import many, name_of, scientific, text
 
 if TYPE_CHECKING:
@@ -163,10 +163,9 @@ def write(records: list[tuple[Path, dict, bytes]]) -> None:
         for path, _, _ in records:
             held.enter_context(lock(path))
         recover(files[0].parent)  # or what is left to be moved there would be overwritten here
-        with writing(files[0], *map(new, files)):
+        with together(files, files[0].parent):
             for path, document, npz in records:
                 put(new(_beside(path, ".npz")), npz), put(new(path), _text(path, document, npz))
-        commit(files, files[0].parent)
 
 
 def _text(path: Path, document: dict, npz: bytes) -> bytes:

@@ -58,37 +58,29 @@ def _descend(net, data, seeds, journal, batch, max_epochs):
     with journal.held(), full_precision(), bar:
         reached, live, state = _resume(net, seeds, sets, journal)
         ends = [found[min(found)] if found else None for found in reached]
+        live, state = _set_aside(state, live, reached, ends, levels, max_epochs, sets[1])  # which ended before
         while live:
-            attempt(state, sets, batch, _goals(state, live, reached, levels))
-            _note_levels(state, live, reached, journal, sets[1])
-            live, state = _set_aside(state, live, reached, ends, levels, max_epochs, sets[1])
+            goals = _goals(state, live, reached, levels)
+            attempt(state, sets, batch, goals)
+            below = _note_levels(state, live, reached, goals, sets[1])
+            left = _set_aside(state, live, reached, ends, levels, max_epochs, sets[1])
+            journal.keep(live, state, goals.tolist(), below, at_once=below or len(left[0]) < len(live))
+            live, state = left
             _show(bar, levels, ends, live, state)
-            journal.keep(live, state)
     return reached, ends
 
 
 def _resume(net, seeds, sets, journal):
-    """Return (levels reached by every run, runs still to do, their descents): by the checkpoint, or else the levels."""
-    reached, checkpoint = journal.reached(net), journal.stack(net)
-    if checkpoint is not None and not _overtaken(*checkpoint, net, journal):
-        live, state = checkpoint
-        for k, run in enumerate(live):  # levels later than the checkpoint are reached again, with the same stack
-            reached[run] = {v: d for v, d in reached[run].items() if d.epoch[0] <= state.epoch[k]}
-        return reached, live, state
+    """Return (levels reached by every run, runs still to do, their descents): each as far as it is, or as it starts."""
+    reached = journal.reached(net)
     live = [run for run, found in enumerate(reached) if len(found) < len(journal.levels)]
-    kept = {run: journal.deepest(run, net) for run in live}
+    kept = {run: journal.furthest(run, net) for run in live}
     fresh = [run for run in live if kept[run] is None]
     if fresh:
         begun = start(nets.take(net, fresh), [seeds[run] for run in fresh], sets)
         kept |= {run: nets.take(begun, [k]) for k, run in enumerate(fresh)}
     state = nets.join(kept[run] for run in live) if live else None
     return reached, live, state
-
-
-def _overtaken(live, state, net, journal):
-    """Return whether the run of a checkpoint, one that stands alone, has come to a later level, as by another call."""
-    later = journal.deepest(live[0], net) if len(live) == 1 else None
-    return later is not None and bool(later.epoch[0] > state.epoch[0])
 
 
 def levels_complaint(levels):
@@ -215,9 +207,11 @@ def _goals(state, live, reached, levels):
     return state.log_loss.new_tensor([ahead[0] if ahead else -torch.inf for ahead in left])
 
 
-def _note_levels(state, live, reached, journal, test_set):
-    """Keep every run that is below its next level; one level at most per accepted epoch, as published."""
-    goals = _goals(state, live, reached, journal.levels)
+def _note_levels(state, live, reached, goals, test_set):
+    """Return the places in `live` of runs that are at their goals; one level at most per accepted epoch, as published.
+
+    Their states are noted in `reached`.
+    """
     below, goals = (state.log_loss < goals).tolist(), goals.tolist()
     # Of the levels before the goal: later ones may be there too, where this one was asked for after them.
     last = [max((int(found.epoch[0]) for level, found in reached[run].items() if level > goal), default=0)
@@ -225,14 +219,13 @@ def _note_levels(state, live, reached, journal, test_set):
     below = [k for k in range(len(live)) if below[k] and state.epoch[k] > last[k]]
     write_history(state, below, test_set)
     for k in below:
-        run, level = live[k], next(level for level in journal.levels if level not in reached[live[k]])
-        reached[run][level] = nets.take(state, [k])
-        journal.write(run, level, reached[run][level])
+        reached[live[k]][goals[k]] = nets.take(state, [k])
+    return below
 
 
 def _set_aside(state, live, reached, ends, levels, max_epochs, test_set):
     """Return (runs, their descents) still to do; note the ends of those with all levels, stalled, or out of epochs."""
-    steps = state.step.tolist()
+    steps = state.step.tolist() if live else []
     over = [
         len(reached[run]) == len(levels) or steps[k] <= SMALLEST_STEP or state.epoch[k] >= max_epochs
         for k, run in enumerate(live)

@@ -1,14 +1,14 @@
 """The state of log-loss descents between two attempts, and how it survives being killed.
 
 Each level that a run reaches is an artefact of that run, `level-10.safetensors` in its own folder: prune from
-it, or go on from it to a further level. Between levels the whole stack is one checkpoint, so that a resumed
-stack has the members of the killed one and, on a CPU, ends bit for bit where the uninterrupted one does.
+it, or go on from it to a further level. Between levels a run keeps where it is, `towards-100.safetensors`, from which
+it goes on in whatever stack. What a stack keeps at one time is there together or not at all, so that a killed stack
+goes on with the members that it had and, on a CPU, ends bit for bit where the uninterrupted one does.
 """
 
-import hashlib
 import math
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,12 +82,12 @@ class Descent:
         return dict(zip(HISTORY, rows[chosen].T, strict=True))
 
 
-def save(path, descent, meta=None):
+def save(path, descent, meta=None, later=False):
     """Write descents as one file, see `weights.save`; float64 stays float64, so that nothing drifts."""
     arrays = {k: getattr(descent, k) for k in VECTORS}
     arrays |= {f"{k}/{layer}": v for k in NORMS for layer, v in getattr(descent, k).items()}
     arrays |= {f"history/{k}": np.array(rows) for k, rows in enumerate(descent.history)}
-    weights.save(path, descent.net, arrays, {"seeds": descent.seeds, "history": list(HISTORY), **(meta or {})})
+    weights.save(path, descent.net, arrays, {"seeds": descent.seeds, "history": list(HISTORY), **(meta or {})}, later)
 
 
 def load(path, like, holds=None, way_out=""):
@@ -110,9 +110,9 @@ def recipe(net, run, seed):
     return {"type": names[int(next(iter(nets.layers(net).values())).norm[run])], "seed": int(seed)}
 
 
-def level_path(folder, level):
-    """Return where a run keeps its state at a level, `level-10.safetensors` in the run's own folder."""
-    return Path(folder, f"level{level:g}.safetensors")
+def level_path(folder, level, kind="level"):
+    """Return where a run keeps its state at a level, `level-10.safetensors` in its folder; "towards": on its way."""
+    return Path(folder, f"{kind}{level:g}.safetensors")
 
 
 def assert_trained(folders, levels):
@@ -128,80 +128,85 @@ def assert_trained(folders, levels):
 
 
 class Journal:
-    """What a stack of descents leaves on disk: its runs' levels, and the checkpoint between them.
+    """What descents leave on disk, each run in a folder of its own: its levels, and where it is on its way to the next.
 
     folders: one per run, or None, then nothing is kept. recipes: what each run is, `{"type", "seed", ...}`; it stands
-    in every file and is compared. The checkpoint's name comes from the members and the levels asked for.
+    in every file and is compared. A run that ended above a level that it was to reach stays on its way to it.
     """
 
     def __init__(self, folders, recipes, levels, seconds):
         self.folders = [Path(f) for f in folders] if folders else None
         self.recipes, self.levels, self.seconds, self.saved_at = recipes, levels, seconds, time.monotonic()
-        if self.folders:
-            members = "\n".join([*(f.name for f in self.folders), *map(str, levels)])
-            name = hashlib.blake2b(members.encode(), digest_size=8).hexdigest()
-            self.checkpoint = self.folders[0].parent / f"stack-{name}.safetensors"
 
     def reached(self, like):
         """Return `[{level: Descent}]`, what every run has reached before."""
         found = [{} for _ in self.recipes]
         for run, folder in enumerate(self.folders or []):
             there = [level for level in self.levels if level_path(folder, level).exists()]
-            found[run] = {level: self.level(run, level, like) for level in there}
+            found[run] = {level: self._state(run, level, like) for level in there}
         return found
 
-    def level(self, run, level, like):
-        """Return the state of a run at a level; RecordError if its file holds anything else."""
+    def _state(self, run, level, like, kind="level"):
+        """Return the state of a run at a level, or "towards" it; RecordError if its file holds anything else."""
         way_out = "Put the right file there, or delete it and train again."
-        return load(level_path(self.folders[run], level), like, self.recipes[run] | {"level": level}, way_out)[0]
+        return load(level_path(self.folders[run], level, kind), like, self.recipes[run] | {kind: level}, way_out)[0]
 
-    def deepest(self, run, like):
+    def furthest(self, run, like):
         """Return the furthest state of a run from which its first missing level is ahead; None if there is none.
 
-        Where none is missing, the state at the last. A level that is not asked for serves too, unless its epoch took it
-        below the missing one already.
+        Whatever level it was reached at or kept for serves, unless its epoch took it below the missing one already.
         """
         if not self.folders:
             return None
-        files = self.folders[run].glob("level-*.safetensors")
-        found = [float(p.name.removeprefix("level").removesuffix(".safetensors")) for p in files]
-        ahead = next((level for level in self.levels if level not in found), self.levels[-1])
-        for level in sorted(level for level in found if level >= ahead):
-            state = self.level(run, level, like)
-            if level in self.levels or state.log_loss[0] >= ahead:
-                return state
-        return None
+        level, towards = (
+            [float(path.stem.removeprefix(kind)) for path in self.folders[run].glob(f"{kind}-*.safetensors")]
+            for kind in ("level", "towards")
+        )
+        ahead = next(asked for asked in self.levels if asked not in level)
+        states = {at: self._state(run, at, like) for at in level if at >= ahead}
+        usable = [state for at, state in states.items() if at in self.levels or state.log_loss[0] >= ahead]
+        epochs = [int(state.epoch[0]) for state in usable]  # of these one may be below it: one level a time is noted
+        on_the_way = [self._state(run, at, like, "towards") for at in towards]
+        usable += [s for s in on_the_way if s.log_loss[0] >= ahead or int(s.epoch[0]) in epochs]
+        return max(usable, key=lambda state: int(state.attempt[0]), default=None)
 
-    def stack(self, like):
-        """Return (runs, their descents) of the last checkpoint, or None."""
-        if not self.folders or not self.checkpoint.exists():
-            return None
-        way_out = "Delete it to go on from the levels that were reached."
-        state, meta = load(self.checkpoint, like, {"members": self.recipes}, way_out)
-        return meta["runs"], state
+    def keep(self, live, state, goals, below, at_once):
+        """Write all runs together, `at_once` or where the last time is `seconds` ago.
 
-    def write(self, run, level, descent):
-        """Write the state of a run at a level."""
-        if self.folders:
-            save(level_path(self.folders[run], level), descent, {"holds": self.recipes[run] | {"level": level}})
+        goals: the level that each was on its way to; below: the places in `live` of those that are there now.
+        """
+        if not self.folders or not (at_once or time.monotonic() - self.saved_at >= self.seconds):
+            return
+        kinds = ["level" if k in below else "towards" for k in range(len(live))]
+        paths = [level_path(self.folders[run], *to) for run, *to in zip(live, goals, kinds, strict=True)]
+        with disk.together(paths, self.folders[0].parent):
+            for k, (run, path) in enumerate(zip(live, paths, strict=True)):
+                holds = self.recipes[run] | {kinds[k]: goals[k]}
+                save(path, nets.take(state, [k]), {"holds": holds}, later=True)
+        self._tidy()
+        self.saved_at = time.monotonic()
 
-    def keep(self, live, state):
-        """Write the checkpoint if the last one is `seconds` old."""
-        due = time.monotonic() - self.saved_at >= self.seconds
-        if self.folders and state is not None and due:
-            save(self.checkpoint, state, {"runs": live, "holds": {"members": self.recipes}})
-            self.saved_at = time.monotonic()
+    def _tidy(self):
+        """Return nothing; delete what was kept on the way to levels that were reached."""
+        for folder in self.folders:
+            for level in self.levels:
+                if level_path(folder, level).exists():
+                    level_path(folder, level, "towards").unlink(missing_ok=True)
 
     @contextmanager
     def held(self):
-        """Within the block no other process trains this stack; at its end, unless it failed, the checkpoint goes.
+        """Within the block no other process trains any of these runs, in whatever stack and to whatever levels.
 
-        Where nothing is left to train nothing is written either, and the folders may be somebody else's.
+        Where nothing is left to train nothing is written, and the folders may be somebody else's.
         """
-        asked = [level_path(folder, level) for folder in self.folders or [] for level in self.levels]
-        if all(path.exists() for path in asked) and not (asked and self.checkpoint.exists()):
+        asked = [(folder, level) for folder in self.folders or [] for level in self.levels]
+        if all(level_path(*at).exists() and not level_path(*at, "towards").exists() for at in asked):
             yield
             return
-        with disk.lock(self.checkpoint):
+        with ExitStack() as held:
+            for folder in sorted(self.folders):  # everybody locks in one order
+                held.enter_context(disk.lock(folder))
+            for place in {folder.parent for folder in self.folders}:  # who was waited for may have been killed
+                disk.recover(place)
+            self._tidy()
             yield
-            self.checkpoint.unlink(missing_ok=True)

@@ -56,11 +56,10 @@ def _read(paths, recipes, like):
 
 def _save_together(paths, recipes, net, history):
     """Write what was trained, one file a run: all of them or, killed or out of room before, none."""
-    with disk.writing(paths[0], *map(disk.new, paths)):
+    with disk.together(paths, paths[0].parent.parent):
         for run, (path, recipe) in enumerate(zip(paths, recipes, strict=True)):
             own = {name: column[run] for name, column in history.items()}
             save(path, nets.take(net, [run]), own, recipe, later=True)
-    disk.commit(paths, paths[0].parent.parent)
 
 
 def save(path, net, history, recipe, later=False):
