@@ -49,6 +49,13 @@ def number(what: str, value, interval: str, whole: bool = False):
     return plain
 
 
+def instance(what: str, value, kind: type, needed: str):
+    """Return `value`; ParameterError, which says what is needed, if it is not of this kind; what: "net is", say."""
+    if not isinstance(value, kind):
+        raise ParameterError(f"{what} a {type(value).__name__}; needed is {needed}")
+    return value
+
+
 def flags(defaults: dict, given: dict) -> None:
     """Raise ParameterError for the first of the values `given` that is not True or False where its default is."""
     for name, default in defaults.items():

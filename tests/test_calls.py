@@ -5,7 +5,30 @@ import pytest
 import torch
 from torch import nn
 
-from lib import convnets, errors, evaluate, mask_files, masks, methods, nets, phew, plain, sets, shrink, smaller
+from lib import (
+    anatomy,
+    convnets,
+    errors,
+    evaluate,
+    hops,
+    line_search,
+    mask_files,
+    masks,
+    methods,
+    nets,
+    phew,
+    plain,
+    reweight,
+    scores,
+    sets,
+    shrink,
+    slices,
+    smaller,
+    stacking,
+    synflow,
+    topology,
+    units,
+)
 from lib.training.trainer import Trainer
 
 X, Y = torch.randn(4, 6), torch.tensor([0, 1, 2, 0])
@@ -130,6 +153,49 @@ TOLD = {
     "other modules as a file": (lambda: plain.save(nn.Sequential(nn.BatchNorm1d(3)), "never"),
                                 r"BatchNorm1d cannot be kept.*torch.save\(module, FILE\)"),
 }  # fmt: skip
+
+
+STACKS = {  # functions of a stack
+    "graph": nets.graph, "runs": nets.runs, "weights": nets.weights, "fold": nets.fold,
+    "units' norms": nets.unit_norms, "plain": nets.assert_plain, "evaluate": lambda net: evaluate.evaluate(net, X, Y),
+    "anatomy": lambda net: anatomy.anatomy(net, {}), "path kernel": lambda net: synflow.path_kernel(net, {}),
+    "narrow": lambda net: shrink.narrow(net, {}), "widen": lambda net: shrink.widen(net, net, {}),
+    "init_": lambda net: nets.init_(net, [1]), "reinit_": lambda net: nets.reinit_(net, {}, [1]),
+    "apart": nets.apart, "width": lambda net: stacking.width(net, 4), "readers": units.readers,
+    "score": lambda net: scores.magnitude(net, None, None, [1]), "flow": synflow.flow,
+    "line search": lambda net: line_search.search(net, X, Y, 1.0, 1.0, 1.0),
+    "descent": lambda net: line_search.gradient_descent(net, X, Y, 0.1, 1),
+    "training": lambda net: Trainer(net, (X, Y), (X, Y), [1], bar=False), "refit": lambda net: reweight.edges_(
+        net, {"0.weight": torch.ones(1, 5, 6).bool()}, None),
+}  # fmt: skip
+MODULES = {  # functions of any torch module, stacks among them
+    "prune": lambda net: methods.prune(net, "magnitude", 0.5), "shrink": shrink.shrink, "unwrapped": hops.unwrapped,
+    "apply_": lambda net: masks.apply_(net, {}), "hold_": lambda net: masks.hold_(net, {}, torch.optim.SGD([X], 0.1)),
+    "rows": lambda net: smaller.rows(net, {}), "sliced": lambda net: slices.sliced(net, {}),
+    "topology": topology.topology, "phew": lambda net: phew.phew_masks(net, 50),
+    "save": lambda net: plain.save(net, ""), "macs": lambda net: plain.macs(net, 6), "parameters": plain.parameters,
+    "laid out": plain.laid_out, "expand": lambda net: masks.expand({}, net),
+}  # fmt: skip
+STRANGE = {"list": [module()], "NoneType": None, "OrderedDict": module().state_dict(), "type": nn.Linear}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize("case", STACKS | MODULES)
+def test_what_is_no_network_is_told_so(case, kind):
+    with pytest.raises(ValueError, match=f" is a {kind}; needed is a"):
+        (STACKS | MODULES)[case](STRANGE[kind])
+
+
+@pytest.mark.parametrize("case", STACKS)
+def test_what_is_no_stack_is_told_so(case):
+    with pytest.raises(errors.ParameterError, match="Sequential is no stack .*methods.prune and shrink.shrink take it"):
+        STACKS[case](module())
+
+
+def test_what_is_told_of_chains_alone_says_so():
+    for net in (module(), convnets.build("resnet20", (3, 8, 8), 3, 1, 2), None):
+        with pytest.raises(errors.ParameterError, match=f"net is a {type(net).__name__}; needed is nets.MLP"):
+            anatomy.perturbation(net, {}, X)
 
 
 @pytest.mark.parametrize("case", TOLD)

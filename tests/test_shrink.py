@@ -2,7 +2,6 @@
 
 import copy
 import io
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from lib import convnets, disk, masks, nets, paths, plain, shrink
 from lib.errors import RecordError
+from lib.networks.layers import BatchNorm
 
 F64 = torch.float64
 SIZES = (12, 20, 15, 9, 4)
@@ -377,8 +377,11 @@ def test_a_narrow_stack_is_the_masked_one(case):
 
 def expanded(net, units):
     """Return `masks.expand` of a network, normalisations left out: they are no layers of the chain."""
-    own = [(name, p) for name, p in net.named_parameters() if name.rpartition(".")[0] in nets.layers(net)]
-    return masks.expand(units, SimpleNamespace(named_parameters=lambda: own))
+    bare = copy.deepcopy(net)
+    for part in bare.modules():
+        if isinstance(part, BatchNorm):
+            part.weight = part.bias = None
+    return masks.expand(units, bare)
 
 
 def sgd(net, x, y, steps, after=lambda net: None):

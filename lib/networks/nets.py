@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.errors import listed, one_each
+from lib.errors import ParameterError, instance, listed, one_each
 from lib.kernels import twins
 from lib.networks import inits
 from lib.networks.layers import BatchNorm, DropConnect, Dropout, Layer, Linear
@@ -50,7 +50,7 @@ def graph(net):
     hops bring; the output has no activation. Pools and flattening are inside a hop: a linear layer of I inputs behind
     a node of C channels has I/C inputs for every channel, channel after channel.
     """
-    return net.graph()
+    return layers(net) and net.graph()
 
 
 ACTIVATIONS = {
@@ -120,9 +120,17 @@ def pixels(x, image):
     return x
 
 
-def layers(net):
-    """Return the weight layers by name, in the order of the forward pass."""
-    return {name: module for name, module in net.named_modules() if isinstance(module, Layer)}
+def layers(net, stack=True):
+    """Return the weight layers by name, in the order of the forward pass: the door to all that takes stacks.
+
+    ParameterError for what is no stack; where none is needed, `stack` False, a torch module may come too, and has none.
+    """
+    modules = instance("net is", net, nn.Module, "a network itself, a stack or a torch module").named_modules()
+    found = {name: module for name, module in modules if isinstance(module, Layer)}
+    if stack and not found:
+        how = "methods.prune and shrink.shrink take it, its accuracy is (module(x).argmax(1) == y).float().mean()"
+        raise ParameterError(f"{type(net).__name__} is no stack of networks, as nets.MLP makes one; {how}")
+    return found
 
 
 def weights(net):
@@ -140,7 +148,7 @@ def hidden(net):
 
 def runs(net):
     """Return R, the number of networks in the stack."""
-    return next(net.parameters()).shape[0]
+    return next(iter(layers(net).values())).weight.shape[0]
 
 
 def macs_per_run(net):
@@ -231,7 +239,7 @@ def load_(net, tensors):
 
 def _coded(net):
     """Return the stack, whose layers know whether any of their runs is normalised."""
-    for layer in layers(net).values():
+    for layer in layers(net, stack=False).values():
         layer.normalised = bool(layer.norm.any())
     return net
 
@@ -281,7 +289,7 @@ def sgd_in_backward(net, lr):
     No parameter keeps a gradient, and those of linear layers get none: for a wide one that halves the memory traffic of
     a step. Raises ValueError for a network with batch normalisation, whose parameters it could not train.
     """
-    if any(isinstance(module, BatchNorm) for module in net.modules()):
+    if layers(net) and any(isinstance(module, BatchNorm) for module in net.modules()):
         raise ValueError("a network with batch normalisation takes no step in its backward pass: use an optimizer")
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from lib.errors import ParameterError, RecordError, listed
+from lib.errors import ParameterError, RecordError, instance, listed
 from lib.kernels import twins
 from lib.records import disk
 
@@ -134,7 +134,7 @@ def laid_out(module):
     Its convolutions follow. ResNet20 on one core: 1.7 times faster, and 2.5 times with an eighth of the inner filters.
     A pool of single pixels comes before a convolution whose gradient would not be safe so: see `twins.FEW`.
     """
-    if any(tensor.device.type != "cpu" for tensor in module.parameters()):
+    if any(tensor.device.type != "cpu" for tensor in _asserted(module).parameters()):
         return module
     _space(module)
     return module.to(memory_format=torch.channels_last)
@@ -167,7 +167,7 @@ def describe(module, numbers=None):
     A part that stands there again is the number of the first, in the order in which `build` makes them.
     """
     numbers = {} if numbers is None else numbers
-    if module in numbers:
+    if _asserted(module) in numbers:
         return numbers[module]
     kind = type(module)
     if kind not in KINDS:
@@ -241,8 +241,8 @@ def save(module, folder):
     What is saved loads to the same function: ValueError for a module that is not made of the kinds in `KINDS`, or
     that has anything beside their constructors' options and tensors, such as hooks.
     """
-    folder, tensors = Path(folder).expanduser(), module.state_dict()
-    description = describe(module)
+    folder, description = Path(folder).expanduser(), describe(module)
+    tensors = module.state_dict()
     _assert_kept(module, build(description))
     short = [name for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16]
     arrays = {name: _array(name, tensor) for name, tensor in tensors.items()}
@@ -285,7 +285,7 @@ def onnx(module, folder, inputs):
         raise ParameterError(f"{told}: pip install onnx onnxscript onnxruntime") from error
     path = Path(folder).expanduser() / ONNX
     disk.assert_writable(path.parent)
-    twin = copy.deepcopy(module).cpu().eval()
+    twin = copy.deepcopy(_asserted(module)).cpu().eval()
     x = _zeros(twin, 2, inputs)
     names = {"input_names": ["x"], "output_names": ["logits"], "dynamic_shapes": ({0: torch.export.Dim("N")},)}
     torch.onnx.export(twin, (x,), disk.new(path), dynamo=True, external_data=False, verbose=False, **names)
@@ -295,7 +295,12 @@ def onnx(module, folder, inputs):
 
 def parameters(module):
     """Return how many numbers the module stores."""
-    return sum(tensor.numel() for tensor in module.parameters())
+    return sum(tensor.numel() for tensor in _asserted(module).parameters())
+
+
+def _asserted(module):
+    """Return the module; ParameterError for what is none, such as weights alone."""
+    return instance("module is", module, nn.Module, "a torch module itself")
 
 
 @torch.enable_grad()  # without, the counter fails on a module of parameters alone
@@ -305,7 +310,7 @@ def macs(module, inputs):
     Of products of matrices and convolutions, those of attention and recurrence included. inputs: the example's length,
     or its shape, or a batch `(N, ...)` of examples, as of a module that looks numbers up.
     """
-    before, fast = [part.training for part in module.modules()], torch.backends.mha.get_fastpath_enabled()
+    before, fast = [part.training for part in _asserted(module).modules()], torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one call that the counter does not know
     try:
         with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:  # which counts additions too, as many

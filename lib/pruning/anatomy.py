@@ -4,6 +4,7 @@ import copy
 
 import torch
 
+from lib.errors import instance
 from lib.networks import nets
 from lib.pruning import paths
 from lib.pruning.masks import apply_
@@ -54,8 +55,9 @@ def perturbation(net, masks, x):
     ‖(W - W∘M) h‖ / ‖W h‖ of its outputs before activation (biases join both, where there are any), with h what the
     whole network feeds to it for inputs `x (N, I)`; if what is pruned pulled in independent directions, error² would be
     mass. output_error (R,): the relative change of the logits when all layers are pruned at once. ValueError for
-    normalised weights.
+    normalised weights, and for another network.
     """
+    instance("net is", net, nets.MLP, "nets.MLP, whose layers stand one behind the other with nothing between")
     pruned, act = apply_(copy.deepcopy(net), masks), nets.ACTIVATIONS[net.activation]
     logits, mass, error = net(x), [], []
     output_error = _size(pruned(x) - logits) / _size(logits)

@@ -48,7 +48,12 @@ class Hop(NamedTuple):
 
 
 def unwrapped(network):
-    """Return the module inside of DataParallel, DistributedDataParallel and torch.compile; ValueError for a script."""
+    """Return the module inside of DataParallel, DistributedDataParallel and torch.compile.
+
+    ValueError for what is no module, and for a script.
+    """
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"the network is a {type(network).__name__}; needed is a network itself, a torch module")
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
     while inner := getattr(network, "_orig_mod", None) or (network.module if isinstance(network, wrappers) else None):
         network = inner

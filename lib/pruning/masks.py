@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lib.errors import choice, hint, listed, number
+from lib.errors import choice, hint, instance, listed, number
 from lib.pruning.hops import unwrapped
 
 SCOPES = ("layer", "global", "unit")
@@ -142,16 +142,14 @@ def expand(units, net):
     their units. ValueError for batch normalisation, whose shift would go on speaking for the unit: `shrink.narrow`
     takes it along.
     """
-    parameters = dict(net.named_parameters())
+    parameters = dict(unwrapped(net).named_parameters())
     weights = {name: p for name, p in parameters.items() if name.endswith(".weight")}
     if any(weight.dim() < 3 for weight in weights.values()):
         raise ValueError("expand takes stacks without batch normalisation: else shrink.narrow, of modules smaller.rows")
     assert_units(units, weights, 2)
     last = list(weights)[-1].removesuffix(".weight")
     if last in units and not units[last].all():
-        raise ValueError(
-            f"{last} makes the outputs of the network, which are no units to prune: leave it out of `units`"
-        )
+        raise ValueError(f"{last} makes the outputs of the network, no units to prune: leave it out of `units`")
     masks, before = {}, None
     for name, weight in weights.items():
         layer = name.removesuffix(".weight")
@@ -194,11 +192,8 @@ def first(net, widths):
 
 def assert_named(masks):
     """Raise ValueError for masks that are no dict, as those of `phew.phew_masks`."""
-    if not isinstance(masks, dict):
-        told = f"masks are a {type(masks).__name__}; needed is a dict by the names of parameters"
-        raise ValueError(
-            f"{told}: methods.prune(net, …) makes one; phew_masks has those of hops.weighted(net), in order"
-        )
+    how = "methods.prune(net, …) makes one; phew_masks has those of hops.weighted(net), in order"
+    instance("masks are", masks, dict, f"a dict by the names of parameters: {how}")
 
 
 def assert_like(masks, tensors):

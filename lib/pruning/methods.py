@@ -93,7 +93,7 @@ def prune(net, name, density, x=None, y=None, seeds=None, **how):
     ParameterError where a run of a stack is left with nothing.
     """
     made = prune_each(net, name, [density], x, y, seeds, **how)
-    return modules.some(made, [density])[0] if nets.layers(net) else made[0]
+    return modules.some(made, [density])[0] if nets.layers(net, stack=False) else made[0]
 
 
 @torch.inference_mode(False)  # of gradients, whatever the caller's mode

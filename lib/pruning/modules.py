@@ -134,9 +134,7 @@ def _stream(x):
 
 def opened(net, needs, x, y, seeds, layers):
     """Return `net` as a stack, a torch module as `One`, the examples as that reads them, and the seeds of its runs."""
-    if not isinstance(net, nn.Module):
-        raise ParameterError(f"net is a {type(net).__name__}; needed is a network itself, a stack or a torch module")
-    if nets.layers(net):
+    if nets.layers(net, stack=False):
         return net, x, seeds
     alone = One(net, x if needs in ("nothing", "examples") else None, needs == "nothing", layers)
     x = examples(x, y) if needs == "examples" and x is not None else x

@@ -45,7 +45,7 @@ def shrink(net, masks=None, run=0, inputs=None):
     and dropout disappear. Layers that `masks` does not name are whole; zeros in the weights count as masked. ValueError
     for a normalised layer (`nets.fold` first), for a run that is not there, and for a stack of another class.
     """
-    if not nets.layers(net):
+    if not nets.layers(net, stack=False):
         return sliced(net, masks or {}, inputs)
     parts = _parts(net, masks or {}, run)
     hops = [part.hop for part in parts]
@@ -286,8 +286,8 @@ def widen(small, net, units):
 
     Nothing is read from `net` but its shape. A dropped unit gets no weights, bias, factor or shift: it stays silent.
     """
-    full, tensors = copy.deepcopy(net), small.state_dict()
-    indices = {key: index for _, _, key, index in _indexed(full, _kept(net, units))}
+    kept, full = _kept(net, units), copy.deepcopy(net)
+    indices, tensors = {key: index for _, _, key, index in _indexed(full, kept)}, small.state_dict()
     with torch.no_grad():
         for key, tensor in full.state_dict().items():
             # A dropped unit's variance becomes one: nothing is divided by zero.

@@ -56,7 +56,7 @@ def rows(net, units):
     for name, part in net.named_modules():
         if isinstance(part, (Layer, *hops.WEIGHTED)) and not isinstance(part, modules.TRANSPOSED):
             weights[f"{name}.weight"] = part.weight
-    assert_units(units, weights, 2 if nets.layers(net) else 1)
+    assert_units(units, weights, 2 if nets.layers(net, stack=False) else 1)
     found = {f"{layer}.weight": mask for layer, mask in units.items()}
     return {name: trailing(mask, weights[name]).expand_as(weights[name]).clone() for name, mask in found.items()}
 

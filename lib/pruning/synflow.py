@@ -72,7 +72,7 @@ def flow(net, power=1, dtype=None):
     its `powered` copy of the same power. dtype: of the computation; None is the network's own or, where R leaves the
     range that float32 is safe in, float64: deep networks grow R beyond 1e38, and sparse ones under 1e-38.
     """
-    own = next(net.parameters()).dtype
+    own = next(iter(nets.weights(net).values())).dtype
     made = net if _powers(net) == power and dtype in (None, own) else powered(net, power, dtype or own)
     _, weights = vars(made)[POWERED]
     with torch.enable_grad():

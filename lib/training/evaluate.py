@@ -38,9 +38,6 @@ def evaluate(net, x, y, top5=False):
 
     The pass is made in `eval()` mode. top5: count that too. ValueError for what is no stack, as what `shrink` returns.
     """
-    if not nets.layers(net):
-        way_out = "of a torch module take (module(x).argmax(1) == y).float().mean()"
-        raise ValueError(f"{type(net).__name__} is no stack of networks; {way_out}")
     size, n, losses, correct = chunk(net), len(y), [], 0
     among5 = torch.full_like(y[:1], 0 if top5 else math.nan, dtype=torch.float64).expand(nets.runs(net))
     with nets.mode(net, training=False):
@@ -75,7 +72,7 @@ def _among(logits, y, most):
 
 def chunk(net, device=""):
     """Return how many examples of every run go through at once, on the device of `net` or a `device` by name."""
-    device = device or next(net.parameters()).device.type
+    device = device or next(iter(nets.weights(net).values())).device.type
     if device != "cpu":  # a GPU's memory is the bound, a CPU's cache is a run's
         return max(1, min(CHUNK["cuda"], ACTIVATIONS["cuda"] // (nets.widest(net) * nets.runs(net))))
     linear = [layer.scale.shape[1] for layer in nets.layers(net).values() if layer.positions == 1]

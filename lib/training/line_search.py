@@ -156,7 +156,7 @@ def gradient_descent(net, x, y, rate, steps):
     examples x (R, N, I) or (N, I), y (R, N) or (N,) of ±1. Both histories are of log-spaced steps, before the update.
     """
     net = copy.deepcopy(net)
-    weight = net.layers[0].weight
+    weight = next(iter(nets.weights(net).values()))
     basis = torch.eye(weight.shape[2], dtype=weight.dtype, device=weight.device)
     rates = torch.full(weight.shape[:1], rate, dtype=weight.dtype, device=weight.device)
     signed = x * y[..., None]
@@ -258,7 +258,7 @@ def _runs_last(tensor):
 
 
 def _check(net, loss):
-    layers = list(net.layers)
+    layers = list(nets.layers(net).values())
     choice("loss", loss, LOSSES)
     if len(layers) != 2 or layers[1].weight.shape[1] != 1 or any(m.bias is not None for m in layers):
         shapes = [tuple(m.weight.shape[1:]) for m in layers]
