@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
-from lib import nets, shrink
+from lib import convnets, methods, nets, shrink
 from lib.pruning.contribution import Sums, of_units, prunable
 from lib.studies.importance import study
 
@@ -173,9 +173,17 @@ def test_channels():
         np.testing.assert_allclose(found["convs.1"][run], mean.reshape(5, 4).sum(1), rtol=1e-10)
 
 
-def test_networks_that_have_no_such_score():
-    from lib import convnets
+def test_where_all_that_is_hidden_are_filters_they_have_scores():
+    net = nets.init_(convnets.build("vgg11", (1, 32, 32), 3, 2, 2), [0, 1])
+    x = draw(3, 1024).float()
+    found, asked = methods.score(net, "contribution", x, torch.arange(3), of="units"), of_units(net, x, channels=True)
+    assert list(found) == prunable(net) == [f"convs.{k}" for k in range(8)] and prunable(net, False) == []
+    assert all(torch.equal(found[name], score) for name, score in asked.items())
+    with pytest.raises(ValueError, match="no hidden units"):
+        methods.score(net, "contribution", x, torch.arange(3), of="units", on="preactivation")
 
+
+def test_networks_that_have_no_such_score():
     with pytest.raises(ValueError, match="shortcuts"):
         prunable(convnets.build("resnet20", (3, 8, 8), 10, 1))
     with pytest.raises(ValueError, match="allowed"):

@@ -13,10 +13,12 @@ import torch
 from nbconvert import HTMLExporter
 from PIL import Image
 from sklearn.metrics import confusion_matrix
+from torch.nn import functional as F
 
 from lib import (
     board,
     controls,
+    convnets,
     drawing,
     methods,
     nets,
@@ -56,6 +58,29 @@ def by_hand(net, kept, x):
     return x
 
 
+def of_convolutions():
+    """Return a `Subject` like `made`, of a chain of convolutions."""
+    torch.manual_seed(0)
+    blocks = (1, 2), (2,)
+    net = convnets.VGG((2, 8, 8), 4, ["no-WN"], 4, blocks, biases=True, average=True).double()
+    for layer in nets.layers(nets.init_(net, [1])).values():
+        torch.nn.init.normal_(layer.bias)
+    x, y = torch.randn(60, 128).double(), torch.arange(60) % 4
+    pictures = torch.randint(256, (60, 2, 8, 8), dtype=torch.uint8)
+    return subjects.Subject("filters", net, (x[:30], y[:30]), (x, y), pictures, 1)
+
+
+def convolved(net, kept, x):
+    """Return the logits of that network masked, by torch's own functions, one layer after the other."""
+    own = {name: p.detach()[0] for name, p in net.named_parameters()}
+    own |= {name: own[name] * mask[0] for name, mask in kept.items()}
+    x = x.view(-1, 2, 8, 8)
+    for k, pool in enumerate((None, F.max_pool2d, F.avg_pool2d)):
+        x = F.relu(F.conv2d(x, own[f"convs.{k}.weight"], own[f"convs.{k}.bias"], padding=1))
+        x = pool(x, 2) if pool else x
+    return x.flatten(1) @ own["output.weight"].T + own["output.bias"]
+
+
 @pytest.fixture(scope="module")
 def subject():
     return made()
@@ -78,6 +103,42 @@ def test_a_sweep_is_what_its_method_leaves_at_every_stop(subject, kind, name):
     else:
         assert sum(int(mask.sum()) for mask in kept.values()) == 160
     assert (found.scores is None) == methods.get(name, kind).draws
+
+
+@pytest.mark.parametrize(("kind", "name"), EXPLORED)
+def test_filters_go_as_units_do(kind, name):
+    subject = of_convolutions()
+    for cut in sweep.sweep(subject, name, kind, STOPS).cuts:
+        assert torch.allclose(cut.logits, convolved(subject.net, cut.masks, subject.test[0]))
+    asked = [int(mask.sum()) for key, mask in cut.masks.items() if key.endswith("bias")]
+    assert asked == [0, 1, 1] if kind == "units" else abs(cut.left["sparsity"] - 0.9) < 0.002
+    board.Board(subject, [sweep.sweep(subject, name, kind, STOPS)] * 2).png([cut, cut])
+
+
+def test_a_filter_goes_and_comes_back_by_hand():
+    subject = of_convolutions()
+    cut = sweep.sweep(subject, "contribution", "units", STOPS).cuts[1]
+    left = sweep.there(subject.net, cut.masks)
+    units = {"convs.0": ~left[None], **{f"convs.{k}": cut.masks[f"convs.{k}.bias"] for k in (1, 2)}}
+    other = sweep.changed(subject, cut, {unit: not there for unit, there in enumerate(left.tolist())})
+    assert torch.allclose(other.logits, shrink.narrow(subject.net, units)(subject.test[0])[0].detach())
+    back = sweep.changed(subject, other, dict(enumerate(left.tolist())))
+    assert torch.equal(back.logits, cut.logits) and not torch.allclose(other.logits, cut.logits)
+    found = sweep.images(subject, cut.masks, torch.arange(4))
+    assert torch.equal(found, subject.net.convs[0].weight.detach()[0] * left[:, None, None, None])
+
+
+def test_a_network_of_filters_is_trained_now_and_shown(monkeypatch):
+    for name, few in {"FILTERS": 2, "EPOCHS": 1}.items():
+        monkeypatch.setattr(subjects, name, few)
+    monkeypatch.setattr(sweep, "STOPS", STOPS)
+    explorer = controls.Explorer("digits32", examples=60)
+    explorer.show()
+    assert type(explorer.subject.net) is convnets.VGG and explorer.status.value == ""
+    assert numbers(explorer).loc["live units by layer", "contribution"] == "1, 2, 4, 4, 8, 8, 8, 8, 10"
+    x, y = sets.load("digits32").split("test")
+    again = subjects.subject("digits32").net(x)[0].argmax(1)
+    assert torch.equal(again[::5], explorer.sweeps[0].cuts[0].answers) and len(y) // 60 == 5
 
 
 def test_what_needs_what_the_explorer_has_not_is_not_offered():

@@ -37,8 +37,8 @@ _numbers = itertools.count()  # of explorers, so that two in one page do not sha
 class Explorer:
     """A trained network, two methods and a slider. `show` displays it; `cuts` is what it shows now.
 
-    network: `subjects.DIGITS`, or a label of `subjects.networks()`; of: "units" or "weights"; first, second: methods
-    of those; sparsity: the share to be pruned at first; seed: of what is drawn, and of the network trained now;
+    network: a name in `subjects.NOW` or a label of `subjects.networks()`; of: "units" or "weights"; first, second:
+    methods of those; sparsity: the share to be pruned at first; seed: of what is drawn, and of the network trained now;
     examples: test images that are answered, 0 for all. ParameterError for what there is not. It writes no record.
     """
 
@@ -62,7 +62,7 @@ class Explorer:
     def _make(self, network, kind, first, second, sparsity):
         wide = widgets.Layout(width="100%")
         self.network = widgets.Dropdown(
-            options=[subjects.DIGITS, *subjects.networks()], description="network", layout=wide
+            options=[*subjects.NOW, *subjects.networks()], description="network", layout=wide
         )
         self.kind = widgets.Dropdown(options=KINDS, value=kind, description="prune")
         self.first, self.second = (

@@ -1,5 +1,6 @@
-"""What is explored: fully connected networks that runs have left, and one of digits that is trained in seconds."""
+"""What is explored: fully connected networks that runs have left, and two of digits that are trained in seconds."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,18 @@ import torch
 from lib.data import sets
 from lib.errors import RecordError, choice
 from lib.kernels import twins
-from lib.networks import nets
+from lib.networks import convnets, nets
 from lib.records import runs
 from lib.training import weights
 from lib.training.evaluate import evaluate_alone
 from lib.training.trainer import Trainer
 
-DIGITS = "digits"  # what the network that is trained now is called, beside the files of the others
-HIDDEN, EPOCHS = (100, 50), 5  # of it
+DIGITS = "digits"  # what a network that is trained now is called, as its data set is, beside the files of the others
+HIDDEN, FILTERS, EPOCHS = (100, 50), 8, 5  # units, and filters of the first layer of the one of convolutions
+NOW = {
+    DIGITS: lambda image, classes: nets.MLP([math.prod(image), *HIDDEN, classes], "no-WN"),
+    "digits32": lambda image, classes: convnets.build("vgg11", image, classes, 1, FILTERS),
+}
 STYLES = {  # how folders of `runs.trained` are called behind the data set: (activation, statistics of the pixels)
     r"mlp\d+": ("relu", "ewn"),
     "challenge": ("relu", "ewn"),
@@ -65,23 +70,23 @@ def _style(kind):
 
 
 def subject(label, seed=1, examples=0):
-    """Return the `Subject` called `label`: `DIGITS`, which is trained now, or one of `networks`.
+    """Return the `Subject` called `label`: one of `NOW`, which is trained now, or one of `networks`.
 
     examples: test images that it is asked about, evenly spaced, 0 for all. ParameterError for another label;
     RecordError for a file whose network has another test accuracy here than where it was trained.
     """
-    if label == DIGITS:
-        return _trained_now(seed, examples)
+    if label in NOW:
+        return _trained_now(label, seed, examples)
     known = networks()
-    choice("network", label, [DIGITS, *known])
+    choice("network", label, [*NOW, *known])
     return _from_file(known[label], label, seed, examples)
 
 
-def _trained_now(seed, examples):
-    data = sets.load("digits")
-    net = nets.init_(nets.MLP([data.train_x[0].numel(), *HIDDEN, data.classes], "no-WN"), [seed])
+def _trained_now(label, seed, examples):
+    data = sets.load(label)
+    net = nets.init_(NOW[label](tuple(data.train_x[0].shape), data.classes), [seed])
     trainer = Trainer(net, data.split("train"), data.split("test"), [seed], rule="adam", lr=0.001, batch=50, bar=False)
-    return _of(DIGITS, trainer.fit(EPOCHS).net, data, "ewn", seed, examples)
+    return _of(label, trainer.fit(EPOCHS).net, data, "ewn", seed, examples)
 
 
 def _from_file(path, label, seed, examples):

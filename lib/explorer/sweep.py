@@ -139,10 +139,14 @@ def there(net, kept):
 
 
 def images(subject, kept, units):
-    """Return what is left of `units (n,)` of the first layer, as images `(n, C, H, W)`: pruned weights are zero."""
+    """Return what is left of `units (n,)` of the first layer, as images `(n, C, H, W)`: pruned weights are zero.
+
+    H and W are those of a picture, or of a filter.
+    """
     name = f"{next(iter(nets.layers(subject.net)))}.weight"
     weight = nets.weights(subject.net)[name].detach()[0, units]
-    return (weight * kept[name][0, units]).unflatten(1, subject.pictures.shape[1:])
+    left = weight * kept[name][0, units]
+    return left if left.dim() == 4 else left.unflatten(1, subject.pictures.shape[1:])
 
 
 @dataclass(frozen=True)

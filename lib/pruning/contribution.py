@@ -99,32 +99,36 @@ def worst(net, x, y, seeds, **options):
     return {layer: -score for layer, score in contributing(net, x, y, seeds, **options).items()}
 
 
-def prunable(net, channels=False):
+def prunable(net, channels=None):
     """Return the names of the layers whose units have a score: all but the output, convolutions only with `channels`.
 
-    ValueError for a network that is not a chain of layers.
+    None: with them where nothing else is hidden. ValueError for a network that is not a chain of layers.
     """
     hops = nets.graph(net)
     if not all(isinstance(hop, nets.Hop) for hop in hops):
         raise ValueError("contributions are of stacks, nets.MLP or convnets.VGG; of a torch module take taylor instead")
     if any(hop.layer is None or (hop.source, hop.target) != (k, k + 1) for k, hop in enumerate(hops)):
         raise ValueError(f"{type(net).__name__} has shortcuts; contributions are of chains of layers, MLP and VGG")
-    return [hop.layer for hop in hops[:-1] if channels or not isinstance(net.get_submodule(hop.layer), Conv2d)]
+    hidden = [hop.layer for hop in hops[:-1]]
+    linear = [layer for layer in hidden if not isinstance(net.get_submodule(layer), Conv2d)]
+    return hidden if channels or channels is None and not linear else linear
 
 
-def of_units(net, x, average=1.0, maximum=0.0, on="activation", channels=False):
+def of_units(net, x, average=1.0, maximum=0.0, on="activation", channels=None):
     """Return the scores of a stack's hidden units for the examples `x`, `{layer: (R, units)}` float64.
 
     x: `(N, I)`, or `(R, N, I)` of each run's own. on: "activation", what the next layer reads, or "preactivation",
     the value before the activation function, as the study's code has it: a unit that is silent then counts by how far
-    below zero it is. channels: score those of convolutions too. A channel's contribution to a next unit sums |w| |a|
-    over the filter's positions; every place where a next convolution puts its filter is an example more, and a linear
-    layer behind a convolution reads all positions of a channel. Channels have no preactivation score (ValueError).
+    below zero it is. channels: score those of convolutions too, see `prunable`. A channel's contribution to a next unit
+    sums |w| |a| over the filter's positions; every place where a next convolution puts its filter is an example more,
+    and a linear layer behind a convolution reads all positions of a channel. Channels have no preactivation score
+    (ValueError).
     Each run is scored alone, so that no rank depends on a neighbour's rounding.
     """
     choice("on", on, ON)
-    if channels and on != "activation":
+    if channels and on != ON[0]:
         raise ValueError(f"on is {on!r} with channels=True; channels have a score by {ON[0]!r} alone")
+    channels = channels if on == ON[0] else False
     each = zip(nets.apart(net), nets.of_runs(net, x, 3), strict=True)
     return nets.join(_of_run(*mine, average, maximum, on, channels) for mine in each)
 
