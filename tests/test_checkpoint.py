@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import checkpoint, convnets, disk, images, masks, nets, once, remask, runs, scores, sets
+from lib import checkpoint, convnets, disk, images, masks, nets, once, remask, runs, scores, sets, store
 from lib.errors import RecordError
 from lib.studies.importance import vae
 from lib.studies.importance.vae_study import Bound
@@ -394,6 +394,23 @@ def test_trainings_under_masks_go_on(stack, tmp_path, monkeypatch):
     for name in whole.keys() - {"seconds"}:
         np.testing.assert_array_equal(found[name], whole[name], err_msg=name)
     assert not states(tmp_path)
+
+
+def test_what_is_trained_is_safe_until_its_record_is_saved(tmp_path, monkeypatch):
+    """Killed while another type is trained, or before a record is saved, a process trains nothing again."""
+    monkeypatch.setenv("PRUNING_RUNS", str(tmp_path))
+    here, path = lab(0, every=0), tmp_path / "toy/phew-1.json"
+    starts = phew.prune(here, "phew", [0.5, 0.3])
+    with disk.lock(tmp_path / "toy/phew-1"):  # as a run does that computes it
+        whole = outcome.train(here, "phew", starts)
+        assert len(states(tmp_path)) == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_epoch", None)
+            found = outcome.train(here, "phew", starts)
+        np.testing.assert_array_equal(found["train_loss"], whole["train_loss"])
+        document = dict.fromkeys(store.FIELDS, {}) | {"experiment": "toy", "type": "phew", "seed": 1}
+        store.write([(path, document, store.pack({}, {})[0])])
+        assert store.read(path).seed == 1 and not states(tmp_path)
 
 
 def test_many_short_trainings_are_a_long_one(tmp_path, monkeypatch, clock):

@@ -92,6 +92,28 @@ def _wait(lock: FileLock, path: Path) -> None:
         lock.acquire()
 
 
+# ---- files that are not needed for ever
+
+
+_spent: list[Path] = []
+
+
+def spend(files: list[Path]) -> None:
+    """Return nothing; files go once this process has saved what came of them: now, if it is to save nothing.
+
+    Whoever computes a record holds a lock until it is saved.
+    """
+    _spent.extend(files)
+    if not any(lock.is_locked for (process, _), lock in _locks.items() if process == os.getpid()):
+        discard()
+
+
+def discard() -> None:
+    """Return nothing; delete what `spend` was told of, as a record is saved now."""
+    while _spent:
+        _spent.pop().unlink(missing_ok=True)
+
+
 # ---- atomic files
 
 

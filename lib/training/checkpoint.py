@@ -17,6 +17,7 @@ import torch
 
 from lib.networks import nets
 from lib.pruning import masks, shrink
+from lib.records import disk
 from lib.training import weights
 
 FORMAT = 2  # of the files; one more when they change
@@ -89,11 +90,10 @@ class States:
 
 @contextmanager
 def states(folder):
-    """Return a context of `States` whose files go at its end, unless it fails: then what came of them is safe."""
+    """Return a context of `States` whose files go, unless it fails, with the next record: see `disk.spend`."""
     kept = States(folder)
     yield kept
-    for path in kept.paths:
-        path.unlink(missing_ok=True)
+    disk.spend(kept.paths)
 
 
 class State:

@@ -92,10 +92,7 @@ class Lab:
 
     @contextmanager
     def keeping(self):
-        """Return a context of this lab whose trainings go on where they were killed; at its end their files go.
-
-        So what came of them is to be safe by then.
-        """
+        """Return a context of this lab whose trainings go on where they were killed: see `checkpoint.states`."""
         folder = runs.trained(self.recipe | {"type": "states", "seed": 0}).parent
         with checkpoint.states(folder) as states:
             yield replace(self, states=states)

@@ -28,8 +28,8 @@ def obtain(start, recipes, train, most=0):
 
     def work(missing):
         of = [paths[run] for run in missing]
-        with checkpoint.states(of[0].parent) as states:
-            _save_together(of, [recipes[run] for run in missing], *train(nets.take(start, missing), missing, states))
+        trained = train(nets.take(start, missing), missing, checkpoint.States(of[0].parent))
+        _save_together(of, [recipes[run] for run in missing], *trained)
 
     with ExitStack() as held:
         for path in sorted(path for path in paths if not path.exists()):
@@ -37,7 +37,7 @@ def obtain(start, recipes, train, most=0):
         for place in {path.parent.parent for path in paths}:  # now, because who was waited for may have been killed
             disk.recover(place)
         stacking.split(work, [run for run, path in enumerate(paths) if not path.exists()], most)
-    for path in paths:  # what was killed there, after its network was saved or in another stack, nobody takes up again
+    for path in paths:  # of this training, and of what was killed there in another stack: nobody takes them up again
         for state in path.parent.glob("training-*.safetensors*"):
             state.unlink(missing_ok=True)
     return _read(paths, recipes, start)
