@@ -58,7 +58,7 @@ def test_a_bar_of_nothing_is_a_nought(axes):
 
 def test_rows_of_strips_and_differences_are_the_same(axes):
     rows = pd.DataFrame({"type": ["phew", "snip", "snip"], "accuracy": [50.0, 40.0, 44.0]})
-    figures.strips(axes, rows, "accuracy", ["phew", "snip"])
+    figures.strips(axes, {"as is": rows}, ["phew", "snip"])
     assert [text.get_text() for text in axes.get_yticklabels()] == ["PHEW", "SNIP"]
     columns = ["first", "second", "mean", "low", "high", "n"]
     gains = pd.DataFrame([("phew", "snip", 8.0, 5.0, 11.0, 6)], columns=columns)
@@ -105,6 +105,6 @@ def test_a_type_is_compared_with_itself_changed_seed_by_seed(axes):
     (claim,) = figures.changes({"as is": own, "shuffled": moved}, "Density 0.1")
     assert claim["mean"] == pytest.approx((9 + 7) / 2) and claim["n"] == 2
     assert claim["text"] == "Density 0.1: PHEW is above itself with its masks shuffled within layers"
-    figures.altered(axes, {"as is": own, "shuffled": moved}, ["phew"])
+    figures.strips(axes, {"as is": own, "shuffled": moved}, ["phew"])
     assert [line.get_xdata().tolist() for line in axes.lines[::2]] == [[50.0, 52.0], [41.0, 45.0]]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["PHEW", "PHEW, shuffled"]

@@ -14,11 +14,18 @@ CHANGES = {"shuffled": "with its masks shuffled within layers"}  # of what was p
 CHANGES |= {scheme: f"with its weights drawn anew ({scheme})" for scheme in ("phew", "evci", "liu")}
 
 
-def strips(axes, rows, value, kinds):
-    """Draw every seed's `value` of each type of `kinds` in a row of its own, the first on top, and its median."""
-    for row, kind in enumerate(kinds):
-        drawing.strip(axes, -row, rows.loc[rows["type"] == kind, value], kind)
-    axes.set(yticks=range(0, -len(kinds), -1), yticklabels=[drawing.look(kind)[0] for kind in kinds])
+def strips(axes, rows, kinds):
+    """Draw every seed's accuracy of each type of `kinds` in a row of its own, the first on top, and its median.
+
+    rows: what was done -> a tidy table with type and accuracy in percent; "as is" comes first, and the rows of changed
+    masks or weights below that of the type. A type without runs has no row.
+    """
+    shown = [(kind, change, own) for kind in kinds for change, table in rows.items()
+             if len(own := table.loc[table["type"] == kind, "accuracy"])]  # fmt: skip
+    for row, (kind, _, own) in enumerate(shown):
+        drawing.strip(axes, -row, own, kind)
+    names = [drawing.look(kind)[0] + f", {change}" * (change != "as is") for kind, change, _ in shown]
+    axes.set(yticks=range(0, -len(shown), -1), yticklabels=names)
 
 
 def ahead(rows, pairs, value, said, main=(), unit=" points"):
@@ -37,11 +44,11 @@ def behind(axes, gains, kinds):
     The rows are those of `strips`.
     """
     drawing.seeds(axes, "bars", *gains["n"])
-    for row, kind in enumerate(kinds):
-        for one in gains[gains["second"] == kind].itertuples():
-            _, colour, marker, _ = drawing.look(kind)
-            axes.errorbar(one.mean, -row, xerr=[[one.mean - one.low], [one.high - one.mean]], fmt=marker, color=colour,
-                          markersize=4, capsize=2, linewidth=0.8)  # fmt: skip
+    for one in gains.itertuples():
+        _, colour, marker, _ = drawing.look(one.second)
+        bar = [[one.mean - one.low], [one.high - one.mean]]
+        axes.errorbar(one.mean, -kinds.index(one.second), xerr=bar, fmt=marker, color=colour, markersize=4, capsize=2,
+                      linewidth=0.8)  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.5)
 
 
@@ -168,23 +175,10 @@ def outlasts(lasts, first, seconds):
     return claims
 
 
-def altered(axes, rows, kinds):
-    """Draw every seed of each of `kinds`: as it is, and in the rows below it where its masks or weights are changed.
-
-    rows: what was done -> a tidy table with type and accuracy in percent; "as is" comes first.
-    """
-    shown = [(kind, change, own) for kind in kinds for change, table in rows.items()
-             if len(own := table.loc[table["type"] == kind, "accuracy"])]  # fmt: skip
-    for row, (kind, _, own) in enumerate(shown):
-        drawing.strip(axes, -row, own, kind)
-    names = [drawing.look(kind)[0] + f", {change}" * (change != "as is") for kind, change, _ in shown]
-    axes.set(yticks=range(0, -len(shown), -1), yticklabels=names)
-
-
 def changes(rows, setting):
     """Return the gallery's claims that a type is above itself with its masks or weights changed, paired by seed.
 
-    rows: as of `altered`, with seeds; setting: of all of them, in words.
+    rows: as of `strips`, with seeds; setting: of all of them, in words.
     """
     claims, rows = [], dict(rows)
     own = rows.pop("as is")
