@@ -15,12 +15,12 @@ AFTER = {"posthoc": "no training after", "finetune": "training goes on after", "
 SPLITS = {"train": "training images", "test": "test images"}
 CHANCE = 90  # % of errors: ten classes
 TOLD = (0.5, 0.8, 0.9, 0.95, 0.97, 0.99)  # sparsities that claims are about
-FORMS = {  # what computes, and what was pruned
-    ("dense", "weight"): "weights: full matrices, masked",
-    ("csr", "weight"): "weights: compressed rows",
-    ("shrunk", "weight"): "weights: idle units taken out",
-    ("block", "block"): "blocks of weights",
-    ("shrunk", "neuron"): "neurons: taken out",
+FORMS = {  # what computes, and what was pruned: in words, and its look, weights blue and neurons red
+    ("dense", "weight"): ("weights: full matrices, masked", drawing.BLACK, "o", "-"),
+    ("csr", "weight"): ("weights: compressed rows", drawing.BLUE, "^", "-"),
+    ("shrunk", "weight"): ("weights: idle units taken out", drawing.BLUE, "D", ":"),
+    ("block", "block"): ("blocks of weights", drawing.CYAN, "X", "--"),
+    ("shrunk", "neuron"): ("neurons: taken out", drawing.RED, "s", "-"),
 }
 
 
@@ -134,20 +134,13 @@ def asked(axes):
 
 def speed(axes, rows, batch):
     """Draw the milliseconds of a pass of one batch size by form: medians, and quartiles as bars."""
-    for (form, whole), look in looks().items():
+    for (form, whole), (label, colour, marker, dashes) in FORMS.items():
         own = rows[(rows["type"] == form) & (rows["whole"] == whole) & (rows["batch"] == batch)]
         own = own.groupby(["asked", "quantile"])["latency"].median().unstack("quantile")
         bars = own["median"] - own["low"], own["high"] - own["median"]
-        axes.errorbar(own.index, own["median"], bars, label=FORMS[form, whole], elinewidth=0.8, **look)
+        axes.errorbar(own.index, own["median"], bars, label=label, color=colour, marker=marker, linestyle=dashes,
+                      markersize=2.5, elinewidth=0.8)  # fmt: skip
     drawing.log_ticks(axes)
-
-
-def looks():
-    """Return the look of every form, `{(form, what was pruned): keywords}`: weights blue, neurons red."""
-    colours = (drawing.BLACK, drawing.BLUE, drawing.BLUE, drawing.CYAN, drawing.RED)
-    each = zip(FORMS, colours, "o^DXs", ("-", "-", ":", "--", "-"), strict=True)
-    return {form: {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 2.5}
-            for form, colour, marker, dashes in each}  # fmt: skip
 
 
 def faster(rows, share=0.8):
