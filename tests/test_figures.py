@@ -13,7 +13,7 @@ from matplotlib_inline.config import InlineBackend
 from PIL import Image
 from scipy import stats
 
-from lib import drawing, evidence, twins
+from lib import drawing, evidence, plots, twins
 from lib.studies.ewn import figures as ewn
 
 
@@ -170,7 +170,7 @@ def test_raw_names_become_words():
 
 def test_published_values_stand_in_front_of_ours(axes):
     facts = pd.DataFrame({"type": "EWN", "x": [0, 0, 1], "y": [1.0, 3.0, 5.0]})
-    ewn.compare(axes, seeds(3).assign(type="EWN"), facts, "x", "y", ["EWN"])
+    plots.lines(axes, seeds(3).assign(type="EWN"), "x", "y", ["EWN"], facts)
     (container,) = axes.containers
     assert container.lines[0].get_ydata().tolist() == [2.0, 5.0]
     (mean,) = [line for line in axes.lines if line.get_label() == "EWN"]

@@ -3,7 +3,7 @@
 import matplotlib as mpl
 import numpy as np
 
-from lib.figures import drawing, evidence, gallery, tables
+from lib.figures import drawing, evidence, gallery, plots, tables
 from lib.records import runs
 
 KINDS = ("weight", "neuron", "small")
@@ -49,11 +49,9 @@ def fan(axes, table, x, y, by):
 
 def errors(axes, rows, x="kept"):
     """Draw the error of every type against a share that is kept, both logarithmic, from all that is to little."""
-    for kind in drawing.ordered(rows["type"], KINDS):
-        own = rows[rows["type"] == kind]
-        if x != "kept":  # a share that came out, a little different for every seed
-            own = own.assign(**{x: own.groupby("asked")[x].transform("mean")})
-        drawing.spread(axes, own, x, "error", kind, marker=drawing.look(kind)[2], markersize=2)
+    if x != "kept":  # a share that came out, a little different for every seed
+        rows = rows.assign(**{x: rows.groupby(["type", "asked"])[x].transform("mean")})
+    plots.lines(axes, rows, x, "error", KINDS, markersize=2)
     axes.axhline(CHANCE, color="black", linewidth=0.6, label="chance")
     drawing.log_ticks(axes)
     drawing.share_ticks(axes)

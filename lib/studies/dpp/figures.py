@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from lib.figures import drawing, evidence, gallery, tables
+from lib.figures import drawing, evidence, gallery, plots, tables
 from lib.studies.dpp import committee
 
 # The first of each pair is asked to beat the second.
@@ -28,13 +28,9 @@ def errors(axes, rows, facts):
 
     rows: type, seed, kept, left, error; facts: type, kept, error, drawn where the rows have that type and number.
     """
-    for kind in drawing.ordered(rows["type"]):
-        mine = rows[rows["type"] == kind]
-        drawing.spread(axes, mine, "left", "error", kind, few=1, marker=drawing.look(kind)[2], markersize=2)
-        places = mine.groupby("kept", as_index=False)["left"].first()
-        told = facts[facts["type"] == kind].merge(places, on="kept")
-        beside = np.ptp(rows["left"]) / 60  # a little to the right, or a value like ours would hide
-        drawing.published(axes, told["left"] + beside, told["error"], kind)
+    told = facts.merge(rows.groupby(["type", "kept"], as_index=False)["left"].first())
+    told["left"] += np.ptp(rows["left"]) / 60  # a little to the right, or a value like ours would hide
+    plots.lines(axes, rows, "left", "error", facts=told, few=1, markersize=2)
     drawing.log_ticks(axes)
 
 
@@ -103,13 +99,10 @@ def students(axes, rows, facts):
 
     rows: type, seed, budget, error, simulated, by set; facts: type, budget, error.
     """
-    for kind in drawing.ordered(rows["type"]):
-        mine = rows[rows["type"] == kind].groupby(["seed", "budget"], as_index=False)[["error", "simulated"]].mean()
-        drawing.spread(axes, mine, "budget", "error", kind)
-        seen = mine.groupby("budget")["simulated"].mean()
-        axes.plot(seen.index, seen, drawing.look(kind)[2], color=drawing.look(kind)[1], markersize=2)
-        told = facts[facts["type"] == kind]
-        drawing.published(axes, told["budget"] + 0.12, told["error"], kind)
+    means = rows.groupby(["type", "seed", "budget"], as_index=False)[["error", "simulated"]].mean()
+    plots.lines(axes, means, "budget", "error", facts=facts.assign(budget=facts["budget"] + 0.12), marker="")
+    for kind, seen in means.groupby(["type", "budget"])["simulated"].mean().groupby("type"):
+        axes.plot(seen.index.unique("budget"), seen, drawing.look(kind)[2], color=drawing.look(kind)[1], markersize=2)
     axes.set_xticks(sorted(rows["budget"].unique()))
     drawing.log_ticks(axes)
 

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from lib.figures import drawing, evidence, gallery, tables
+from lib.figures import drawing, evidence, gallery, plots, tables
 from lib.records import runs
 
 SHARES = (0.5, 0.8, 0.9, 0.95)  # of the hidden units, pruned
@@ -63,13 +63,8 @@ def _panels(parts, x, label):
     figure, rows = plt.subplots(2, len(parts), figsize=size, sharex=True, sharey="row", squeeze=False)
     for (title, both), top, bottom in zip(parts.items(), *rows, strict=True):
         both = [t.assign(depth=-t["level"], pruned=100 * t["sparsity"], error=100 - t["accuracy"]) for t in both]
-        for kind in KINDS:
-            ours, told = (table[table["type"] == kind] for table in both)
-            if len(ours):
-                marker = drawing.look(kind)[2] if ours[x].nunique() < FEW else ""
-                drawing.spread(top, ours, x, "error", kind, marker=marker)
-            known = told.groupby(x)["error"].mean()
-            drawing.published(top, known.index, known, kind)
+        ours, told = both[0], both[1].groupby(["type", x], as_index=False)["error"].mean()
+        plots.lines(top, ours, x, "error", KINDS, told, **{"marker": ""} if ours[x].nunique() >= FEW else {})
         drawing.log_ticks(top)
         top.set_title(title), bottom.set_xlabel(label)
     rows[0, 0].set_ylabel("test error (%)")
@@ -197,17 +192,6 @@ def ahead(pruned, second, level, share):
     """Return how much more accuracy EWN has than the type `second` at one level and share, paired by seed, `(n,)`."""
     here = pruned[(pruned["level"] == level) & np.isclose(pruned["sparsity"], share)]
     return evidence.apart(here, "EWN", second, "accuracy")
-
-
-def compare(axes, ours, facts, x, y, kinds):
-    """Draw `y` against `x` for every type in `kinds`: our seeds and mean, and the published mean ± sd.
-
-    Both tables have the columns type, seed, `x` and `y`; `facts` may be empty.
-    """
-    for kind in kinds:
-        drawing.spread(axes, ours[ours["type"] == kind], x, y, kind)
-        told = facts[facts["type"] == kind].groupby(x)[y]
-        drawing.published(axes, told.mean().index, told.mean(), kind, error=told.std(ddof=0))
 
 
 def end_labels(axes, lines, gap=0.045):

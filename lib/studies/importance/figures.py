@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from lib.figures import drawing, evidence, gallery, tables
+from lib.figures import drawing, evidence, gallery, plots, tables
 from lib.records import runs
 
 CONTROLS = ("none", "small")  # types that no method prunes
@@ -104,22 +104,19 @@ def kept(axes, frame, split):
 
     frame: rows of `rounds`. The control, which has one width alone, is a marker with quartiles.
     """
-    for kind in [kind for kind in drawing.ordered(frame["type"], ORDER) if kind != "none"]:
-        mine = frame[frame["type"] == kind]
-        label, colour, marker, _ = drawing.look(kind)
-        if kind == "small":
-            last = mine[mine["round"] == mine["round"].max()]
-            low, middle, high = np.quantile(last[split], (0.25, 0.5, 0.75))
-            axes.errorbar(last["pruned"].mean(), middle, [[middle - low], [high - middle]], fmt=marker, color=colour,
-                          markersize=4, label=label)  # fmt: skip
-        else:
-            mine = _last(mine, "pruned")
-            drawing.spread(axes, mine, "pruned", split, kind, medians=True, marker=marker, markersize=2)
+    rows = _last(frame[~frame["type"].isin(CONTROLS)], "pruned")
+    plots.lines(axes, rows, "pruned", split, ORDER, medians=True, markersize=2)
+    small = frame[frame["type"] == "small"]
+    if len(last := small[small["round"] == small["round"].max()]):
+        label, colour, marker, _ = drawing.look("small")
+        low, middle, high = np.quantile(last[split], (0.25, 0.5, 0.75))
+        axes.errorbar(last["pruned"].mean(), middle, [[middle - low], [high - middle]], fmt=marker, color=colour,
+                      markersize=4, label=label)  # fmt: skip
 
 
 def _last(frame, size):
     """Return the rows but those before a round that took nothing away, since all layers had their least width."""
-    return frame.drop_duplicates(["seed", size], keep="last")
+    return frame.drop_duplicates(["type", "seed", size], keep="last")
 
 
 def against_unpruned(frame):
@@ -165,10 +162,8 @@ def recovery(axes, frame, value):
     frame: rows of `rounds`.
     """
     later = frame[frame["round"] > 0]
-    later = later.assign(change=later[value] - later["before"])
-    for kind in pruned(later["type"]):
-        mine = later[later["type"] == kind]
-        drawing.spread(axes, mine, "round", "change", kind, marker=drawing.look(kind)[2], markersize=2)
+    later = later[~later["type"].isin(CONTROLS)].assign(change=later[value] - later["before"])
+    plots.lines(axes, later, "round", "change", ORDER, markersize=2)
     axes.axhline(0, color="black", linewidth=0.5)
 
 
@@ -204,7 +199,7 @@ def left_over(axes, frame, name):
     for kind in [kind for kind in frame["type"].unique() if kind != "none"]:
         mine = tables.gains(frame, kind, "none", ["round"], name)
         at = frame[frame["type"] == kind].groupby("round")["parameters"].first()
-        mine = _last(mine.assign(parameters=mine["round"].map(at)), "parameters")
+        mine = _last(mine.assign(type=kind, parameters=mine["round"].map(at)), "parameters")
         if len(mine):
             drawing.spread(axes, mine, "parameters", "gain", kind, marker=drawing.look(kind)[2], markersize=2.5)
     axes.axhline(0, color="black", linewidth=0.5)
