@@ -124,7 +124,7 @@ def test_values_with_the_same_number_of_rounds_are_told_apart(shared_runs):
 
 
 def test_curves_have_what_a_pruning_left_just_behind_its_epoch(records):
-    found = figures.curves(records, "test")
+    found = figures.curves(records)
     first = found.query("type == 'contribution' and seed == 1").reset_index(drop=True)
     expected = {"epoch": [0, 1, 1.01, 2, 3, 3.01, 4, 5], "accuracy": [10, 40, 30, 48, 58, 50, 66, 78]}
     frames_match(first, pd.DataFrame({"type": "contribution", "seed": 1, **expected}))
@@ -132,13 +132,6 @@ def test_curves_have_what_a_pruning_left_just_behind_its_epoch(records):
     assert never["epoch"].tolist() == [0, 1, 2, 3, 4, 5], "the control was never pruned"
     np.testing.assert_allclose(never["accuracy"], TESTED["small"][2], rtol=1e-6)
     assert list(dict.fromkeys(found["type"])) == ["none", "contribution", "worst", "small"]
-
-
-def test_training_curves_have_no_such_rows(records):
-    found = figures.curves(records, "train")
-    first = found.query("type == 'contribution' and seed == 2").reset_index(drop=True)
-    expected = {"epoch": range(6), "accuracy": [15, 49, 59, 65, 75, 93]}
-    frames_match(first, pd.DataFrame({"type": "contribution", "seed": 2, **expected}))
 
 
 @pytest.mark.parametrize(
@@ -184,14 +177,14 @@ def test_the_cost_of_pruning_is_paired_by_seed_and_epoch(rounds):
 
 
 def test_training_is_a_type_before_what_is_not_pruned_and_a_tick_for_each_event(axes, records):
-    figures.training(axes, figures.curves(records[::-1], "test"), "contribution", [1, 3])
+    figures.training(axes, figures.curves(records[::-1]), "contribution", [1, 3])
     drawn = lines(axes)
     assert list(drawn) == ["not pruned", "contribution", "a tenth of the units goes"], "in this order, and no others"
     mean = [[0, 1, 1.01, 2, 3, 3.01, 4, 5], [10, 38, 30, 48, 56, 45, 66, 80]]
     np.testing.assert_allclose(drawn["contribution"], mean, rtol=1e-6)
     assert len(thin(axes)) == 3 + 3, "the seeds where there are several"
     assert [line.get_xdata() for line in axes.lines[-2:]] == [[1, 1], [3, 3]]
-    figures.training(axes, figures.curves(records, "test"), "nobody ran it", [1])
+    figures.training(axes, figures.curves(records), "nobody ran it", [1])
     assert not axes.axison, "an empty panel is none"
 
 

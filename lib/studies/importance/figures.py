@@ -35,23 +35,19 @@ def groups(experiment, datasets, by):
     return titled
 
 
-def curves(records, split):
-    """Return the accuracy in % by epoch of every record, rows of type, seed, epoch, accuracy.
+def curves(records):
+    """Return the test accuracy in % by epoch of every record, rows of type, seed, epoch, accuracy.
 
-    split: "train", or "test", whose rows have what each pruning left before any training, just behind its epoch.
+    What each pruning left before any training stands just behind its epoch.
     """
     parts = []
     for record in records:
-        values = record.array(f"{split}_accuracy")[0]
-        epochs = np.arange(len(values), dtype=float)
-        if split == "test":
-            at = record.array("prune_epoch")[0]
-            left = record.array("after_prune_accuracy")[0]
-            there = np.isfinite(left)
-            epochs, values = np.append(epochs, at[there] + TOOTH), np.append(values, left[there])
-        order = np.argsort(epochs)
-        rows = {"type": record.type, "seed": record.seed, "epoch": epochs[order], "accuracy": 100 * values[order]}
-        parts.append(pd.DataFrame(rows))
+        values, at, left = (record.array(name)[0] for name in ("test_accuracy", "prune_epoch", "after_prune_accuracy"))
+        there = np.isfinite(left)
+        epochs = np.append(np.arange(len(values), dtype=float), at[there] + TOOTH)
+        accuracy = 100 * np.append(values, left[there])
+        rows = {"type": record.type, "seed": record.seed, "epoch": epochs, "accuracy": accuracy}
+        parts.append(pd.DataFrame(rows).sort_values("epoch"))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -62,26 +58,19 @@ def rounds(records):
     before, after: test accuracy on both sides of the pruning that it starts with, all in %; one column a layer, its
     width.
     """
-    rows = []
+    parts = []
     for record in records:
         started, widths, start, after, train, test = (record.array(name)[0] for name in ARRAYS)
-        each = np.vstack([start, widths])
-        ends = [*started.astype(int), len(test) - 1]
-        for k, (end, width) in enumerate(zip(ends, each, strict=True)):
-            values = {"train": train[end], "test": test[end], "pruned": 1 - width.sum() / start.sum()}
-            values |= {"before": test[ends[k - 1]], "after": after[k - 1]} if k else {}
-            row = {"type": record.type, "seed": record.seed, "round": k, "epoch": end}
-            row |= {name: 100 * value for name, value in values.items()}
-            rows.append(row | dict(zip(record.axes["layer"], width, strict=True)))
-    return pd.DataFrame(rows)
+        each, ends = np.vstack([start, widths]), np.append(started.astype(int), len(test) - 1)
+        values = {"train": train[ends], "test": test[ends], "pruned": 1 - each.sum(1) / start.sum()}
+        values |= {"before": np.append(np.nan, test[ends[:-1]]), "after": np.append(np.nan, after)}
+        rows = {"type": record.type, "seed": record.seed, "round": range(len(ends)), "epoch": ends}
+        rows |= {name: 100 * value for name, value in values.items()}
+        parts.append(pd.DataFrame(rows | dict(zip(record.axes["layer"], each.T, strict=True))))
+    return pd.concat(parts, ignore_index=True)
 
 
 ARRAYS = ("prune_epoch", "widths", "start_widths", "after_prune_accuracy", "train_accuracy", "test_accuracy")
-
-
-def pruned(kinds):
-    """Return the different types in `kinds` that a method prunes, known ones first."""
-    return [kind for kind in drawing.ordered(kinds, ORDER) if kind not in CONTROLS]
 
 
 def training(axes, frame, kind, events):
@@ -124,7 +113,8 @@ def against_unpruned(frame):
 
     frame: rows of `rounds`. Rows as of `tables.paired`, in points, with the share of units that are gone.
     """
-    gains = tables.paired(frame, [(kind, "none") for kind in pruned(frame["type"])], ["epoch"], "test")
+    kinds = [kind for kind in drawing.ordered(frame["type"], ORDER) if kind not in CONTROLS]
+    gains = tables.paired(frame, [(kind, "none") for kind in kinds], ["epoch"], "test")
     shares = frame.groupby(["type", "epoch"], as_index=False)["pruned"].mean().rename(columns={"type": "first"})
     return gains.merge(shares, on=["first", "epoch"])
 
@@ -176,16 +166,14 @@ def autoencoders(records, count):
     epoch; reconstruction, kl: of the test images, nats an image; parameters: in millions, `count(parameters, record)`
     by round of the types that prune, where "none" stands too.
     """
-    rows = []
+    parts = []
     for record in records:
         starts, reconstruction, kl = (record.array(name)[0] for name in PARTS)
-        ends = [*starts[1:].astype(int), len(kl) - 1]
-        rows += [
-            {"type": record.type, "seed": record.seed, "round": k, "epoch": end, "parameters": size / 1e6,
-             "reconstruction": reconstruction[end], "kl": kl[end]}
-            for k, (end, size) in enumerate(zip(ends, count(record.parameters, record), strict=True))
-        ]  # fmt: skip
-    return pd.DataFrame(rows)
+        ends, sizes = np.append(starts[1:].astype(int), len(kl) - 1), count(record.parameters, record)
+        rows = {"type": record.type, "seed": record.seed, "round": range(len(ends)), "epoch": ends}
+        rows |= {"parameters": sizes / 1e6, "reconstruction": reconstruction[ends], "kl": kl[ends]}
+        parts.append(pd.DataFrame(rows))
+    return pd.concat(parts, ignore_index=True)
 
 
 PARTS = ("round_epoch", "test_reconstruction", "test_kl")
