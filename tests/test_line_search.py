@@ -44,7 +44,7 @@ def trajectories():
     kinds = [kind for kind in ("EWN", "no-WN", "SWN") for _ in STARTS]
     net = nets.MLP([1, 2, 1], kinds, "none", bias=False).double()
     toys.fix_output_(net, [2.0, 1.0])
-    toys.start_units_(net, torch.tensor(STARTS * 3, dtype=torch.float64)[:, :, None])
+    toys.set_(net.layers[0], torch.tensor(STARTS * 3, dtype=torch.float64)[:, :, None])
     result = line_search.search(net, torch.ones(1, 1), torch.ones(1), 10, 0.1, 50, loss="exponential")
     return result, nets.fold(result.net).layers[0].weight.detach()[..., 0]
 

@@ -71,7 +71,8 @@ def test_a_fixed_output_is_not_trained():
 
 def test_units_start_where_they_are_told():
     start = torch.tensor([[[3.0], [1.0]]]).expand(3, -1, -1)
-    net = toys.start_units_(nets.MLP([1, 2, 1], TYPES, "none", bias=False), start)
+    net = nets.MLP([1, 2, 1], TYPES, "none", bias=False)
+    toys.set_(net.layers[0], start)
     torch.testing.assert_close(nets.fold(net).layers[0].weight.detach(), start)
     assert net.layers[0].weight[:2].flatten().tolist() == [1] * 4
 

@@ -74,13 +74,6 @@ def fix_output_(net, values):
 
 
 @torch.no_grad()
-def start_units_(net, weights):
-    """Give the hidden units of every run the effective weights `weights (R, O, I)`; return the network."""
-    _set(net.layers[0], weights)
-    return net
-
-
-@torch.no_grad()
 def old_stream_(deep, seeds, epochs):
     """Draw the starts of networks of depths 1, 2, … as the study's script did; return nothing.
 
@@ -121,11 +114,12 @@ def start_at_(net, targets, raw_length=False):
     for layer in plain.layers[:-1]:
         before = layer.weight @ before
     final = targets.to(before)[:, None] @ torch.linalg.pinv(before)
-    _set(last, final, raw_length)
+    set_(last, final, raw_length)
     return net
 
 
-def _set(layer, weights, raw_length=False):
+@torch.no_grad()
+def set_(layer, weights, raw_length=False):
     """Give a layer effective weights (R, O, I): s takes their lengths, v has unit length unless `raw_length`."""
     size, code = twins.lengths(weights), layer.norm[:, None]
     layer.scale.copy_(torch.where(code == twins.EWN, size.log(), torch.where(code == twins.SWN, size, 0)))
@@ -206,15 +200,11 @@ def settling(weights, slopes, margins, sizes, active):
     return {
         "loss vector": losses / np.linalg.norm(losses, axis=1, keepdims=True),
         "cos(weight, gradient)": unit_cosines(weights, slopes, sizes)[:, active],
-        "cos(gradient, limit)": -_cosines(slopes, slopes[-1])[:, None],
-        "cos(weights, end)": _cosines(vector, vector[-1])[:, None],
+        "cos(gradient, limit)": -unit_cosines(slopes, slopes[-1:], [slopes.shape[1], 1]),  # as if of one unit
+        "cos(weights, end)": unit_cosines(vector, vector[-1:], [vector.shape[1], 1]),
         "normalised margin": (margins.min(1) / np.square(weights).sum(1) ** 1.5)[:, None],
         "unit norms": unit_norms(weights, sizes),
     }
-
-
-def _cosines(rows, end):
-    return rows @ end / np.linalg.norm(rows, axis=1) / np.linalg.norm(end)
 
 
 def only(count, said):
