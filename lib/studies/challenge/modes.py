@@ -239,12 +239,10 @@ def _only_the_last(lab, kind, sparsity):
     net = lab.network(scheme="standard_normal")
     kept, _ = chosen(lab, net, kind, sparsity)
     masks.apply_(net, kept)
-    output = net.layers[-1].weight
-    last = nets.MLP([lab.hidden[-1], output.shape[1]], ["no-WN"] * len(lab.seeds), bias=False).to(output)
-    nets.load_(last, {f"layers.0.{k}": v for k, v in net.layers[-1].state_dict().items()})
+    last = nets.MLP([lab.hidden[-1], net.layers[-1].weight.shape[1]], ["no-WN"] * len(lab.seeds), bias=False)
+    last.layers[0] = net.layers[-1]  # which is trained where it stands
     sets = [(_features(net, x), y) for x, y in (lab.train, lab.test)]
     trainer = Trainer(last, *sets, lab.seeds, **lab.rule).fit(lab.epochs, lab.states)
-    net.layers[-1].load_state_dict(last.layers[0].state_dict())
     curves = [trainer.curve(name) for name in ("train_accuracy", "test_accuracy")]
     for curve in curves:  # the mean over all epochs up to each; there is none before the first
         curve[:, 1:], curve[:, 0] = np.cumsum(curve[:, 1:], 1) / np.arange(1, curve.shape[1]), np.nan
@@ -252,10 +250,10 @@ def _only_the_last(lab, kind, sparsity):
 
 
 @torch.no_grad()
-def _features(net, x, chunk=5000):
+def _features(net, x):
     """Return what the last layer of every run reads for `x (N, I)`, `(R, N, units)`."""
     act, parts = nets.ACTIVATIONS[net.activation], []
-    for part in x.split(chunk):
+    for part in x.split(5000):
         for layer in net.layers[:-1]:
             part = act(layer(part))
         parts.append(part)
