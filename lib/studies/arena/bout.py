@@ -1,5 +1,6 @@
 """One entrant in the arena: its masks, how good they leave the networks, and what training makes of them."""
 
+import copy
 import time
 
 import numpy as np
@@ -76,16 +77,9 @@ def _candidates(lab, net, method):
 
 def _best(lab, net, of, each):
     """Return of masks of one density, run by run, those that leave the most accurate network on the holdout."""
-    accuracy = [evaluate_alone(masked(net, of, kept), *lab.test).accuracy for kept in each]
-    best = torch.stack(accuracy).argmax(0).tolist()
+    stacks = (shrink.narrow(net, kept) if of == "units" else masks.apply_(copy.deepcopy(net), kept) for kept in each)
+    best = torch.stack([evaluate_alone(stack, *lab.test).accuracy for stack in stacks]).argmax(0).tolist()
     return {name: torch.stack([each[k][name][run] for run, k in enumerate(best)]) for name in each[0]}
-
-
-def masked(net, of, kept):
-    """Return a copy of a stack behind masks of weights, or without the units that masks of units drop."""
-    if of == "units":
-        return shrink.narrow(net, kept)
-    return masks.apply_(nets.take(net, list(range(nets.runs(net)))), kept)
 
 
 # ---- training
@@ -173,7 +167,7 @@ def _units(lab, found, sparsities):
 @torch.no_grad()
 def _between(net, units):
     """Return masks of the weights between the units of a stack that stay, `{name: bool (R, O, *F)}`."""
-    ones = nets.take(net, list(range(nets.runs(net))))
+    ones = copy.deepcopy(net)
     for weight in nets.weights(ones).values():
         weight.fill_(1)
     wide = shrink.widen(shrink.narrow(ones, units), ones, units)
@@ -225,7 +219,7 @@ def _refitted(net, kept, read):
 
     kept: masks of weights, or of units. A constant joins where the layer has a bias.
     """
-    net, layers = nets.take(net, list(range(nets.runs(net)))), nets.layers(net)
+    net, layers = copy.deepcopy(net), nets.layers(net)
     for name, mask in kept.items():
         if mask.dim() == 2:
             after = reweight.next_layer(net, name)

@@ -110,12 +110,6 @@ def complaint(p):
     return kinds.complaint(p, widths(p), budgets)
 
 
-def shape(net):
-    """Return (I, O, P): inputs and units of the first layer, and the units that they lead to."""
-    first, after = list(nets.layers(net).values())[:2]
-    return first.weight.shape[2], first.weight.shape[1], after.weight.shape[1]
-
-
 # ---- pruning
 
 
@@ -182,10 +176,11 @@ def accuracies(kind, net, keep, seeds, items, test, options=None, as_published=F
     """
     options = (options or {}) | ({"rule": "half"} if as_published and kind == "random_edge" else {})
     yardstick, columns = matrices(kind, net, items), []
+    (_, units, inputs), (_, after, _) = (layer.weight.shape for layer in list(nets.layers(net).values())[:2])
     for mask, *stacks in pruned(kind, net, keep, seeds, items, options, not as_published, as_published, refit):
         (chosen,) = mask.values()
         accuracy = torch.stack([evaluate_alone(stack, *test).accuracy for stack in stacks], 1)
-        counts, (inputs, units, after) = chosen.flatten(1).sum(1), shape(net)
+        counts = chosen.flatten(1).sum(1)
         left = counts * (inputs + after) if chosen.dim() == 2 else counts + units * after
         columns.append((accuracy, diversity(yardstick, chosen), left))
     arrays = (torch.stack(column, -1).cpu().numpy() for column in zip(*columns, strict=True))

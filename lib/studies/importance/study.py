@@ -111,8 +111,20 @@ def build(study, widths=None):
     """Return the networks as they start, one per seed, with other `widths` of the prunable layers if given."""
     widths = list(widths or study.start_widths)
     filters, hidden = (widths[:2], widths[2:]) if study.channels else (study.filters, widths)
-    make = convnet if study.filters else mlp
-    return nets.init_(make(study.image, filters, hidden, study.classes, len(study.seeds)), study.seeds, "torch_default")
+    if study.filters:
+        net = convnet(study.image, filters, hidden, study.classes, len(study.seeds))
+    else:
+        net = nets.MLP([math.prod(study.image), *hidden, study.classes], ["no-WN"] * len(study.seeds), bias=False)
+    return nets.init_(net, study.seeds, "torch_default")
+
+
+def convnet(image, filters, hidden, classes, count):
+    """Return `count` networks of 3×3 convolutions with biases, each before a 2×2 max-pool, and linear layers."""
+    net = convnets.VGG(image, classes, ["no-WN"] * count, 1, [(n,) for n in filters], biases=True, head=hidden)
+    sizes = [net.hidden[0].weight.shape[2], *hidden, classes]
+    *inner, net.output = (Linear(count, i, o, bias=False) for i, o in zip(sizes, sizes[1:], strict=False))
+    net.hidden, net.drops = torch.nn.ModuleList(inner), torch.nn.ModuleList(torch.nn.Identity() for _ in inner)
+    return net
 
 
 @dataclass(kw_only=True)
@@ -251,23 +263,6 @@ class Study(frame.Lab):
         order = draws.permutation(trainer.seeds[0], "order", trainer.epoch - 1, n)
         last = torch.from_numpy(order[(n - 1) // trainer.batch * trainer.batch :])
         return tuple(part[last.to(part.device)] for part in self.train)
-
-
-# ---- the networks
-
-
-def mlp(image, filters, hidden, classes, count):
-    """Return `count` ReLU networks of linear layers without biases."""
-    return nets.MLP([math.prod(image), *hidden, classes], ["no-WN"] * count, bias=False)
-
-
-def convnet(image, filters, hidden, classes, count):
-    """Return `count` networks of 3×3 convolutions with biases, each before a 2×2 max-pool, and linear layers."""
-    net = convnets.VGG(image, classes, ["no-WN"] * count, 1, [(n,) for n in filters], biases=True, head=hidden)
-    sizes = [net.hidden[0].weight.shape[2], *hidden, classes]
-    *inner, net.output = (Linear(count, i, o, bias=False) for i, o in zip(sizes, sizes[1:], strict=False))
-    net.hidden, net.drops = torch.nn.ModuleList(inner), torch.nn.ModuleList(torch.nn.Identity() for _ in inner)
-    return net
 
 
 # ---- from a notebook's parameters, and to its records

@@ -8,6 +8,7 @@ networks become narrower, and a step cheaper.
 import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -306,9 +307,7 @@ def tiles(*rows):
     return np.broadcast_to(whole, (*whole.shape[:2], 3))
 
 
-def complaint(p):
-    """Return what a notebook's parameters `p` ask for that cannot be, all taken together, or None."""
-    return schedule_complaint(p, first=1)
+complaint = partial(schedule_complaint, first=1)  # of a notebook's parameters
 
 
 def lab(real, p, seeds):

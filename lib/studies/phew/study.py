@@ -7,7 +7,6 @@ run per seed; what is left of it, and what it learns, `lib.studies.phew.outcome`
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -74,16 +73,15 @@ def method_of(kind):
 
 def only(kinds):
     """Return a check of a list of types: what is wrong with it, or None; published names are told apart from typos."""
-    return partial(_complaint, kinds)
 
-
-def _complaint(kinds, values):
-    for value in values:
-        if value not in kinds:
-            if said := meaning(value):
+    def wrong(values):
+        if unknown := [value for value in values if value not in kinds]:
+            if said := meaning(unknown[0]):
                 return f"{said}; allowed are {listed(kinds)}"
-            return f"{value!r} is no type of this notebook.{hint(value, kinds)} Allowed are {listed(kinds)}"
-    return None
+            return f"{unknown[0]!r} is no type of this notebook.{hint(unknown[0], kinds)} Allowed are {listed(kinds)}"
+        return None
+
+    return wrong
 
 
 def meaning(name):
