@@ -156,7 +156,7 @@ def test_a_logarithmic_axis_has_more_numbers_within_a_decade(ends, ticks, axes):
 
 def test_differences_have_intervals_and_a_line_of_none(axes):
     found = pd.DataFrame({"left": [2, 1], "mean": [5.0, 3.0], "low": [4.0, 1.0], "high": [6.0, 5.0], "n": 8})
-    drawing.apart(axes, found, "left", drawing.look("EWN"), "ahead", shift=0.5)
+    drawing.apart(axes, found, "left", drawing.look("EWN"), shift=0.5)
     (bars,) = axes.containers
     assert bars.lines[0].get_xydata().tolist() == [[1.5, 3.0], [2.5, 5.0]]
     assert [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()] == [[1, 5], [4, 6]]

@@ -154,16 +154,16 @@ def share_ticks(axes):
     axes.xaxis.set_inverted(True)
 
 
-def apart(axes, gains, x, look, label=None, shift=0.0, linestyle=""):
+def apart(axes, gains, x, look, shift=0.0):
     """Draw rows of `tables.paired`, mean and 95 % interval, against the column `x`, and the line of no difference.
 
     look: a type's, see `look`; shift: to the right, of what would hide behind another type.
     """
-    _, colour, marker, _ = look
+    label, colour, marker, dashes = look
     gains = gains.sort_values(x)
     bars = gains["mean"] - gains["low"], gains["high"] - gains["mean"]
     seeds(axes, "bars", *gains["n"])
-    axes.errorbar(gains[x] + shift, gains["mean"], bars, fmt=marker, linestyle=linestyle, color=colour, label=label,
+    axes.errorbar(gains[x] + shift, gains["mean"], bars, fmt=marker, linestyle=dashes, color=colour, label=label,
                   markersize=2.5, linewidth=0.8)  # fmt: skip
     axes.axhline(0, color="black", linewidth=0.5)
 

@@ -43,7 +43,7 @@ def differences(panels, rows):
         gains = tables.paired(rows[rows["weighting"] == weighting], PAIRS, ["left"], "error")
         for axes, (first, second) in zip(panels, PAIRS, strict=True):
             mine = gains[(gains["first"] == first) & (gains["second"] == second)]
-            drawing.apart(axes, mine, "left", look, weighting, SIDES[weighting] * np.ptp(rows["left"]))
+            drawing.apart(axes, mine, "left", look, SIDES[weighting] * np.ptp(rows["left"]))
             axes.set_title(f"{drawing.look(first)[0]}\n− {drawing.look(second)[0]}")
             axes.set_yscale("symlog", linthresh=0.1)
             axes.yaxis.set_major_formatter("{x:g}")

@@ -52,7 +52,7 @@ def depth(pruned, facts, shares=SHARES):
     for axes, (ours, _) in zip(rows[1], parts.values(), strict=True):
         gains = tables.paired(ours.assign(depth=-ours["level"]), PAIRS, ["depth"], "accuracy")
         for second, own in gains.groupby("second", sort=False):
-            drawing.apart(axes, own, "depth", drawing.look(second), linestyle=drawing.look(second)[3])
+            drawing.apart(axes, own, "depth", drawing.look(second))
     drawing.legend(figure, ncols=4, loc="outside upper center")
     return figure
 

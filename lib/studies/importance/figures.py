@@ -142,8 +142,7 @@ def claims(title, frame, ends, main):
 def differences(axes, gains):
     """Draw rows of `against_unpruned`: mean and 95 % interval by the share of units that are gone."""
     for kind, mine in gains.groupby("first", sort=False):
-        look = drawing.look(kind)
-        drawing.apart(axes, mine, "pruned", look, look[0], linestyle=look[3])
+        drawing.apart(axes, mine, "pruned", drawing.look(kind))
 
 
 def recovery(axes, frame, value):
