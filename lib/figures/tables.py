@@ -78,13 +78,6 @@ def deepest(frame):
     return frame[depth == depth.groupby([frame["type"], frame["seed"]]).transform("max")].drop(columns="levels")
 
 
-def ends(experiment, name, **where):
-    """Return the rows of the array `name`, an accuracy by epoch, at its last epoch, with a column accuracy in %."""
-    rows = runs.curves(experiment, name, **where)
-    rows = rows[rows["epoch"] == rows.groupby("type")["epoch"].transform("max")]
-    return rows.assign(accuracy=100 * rows[name]).drop(columns=[name, "epoch"])
-
-
 def beside(ours, facts, by, value):
     """Return our mean and spread of `value` beside the published, one row per group of the columns `by`.
 

@@ -33,9 +33,11 @@ def facts():
 
 def ends(experiment, name, **where):
     """Return the rows of an accuracy at its last epoch: asked and kept, shares; accuracy and error in %."""
-    rows = tables.ends(experiment, name, **where)
-    asked = rows["asked"].astype(float)
-    return rows.assign(asked=asked, kept=(1 - asked).round(6), error=100 - rows["accuracy"])
+    rows = runs.curves(experiment, name, **where)
+    rows = rows[rows["epoch"] == rows.groupby("type")["epoch"].transform("max")]
+    asked, accuracy = rows["asked"].astype(float), 100 * rows[name]
+    rows = rows.drop(columns=[name, "epoch"])
+    return rows.assign(asked=asked, kept=(1 - asked).round(6), accuracy=accuracy, error=100 - accuracy)
 
 
 def fan(axes, table, x, y, by):
