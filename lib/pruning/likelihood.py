@@ -40,7 +40,7 @@ def moments(x, transform=None):
     draw from matrices that differ so goes another way.
     """
     if x.dim() == 3 and len(x) > 1:
-        return _joined(moments(x[[run]], transform) for run in range(len(x)))
+        return joined(moments(x[[run]], transform) for run in range(len(x)))
     gram = total = 0.0
     for part in x.split(EXAMPLES_AT_ONCE, dim=-2):
         part = (part if transform is None else transform(part)).double()
@@ -61,7 +61,7 @@ def unit_moments(x, weight, bias, activation):
         own = x[[run]] if x.dim() == 3 else x
         return moments(own, lambda part: activation(twins.product(part, weight[[run]]) + shift))
 
-    return _joined(map(of, range(len(weight))))
+    return joined(map(of, range(len(weight))))
 
 
 @torch.no_grad()
@@ -69,12 +69,12 @@ def projected(inputs, weight):
     """Return the `Moments` of x wᵀ from those of x: for `weight (..., O, I)`, no example is looked at again."""
     if weight.dim() == 3 and len(weight) > 1:
         each = inputs.of_runs() if inputs.gram.dim() == 3 else [inputs] * len(weight)
-        return _joined(projected(own, weight[[run]]) for run, own in enumerate(each))
+        return joined(projected(own, weight[[run]]) for run, own in enumerate(each))
     w = weight.double()
     return Moments(w @ inputs.gram @ w.mT, (w @ inputs.mean[..., None])[..., 0], inputs.examples)
 
 
-def _joined(parts):
+def joined(parts):
     """Return the `Moments` of all runs from those of each, which have a leading axis of one."""
     grams, means, counts = zip(*parts, strict=True)
     return Moments(torch.cat(grams), torch.cat(means), counts[0])

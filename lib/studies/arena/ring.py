@@ -25,8 +25,7 @@ from lib.training import lab as frame
 def build(lab, units=None):
     """Return the networks as they start, one per seed: narrow ones, of the `units` that masks keep, if given."""
     net = entrants.network(lab.p, len(lab.seeds))
-    if units is not None:
-        net = shrink.narrow(net, units)
+    net = net if units is None else shrink.narrow(net, units)
     return nets.init_(net, lab.seeds, "torch_kaiming" if lab.p["net"] == "mlp" else "phew")
 
 
@@ -73,9 +72,7 @@ class Lab(frame.Lab):
         images = self.data.split("train")[0] if self.p["augment"] else self.train[0]
         each = [[likelihood.moments(images, lambda part, k=k, alone=alone: _sent(alone, part, k))
                  for k in range(len(names))] for alone in nets.apart(net)]  # fmt: skip
-        joined = ([torch.cat(parts) for parts in zip(*(found[:2] for found in layer), strict=True)]
-                  for layer in zip(*each, strict=True))  # fmt: skip
-        return {name: likelihood.Moments(*found, len(self.train[1])) for name, found in zip(names, joined, strict=True)}
+        return {name: likelihood.joined(parts) for name, *parts in zip(names, *each, strict=True)}
 
 
 def _sent(net, x, count):
