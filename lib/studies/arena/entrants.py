@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from lib.data.sets import SHAPES
-from lib.errors import ParameterError, hint, listed
+from lib.errors import choice, listed
 from lib.networks import convnets, nets
 from lib.pruning import masks, methods, paths
 from lib.training import optimizers
@@ -49,9 +49,7 @@ def entrants():
 def get(kind):
     """Return the `Entrant` of a type; ParameterError if there is none."""
     known = entrants()
-    if kind not in known:
-        raise ParameterError(f"type is {kind!r}; allowed are {listed(known)}.{hint(kind, known)}")
-    return known[kind]
+    return known[choice("type", kind, known)]
 
 
 def network(p, runs=1):
