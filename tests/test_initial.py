@@ -151,7 +151,7 @@ def test_gradual_magnitude_is_the_cubic_schedule_by_hand():
     starts = study.prune(here, "magnitude_trained", DENSITIES)
     for run, seed in enumerate(SEEDS):
         for density, start in zip(DENSITIES, starts, strict=True):
-            net = nets.take(here.dense()[0], [run])
+            net = nets.take(here.dense(here.epochs)[0], [run])
             trainer = Trainer(net, here.train, here.test, [seed], epoch=1, **RULE)
             for epoch in (1, 2):
                 flat = np.concatenate([w.detach().numpy().ravel() for w in nets.weights(net).values()])
@@ -169,7 +169,7 @@ def test_gradual_magnitude_is_the_cubic_schedule_by_hand():
 def test_without_pruning_epochs_magnitude_goes_at_once():
     here = lab(prune_epochs=0)
     (start,) = study.prune(here, "magnitude_trained", [0.1])
-    dense, _ = here.dense()
+    dense, _ = here.dense(here.epochs)
     wanted = masks.top({k: w.detach().abs() for k, w in nets.weights(dense).items()}, 0.1, "global")
     assert torch.equal(kept(start), kept(study.Start(dense, wanted))) and start.epochs == 1
 
@@ -246,7 +246,7 @@ def test_stacks_of_any_size_train_the_same_networks():
 
 def test_the_dense_type_is_one_trained_network_for_all():
     found = outcome.train(lab(), "dense", study.prune(lab(), "dense", [1.0]))
-    net, history = lab().dense()
+    net, history = lab().dense(lab().epochs)
     assert np.array_equal(found["watched_accuracy"][:, 0], history["test_accuracy"])
     assert np.allclose(found["test_accuracy"][:, 0], evaluate(net, *lab().test).accuracy)
 

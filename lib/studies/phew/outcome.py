@@ -76,7 +76,7 @@ def train(lab, kind, starts):
     test images. seconds: of one run's training. Killed and called again, it goes on where it was, from files that go
     with the next record.
     """
-    each = [_tested(lab, *lab.dense())] if kind == "dense" else _under_masks(lab, starts)
+    each = [_tested(lab, *lab.dense(lab.epochs))] if kind == "dense" else _under_masks(lab, starts)
     return {name: np.stack([one[name] for one in each], 1) for name in each[0]}
 
 

@@ -163,10 +163,6 @@ class Lab(frame.Lab):
         batches = images.Augmented(self.data, self.seeds) if self.augment else None
         return super().trainer(net, epoch=epoch, drops=drops, batches=batches)
 
-    def dense(self):
-        """Return (the trained dense networks, their history), trained now or some time before."""
-        return super().dense(self.epochs)
-
     def examples(self):
         """Return (x, y), lists of batches `(R, B, C·H·W)` and `(R, B)`: training images of each run's own choice.
 
@@ -252,7 +248,7 @@ def _gradual(lab, densities):
 
     In `prune_epochs`, at the first rate. The training under masks that follows goes on from the weights of the last.
     """
-    dense, _ = lab.dense()
+    dense, _ = lab.dense(lab.epochs)
     each, epochs = [1 - density for density in densities for _ in lab.seeds], lab.prune_epochs
 
     def smaller(trainer, shares):
