@@ -12,7 +12,6 @@ HOW = {"posthoc": "Pruned at once", "finetune": "Fine-tuned", "rewind": "Rewound
        "as_published": "As published"}  # fmt: skip
 AFTER = {"posthoc": "no training after", "finetune": "training goes on after", "gradual": "training between steps",
          "rewind": "training anew from the start"}  # fmt: skip
-SPLITS = {"train": "training images", "test": "test images"}
 CHANCE = 90  # % of errors: ten classes
 TOLD = (0.5, 0.8, 0.9, 0.95, 0.97, 0.99)  # sparsities that claims are about
 FORMS = {  # what computes, and what was pruned: in words, and its look, weights blue and neurons red

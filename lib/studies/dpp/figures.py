@@ -1,7 +1,6 @@
 """The panels of the DPP study's summary: each function draws one kind of panel from tidy rows."""
 
 import numpy as np
-import pandas as pd
 
 from lib.figures import drawing, evidence, gallery, plots, tables
 from lib.studies.dpp import committee
@@ -57,8 +56,7 @@ def claims(rows, by, value, said, main=(), unit=" points", pairs=PAIRS):
     """
     found = []
     for first, second in pairs:
-        for budget, own in rows[rows["type"] == first].groupby(by):
-            own = pd.concat([own, rows[(rows["type"] == second) & (rows[by] == budget)]])
+        for budget, own in rows[rows["type"].isin([first, second])].groupby(by):
             text = f"{said.format(budget)}: {drawing.look(first)[0]} errs less than {drawing.look(second)[0]}"
             gains = evidence.apart(own, second, first, value)
             found.append(gallery.claim(text, gains, unit=unit, main=(first, second, budget) in main))
