@@ -70,10 +70,8 @@ class MLP(nn.Module):
     which, while training, a hidden unit is dropped, `dropconnect` that of a weight of the first layer.
     """
 
-    def __init__(
-        self, sizes, norm, activation="relu", bias=True, output_bias=False, normalise_output=False, dropout=0.0,
-        dropconnect=0.0,
-    ):  # fmt: skip
+    def __init__(self, sizes, norm, activation="relu", bias=True, output_bias=False, normalise_output=False,
+                 dropout=0.0, dropconnect=0.0):  # fmt: skip
         super().__init__()
         if activation not in ACTIVATIONS or len(sizes) < 2:
             told = f"sizes {list(sizes)}, activation {activation!r}; needed are two sizes or more, and"

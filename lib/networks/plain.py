@@ -346,7 +346,8 @@ UNCOUNTED = {
 def _zeros(module, count, inputs):
     if isinstance(inputs, torch.Tensor):
         return inputs[:1].expand(count, *inputs.shape[1:])
-    shape = (inputs,) if isinstance(inputs, int) else inputs
+    needed = "the length of an example, its shape, or a batch of examples"
+    shape = (inputs,) if isinstance(inputs, int) else instance("inputs are", inputs, tuple | list, needed)
     return next(module.parameters()).new_zeros(count, *shape)
 
 

@@ -168,7 +168,7 @@ def expand(units, net):
 
 def assert_units(units, weights, axes):
     """Raise ValueError for masks of units that have not so many first axes of `weights {layer + ".weight": …}`."""
-    for layer, mask in units.items():
+    for layer, mask in assert_named(units).items():
         weight = weights.get(f"{layer}.weight")
         if weight is None:
             known = [name.removesuffix(".weight") for name in weights]
@@ -191,14 +191,17 @@ def first(net, widths):
 
 
 def assert_named(masks):
-    """Raise ValueError for masks that are no dict, as those of `phew.phew_masks`."""
+    """Return masks; ValueError where they are no dict of tensors, as those of `phew.phew_masks`."""
     how = "methods.prune(net, …) makes one; phew_masks has those of hops.weighted(net), in order"
-    instance("masks are", masks, dict, f"a dict by the names of parameters: {how}")
+    instance("masks are", masks, dict, f"a dict by the names of parameters, or of layers: {how}")
+    for name, mask in masks.items():
+        instance(f"the mask of {name} is", mask, torch.Tensor, "a bool tensor, of an array torch.from_numpy(mask)")
+    return masks
 
 
 def assert_like(masks, tensors):
     """Raise ValueError for a mask that is not bool, or has not the shape of the tensor of its name."""
-    for name, mask in masks.items():
+    for name, mask in assert_named(masks).items():
         wanted = f"bool {tuple(tensors[name].shape)}" if name in tensors else f"one of {listed(tensors)}"
         if f"{str(mask.dtype).removeprefix('torch.')} {tuple(mask.shape)}" != wanted:
             raise ValueError(f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}; it must be {wanted}")
@@ -206,7 +209,6 @@ def assert_like(masks, tensors):
 
 def fitted(net, masks):
     """Return the parameters of a folded stack, or of any torch module, by name; ValueError for masks that misfit."""
-    assert_named(masks)
     parameters = dict(unwrapped(net).named_parameters(remove_duplicate=False))
     assert_like(masks, parameters)
     for name in masks:
@@ -255,7 +257,7 @@ def active_units(masks):
 
 def _of_weights(masks):
     """Return the masks of a stack's weights; ValueError where there are none, or of a module, which has no runs."""
-    found = {name: mask for name, mask in masks.items() if name.endswith(".weight")}
+    found = {name: mask for name, mask in assert_named(masks).items() if name.endswith(".weight")}
     if not found or any(mask.dim() not in (3, 5) for mask in found.values()):  # linear layers, convolutions
         told = {name: tuple(mask.shape) for name, mask in masks.items()}
         raise ValueError(f"masks are {told}; needed are those of a stack's weights, (R, O, *F): of a module mask[None]")

@@ -114,7 +114,7 @@ def prune_each(
     chosen, layers = get(name, of), modules.named(layers)
     stack, x, seeds = modules.opened(net, chosen.needs, x, y, seeds, layers)
     if within and stack is not net:
-        within = {part: mask[None] for part, mask in within.items()}
+        within = {part: mask[None] for part, mask in masks.assert_named(within).items()}
     made = _masks(chosen, stack, densities, x, y, seeds, layers, scope, rounding, rounds, within, **options)
     if stack is net:
         return made

@@ -11,7 +11,7 @@ import torch
 
 from lib.pruning import hops as h
 from lib.pruning import phew
-from lib.pruning.masks import assert_like, trailing
+from lib.pruning.masks import assert_like, assert_named, trailing
 
 
 class Live(NamedTuple):
@@ -32,7 +32,7 @@ def complete(masks, weights):
     Entries that end in ".bias" are left out. ValueError for the mask of no layer, or of another shape.
     """
     biases = {f"{name.removesuffix('.weight')}.bias" for name in weights}
-    masks = {name: mask for name, mask in masks.items() if name not in biases}
+    masks = {name: mask for name, mask in assert_named(masks).items() if name not in biases}
     assert_like(masks, weights)
     return {name: masks.get(name, torch.ones_like(weight, dtype=torch.bool)) for name, weight in weights.items()}
 

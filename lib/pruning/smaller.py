@@ -8,7 +8,7 @@ from lib.errors import ParameterError
 from lib.networks import nets, plain
 from lib.networks.layers import Layer
 from lib.pruning import hops, modules, shrink
-from lib.pruning.masks import assert_units, trailing
+from lib.pruning.masks import assert_named, assert_units, trailing
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def rows(net, units):
     Biases and normalisations go on speaking for a unit, unlike under `masks.expand`: `shrink` folds what they say.
     """
     net, weights = hops.unwrapped(net), {}
-    if odd := [layer for layer in units if layer.endswith(".weight")]:
+    if odd := [layer for layer in assert_named(units) if layer.endswith(".weight")]:
         raise ValueError(f"{odd[0]} is a mask of weights, which shrink takes itself; rows makes masks of units' masks")
     for name, part in net.named_modules():
         if isinstance(part, (Layer, *hops.WEIGHTED)) and not isinstance(part, modules.TRANSPOSED):
