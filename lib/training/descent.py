@@ -20,6 +20,7 @@ from lib.kernels import twins
 from lib.networks import nets
 from lib.records import disk
 from lib.training import weights
+from lib.training.line_search import log_spaced
 
 # One row of a descent's history per accepted epoch that is looked at (`looked_at`), row 0 before the first.
 HISTORY = (
@@ -76,8 +77,7 @@ class Descent:
     def thinned(self, keep=(), limit=200):
         """Return the history of the first run, `{name: (T,)}`: epochs in `keep`, and up to `limit` log-spaced ones."""
         rows = np.array(self.history[0])
-        spaced = np.geomspace(1, len(rows), limit).round().astype(int) - 1
-        chosen = np.unique(spaced if len(rows) > limit else np.arange(len(rows)))
+        chosen = log_spaced(len(rows), limit) if len(rows) > limit else np.arange(len(rows))
         chosen = np.unique([*chosen, *np.flatnonzero(np.isin(rows[:, 0], list(keep)))])
         return dict(zip(HISTORY, rows[chosen].T, strict=True))
 
