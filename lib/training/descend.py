@@ -12,10 +12,7 @@ from lib.networks import nets
 from lib.training import descent, passes, screening, stacking
 from lib.training.descent import Descent, Journal, looked_at
 from lib.training.evaluate import evaluate
-
-GROWTH = 1.1  # of the step after an accepted epoch; a rejected one shrinks it by as much
-FIRST_STEP = 0.01
-SMALLEST_STEP = 1e-30  # a run whose step has shrunk to this has stalled
+from lib.training.line_search import FIRST_STEP, GROWTH, SMALLEST_STEP
 
 
 def descend(

@@ -19,7 +19,7 @@ from lib.errors import choice
 from lib.kernels import twins
 from lib.networks import nets
 
-GROWTH = 1.1
+GROWTH = 1.1  # of the step where the loss fell; elsewhere it shrinks by as much
 FIRST_STEP = 0.01
 SMALLEST_STEP = 1e-30  # a run whose step has shrunk to this has stalled
 ENDS = ("limit", "budget", "stalled")
