@@ -9,7 +9,6 @@ import copy
 import hashlib
 import json
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ import torch
 
 from lib.networks import nets
 from lib.pruning import masks, shrink
-from lib.records import disk
 from lib.training import weights
 
 FORMAT = 2  # of the files; one more when they change
@@ -86,14 +84,6 @@ class States:
         due = now - (self.began if over else self.written) >= every
         self.written = now if due else self.written
         return due
-
-
-@contextmanager
-def states(folder):
-    """Return a context of `States` whose files go, unless it fails, with the next record: see `disk.spend`."""
-    kept = States(folder)
-    yield kept
-    disk.spend(kept.paths)
 
 
 class State:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from lib.networks import nets
-from lib.records import runs
+from lib.records import disk, runs
 from lib.training import checkpoint, once, stacking
 from lib.training.trainer import BATCH, Trainer
 
@@ -92,7 +92,7 @@ class Lab:
 
     @contextmanager
     def keeping(self):
-        """Return a context of this lab whose trainings go on where they were killed: see `checkpoint.states`."""
-        folder = runs.trained(self.recipe | {"type": "states", "seed": 0}).parent
-        with checkpoint.states(folder) as states:
-            yield replace(self, states=states)
+        """Return a context of this lab whose trainings go on where they were killed; their files go with the record."""
+        states = checkpoint.States(runs.trained(self.recipe | {"type": "states", "seed": 0}).parent)
+        yield replace(self, states=states)
+        disk.spend(states.paths)
