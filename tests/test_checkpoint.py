@@ -411,6 +411,9 @@ def test_what_is_trained_is_safe_until_its_record_is_saved(tmp_path, monkeypatch
         document = dict.fromkeys(store.FIELDS, {}) | {"experiment": "toy", "type": "phew", "seed": 1}
         store.write([(path, document, store.pack({}, {})[0])])
         assert store.read(path).seed == 1 and not states(tmp_path)
+    with disk.lock(tmp_path.with_name("elsewhere") / "phew-1"):
+        outcome.train(here, "phew", starts)
+        assert not states(tmp_path)
 
 
 def test_many_short_trainings_are_a_long_one(tmp_path, monkeypatch, clock):

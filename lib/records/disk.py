@@ -98,13 +98,14 @@ def _wait(lock: FileLock, path: Path) -> None:
 _spent: list[Path] = []
 
 
-def spend(files: list[Path]) -> None:
-    """Return nothing; files go once this process has saved what came of them: now, if it is to save nothing.
+def spend(files: list[Path], folder: Path) -> None:
+    """Return nothing; files go once this process has saved what came of them: now, if it saves nothing in `folder`.
 
-    Whoever computes a record holds a lock until it is saved.
+    There, whoever computes a record holds a lock until it is saved.
     """
     _spent.extend(files)
-    if not any(lock.is_locked for (process, _), lock in _locks.items() if process == os.getpid()):
+    own = (lock for (process, path), lock in _locks.items() if process == os.getpid() and path.is_relative_to(folder))
+    if not any(lock.is_locked for lock in own):
         discard()
 
 

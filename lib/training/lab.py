@@ -95,4 +95,4 @@ class Lab:
         """Return a context of this lab whose trainings go on where they were killed; their files go with the record."""
         states = checkpoint.States(runs.trained(self.recipe | {"type": "states", "seed": 0}).parent)
         yield replace(self, states=states)
-        disk.spend(states.paths)
+        disk.spend(states.paths, runs.folder())
