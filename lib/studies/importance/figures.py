@@ -183,12 +183,10 @@ def left_over(axes, frame, name):
 
     frame: rows of `autoencoders`. Paired by seed; without pruning the parameters are as many as the others have.
     """
-    for kind in [kind for kind in frame["type"].unique() if kind != "none"]:
-        mine = tables.gains(frame, kind, "none", ["round"], name)
-        at = frame[frame["type"] == kind].groupby("round")["parameters"].first()
-        mine = _last(mine.assign(type=kind, parameters=mine["round"].map(at)), "parameters")
-        if len(mine):
-            drawing.spread(axes, mine, "parameters", "gain", kind, marker=drawing.look(kind)[2], markersize=2.5)
+    parts = [tables.gains(frame, kind, "none", ["round"], name).assign(type=kind) for kind in frame["type"].unique()]
+    sizes = frame.groupby(["type", "round"], as_index=False)["parameters"].first()
+    rows = _last(pd.concat(parts).merge(sizes), "parameters")
+    plots.lines(axes, rows[rows["type"] != "none"], "parameters", "gain", ORDER, markersize=2.5)
     axes.axhline(0, color="black", linewidth=0.5)
 
 
