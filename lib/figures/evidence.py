@@ -23,10 +23,8 @@ def interval(values):
         return mean - half, mean + half
     low, high = np.array(mean), np.array(mean)
     if (vary := np.asarray(spread > 0)).any():
-        found = scipy.stats.bootstrap(
-            (values[:, vary],), np.mean, n_resamples=RESAMPLES, random_state=0
-        ).confidence_interval
-        low[vary], high[vary] = found.low, found.high
+        drawn = scipy.stats.bootstrap((values[:, vary],), np.mean, n_resamples=RESAMPLES, random_state=0)
+        low[vary], high[vary] = drawn.confidence_interval
     return low, high
 
 

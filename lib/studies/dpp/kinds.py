@@ -35,10 +35,8 @@ def budget(widths, units=None, density=None, rounding="floor"):
     """
     inputs, outputs, after = widths
     if (units is None) == (density is None) or rounding not in ("floor", "half_up"):
-        raise ValueError(
-            f"units is {units}, density {density}, rounding {rounding!r}; allowed are one of units and density,"
-            ' and the rounding "floor" or "half_up"'
-        )
+        told = f"units is {units}, density {density}, rounding {rounding!r}; allowed are one of units and density"
+        raise ValueError(f'{told}, and the rounding "floor" or "half_up"')
     if units is not None:
         # Integers only: twice the numerator over twice the denominator, plus one half where it is wanted.
         twice, below = 2 * (units * (inputs + after) - outputs * after), 2 * outputs
@@ -47,10 +45,8 @@ def budget(widths, units=None, density=None, rounding="floor"):
         edges = masks.count(inputs, density, "prune_floor")
         units = outputs * (masks.count(inputs, density, "keep_floor") + after) // (inputs + after)
     if not (1 <= units <= outputs and 1 <= edges <= inputs):
-        raise ValueError(
-            f"{units} units are as many weights as {edges} edges per unit; allowed are 1 to {outputs} units and"
-            f" 1 to {inputs} edges: at this budget one of the two is impossible"
-        )
+        told = f"{units} units are as many weights as {edges} edges per unit; allowed are 1 to {outputs} units and"
+        raise ValueError(f"{told} 1 to {inputs} edges: at this budget one of the two is impossible")
     return Budget(units, edges)
 
 

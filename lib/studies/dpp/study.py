@@ -74,11 +74,10 @@ def from_file(path, net, recipe):
         return nets.take(trained, [0] * nets.runs(net))
     state = list(torch.load(path, map_location="cpu", weights_only=True).items())
     wanted = [tensor for layer in nets.layers(net).values() for tensor in (layer.weight, layer.bias)]
-    if [tuple(value.shape) for _, value in state] != [tuple(tensor.shape[1:]) for tensor in wanted]:
-        raise ValueError(
-            f"{path} holds {[(name, tuple(value.shape)) for name, value in state]}; this network has"
-            f" {[tuple(tensor.shape[1:]) for tensor in wanted]}: set hidden to the widths of the file"
-        )
+    shapes = [tuple(tensor.shape[1:]) for tensor in wanted]
+    if [tuple(value.shape) for _, value in state] != shapes:
+        held = [(name, tuple(value.shape)) for name, value in state]
+        raise ValueError(f"{path} holds {held}; this network has {shapes}: set hidden to the widths of the file")
     with torch.no_grad():
         for tensor, (_, value) in zip(wanted, state, strict=True):
             tensor.copy_(value.expand_as(tensor))

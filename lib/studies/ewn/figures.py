@@ -124,18 +124,17 @@ def pace(settings):
             for level in record.parameters["levels"]]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["which", "depth", "type", "seed", "epoch"]).astype({"epoch": float})
     once = frame.groupby(["which", "depth", "type", "seed"], sort=False)["epoch"].max()  # of several records of a run
-    found = once.groupby(["which", "depth", "type"], sort=False).agg(["mean", "count", "size"]).unstack("type")
-    kinds = [kind for kind in KINDS if kind in frame["type"].unique()]
-    lines = [[which, gallery.number(-depth, 0), *(_epochs(own.xs(kind, level="type")) for kind in kinds)]
-             for which in frame["which"].unique()
+    found = once.groupby(["which", "depth", "type"], sort=False).agg(_epochs).unstack("type").fillna("")
+    kinds = [kind for kind in KINDS if kind in found]
+    lines = [[which, gallery.number(-depth, 0), *own[kinds]] for which in frame["which"].unique()
              for depth, own in found.loc[which].sort_index().iterrows()]  # fmt: skip
     return gallery.pipes(["trained on", "log-loss", *kinds], lines)
 
 
 def _epochs(own):
-    if not own["count"] > 0:
-        return "none" if own["size"] > 0 else ""
-    return f"{own['mean']:,.0f}" + (f" ({own['count']:.0f} of {own['size']:.0f})" if own["count"] < own["size"] else "")
+    came = own.dropna()
+    few = f" ({len(came)} of {len(own)})" * (len(came) < len(own))
+    return f"{came.mean():,.0f}{few}" if len(came) else "none"
 
 
 def stale(group, pruned):
