@@ -91,6 +91,8 @@ TOLD = {
     "an example as a number": (lambda: shrink.shrink(module(), {}, inputs=6), "part of type int; needed is an"),
     "an example as an array": (lambda: shrink.shrink(module(), {}, inputs=X.numpy()), "part of type ndarray"),
     "the work of no example": (lambda: plain.macs(module(), None), "inputs are a NoneType; needed is the length"),
+    "images for a stack": (lambda: methods.prune(convnets.build("vgg11", (3, 32, 32), 3, 1, 2), "snip", 0.5,
+                                                 torch.randn(4, 3, 32, 32), Y), r"\(4, 3, 32, 32\).*flatten"),
     "no stack": (lambda: evaluate.evaluate(module(), X, Y), "Sequential is no stack.*argmax"),
     "epochs below zero": (lambda: trainer().fit(-1), r"epochs is -1; allowed are whole numbers in \[0, 2\^31\)"),
     "half an epoch": (lambda: trainer().fit(1.5), "epochs is 1.5"),

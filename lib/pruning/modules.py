@@ -135,6 +135,9 @@ def _stream(x):
 def opened(net, needs, x, y, seeds, layers):
     """Return `net` as a stack, a torch module as `One`, the examples as that reads them, and the seeds of its runs."""
     if nets.layers(net, stack=False):
+        batches = (x if isinstance(x, list | tuple) else [x]) if needs == "examples" else []
+        if odd := [tuple(batch.shape) for batch in batches if isinstance(batch, torch.Tensor) and batch.dim() > 3]:
+            raise ParameterError(f"x has shape {odd[0]}; needed for a stack are rows (N, I), of images x.flatten(1)")
         return net, x, seeds
     alone = One(net, x if needs in ("nothing", "examples") else None, needs == "nothing", layers)
     x = examples(x, y) if needs == "examples" and x is not None else x
