@@ -157,6 +157,16 @@ def test_no_data_and_no_network_is_an_error_with_the_way_out(tmp_path, monkeypat
         sets.load("mnist")
 
 
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_a_data_folder_that_cannot_be_made_has_the_way_out_of_data_alone(name, tmp_path, monkeypatch):
+    """Not that of records, whose lock is taken for the download too."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PRUNING_DATA", str(tmp_path / "file" / "data"))
+    with pytest.raises(sets.DataError, match=r"(?s)Not a directory.*PRUNING_DATA.*digits") as told:
+        sets.load(name)
+    assert "record" not in str(told.value) and "PRUNING_RUNS" not in str(told.value)
+
+
 ELSEWHERE = """
 import sys
 sys.path[:0] = [{root!r}]

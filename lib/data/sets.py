@@ -18,7 +18,7 @@ import torch
 from lib import draws
 from lib.data import celeba, images
 from lib.data.tiny_imagenet import ARCHIVE, FOLDER, MD5, TinyImageNet
-from lib.errors import DataError, hint
+from lib.errors import DataError, RecordError, hint
 from lib.records import disk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -274,8 +274,9 @@ def _by_torchvision(cls, folder, files):
     except DataError:
         raise
     except (OSError, RuntimeError) as error:
+        why = error.__cause__ if isinstance(error, RecordError) else error  # whose way out is for records
         raise DataError(
-            f"{cls.__name__} is not under {folder} and could not be downloaded there ({error}). Put"
+            f"{cls.__name__} is not under {folder} and could not be downloaded there ({why}). Put"
             f" {', '.join(path.name for path in paths)} into {paths[0].parent}, or name"
             f" the folder that has it in PRUNING_DATA, or use {WITHOUT_FILES}."
         ) from error
