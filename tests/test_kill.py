@@ -115,6 +115,19 @@ def test_a_replacement_killed_twice_left_the_old_record_or_a_new_one(tmp_path, m
     assert sorted(file.name for file in tmp_path.iterdir()) == [".locks", "EWN-1.json", "EWN-1.npz"]
 
 
+def test_moves_that_are_left_are_made_where_a_folder_was_deleted_since(tmp_path, monkeypatch):
+    """As somebody does who wants one run of a killed stack anew: its neighbours must not wait for it for ever."""
+    targets = [tmp_path / name / "level-10" for name in ("EWN-1", "EWN-2")]
+    with monkeypatch.context() as patch, pytest.raises(Killed), disk.together(targets, tmp_path):
+        for target in targets:
+            target.parent.mkdir()
+            disk.put(disk.new(target), target.parent.name.encode())
+        die_at(patch, 5, halfway=False)  # by the first of the moves
+    targets[0].unlink(missing_ok=True), disk.new(targets[0]).unlink(missing_ok=True), targets[0].parent.rmdir()
+    disk.recover(tmp_path)
+    assert targets[1].read_bytes() == b"EWN-2" and not [*tmp_path.glob(".saving-*")]
+
+
 def test_another_leftover_is_never_taken_for_the_record(tmp_path):
     path = tmp_path / "EWN-1.json"
     save(path, 1)

@@ -220,7 +220,8 @@ def _finish(intent: Path) -> None:
             if new(target).exists():
                 os.replace(new(target), target)
         for place in {target.parent for target in targets}:
-            sync(place)
+            if place.exists():  # else somebody deleted it since, with all that was moved there
+                sync(place)
         intent.unlink()
 
 
