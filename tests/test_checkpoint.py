@@ -397,22 +397,32 @@ def test_trainings_under_masks_go_on(stack, tmp_path, monkeypatch):
 
 
 def test_what_is_trained_is_safe_until_its_record_is_saved(tmp_path, monkeypatch):
-    """Killed while another type is trained, or before a record is saved, a process trains nothing again."""
+    """Killed while another type is trained, or before its own record is saved, a process trains nothing again."""
     monkeypatch.setenv("PRUNING_RUNS", str(tmp_path))
-    here, path = lab(0, every=0), tmp_path / "toy/phew-1.json"
-    starts = phew.prune(here, "phew", [0.5, 0.3])
-    with disk.lock(tmp_path / "toy/phew-1"):  # as a run does that computes it
-        whole = outcome.train(here, "phew", starts)
-        assert len(states(tmp_path)) == 1
-        with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "_epoch", None)
-            found = outcome.train(here, "phew", starts)
-        np.testing.assert_array_equal(found["train_loss"], whole["train_loss"])
-        document = dict.fromkeys(store.FIELDS, {}) | {"experiment": "toy", "type": "phew", "seed": 1}
-        store.write([(path, document, store.pack({}, {})[0])])
-        assert store.read(path).seed == 1 and not states(tmp_path)
+    here, kinds = lab(0, every=0), ("phew", "random", "magnitude_init")
+    starts = {kind: phew.prune(here, kind, [0.5]) for kind in kinds}
+
+    def save(kind):
+        document = dict.fromkeys(store.FIELDS, {}) | {"experiment": "toy", "type": kind, "seed": 1}
+        store.write([(tmp_path / f"toy/{kind}-1.json", document, store.pack({}, {})[0])])
+        disk.release(tmp_path / f"toy/{kind}-1")
+
+    for kind in kinds:
+        disk.acquire(tmp_path / f"toy/{kind}-1")  # as a run does that computes it
+    whole = {kind: outcome.train(here, kind, starts[kind]) for kind in kinds[:2]}
+    save("phew")
+    with monkeypatch.context() as patch:  # the second record failed, as of a full disk
+        patch.setattr(Trainer, "_epoch", None)
+        patch.setattr(disk, "discard", lambda: None)  # of this process, which would have ended
+        found = outcome.train(here, "random", starts["random"])
+    np.testing.assert_array_equal(found["train_loss"], whole["random"]["train_loss"])
+    save("random")
+    outcome.train(here, "magnitude_init", starts["magnitude_init"])
+    assert len(states(tmp_path)) == 1, "what others were trained for is saved"
+    save("magnitude_init")
+    assert store.read(tmp_path / "toy/magnitude_init-1.json").seed == 1 and not states(tmp_path)
     with disk.lock(tmp_path.with_name("elsewhere") / "phew-1"):
-        outcome.train(here, "phew", starts)
+        outcome.train(here, "phew", starts["phew"])
         assert not states(tmp_path)
 
 

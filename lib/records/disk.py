@@ -57,6 +57,8 @@ def acquire(path: Path) -> None:
 def release(path: Path) -> None:
     """Return nothing; undo one `acquire` of `path`."""
     _lock(Path(path).absolute()).release()
+    if not all(_at_work(folder) for _, folder in _saved):
+        discard()
 
 
 @contextmanager
@@ -95,24 +97,37 @@ def _wait(lock: FileLock, path: Path) -> None:
 # ---- files that are not needed for ever
 
 
-_spent: list[Path] = []
+_spent: list[tuple[Path, Path]] = []  # a file and a folder: what came of it is still to be saved there
+_saved: list[tuple[Path, Path]] = []  # some of it is
 
 
 def spend(files: list[Path], folder: Path) -> None:
     """Return nothing; files go once this process has saved what came of them: now, if it saves nothing in `folder`.
 
-    There, whoever computes a record holds a lock until it is saved.
+    There, whoever computes a record holds a lock until it is saved. Of several that came before the first was saved the
+    last may still fail: so files go with the last lock, or when more comes that is to be saved.
     """
-    _spent.extend(files)
-    own = (lock for (process, path), lock in _locks.items() if process == os.getpid() and path.is_relative_to(folder))
-    if not any(lock.is_locked for lock in own):
-        discard()
+    _spent.extend((file, folder) for file in files)
+    if not _at_work(folder):
+        saved(), discard()
+
+
+def saved() -> None:
+    """Return nothing; note that a record was saved."""
+    _saved.extend(_spent)
+    _spent.clear()
 
 
 def discard() -> None:
-    """Return nothing; delete what `spend` was told of, as a record is saved now."""
-    while _spent:
-        _spent.pop().unlink(missing_ok=True)
+    """Return nothing; delete what `spend` was told of before a record was saved."""
+    while _saved:
+        _saved.pop()[0].unlink(missing_ok=True)
+
+
+def _at_work(folder: Path) -> bool:
+    """Return whether this process holds a lock below `folder`."""
+    own = (lock for (process, path), lock in _locks.items() if process == os.getpid() and path.is_relative_to(folder))
+    return any(lock.is_locked for lock in own)
 
 
 # ---- atomic files

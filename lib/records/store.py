@@ -23,7 +23,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from lib.errors import ParameterError, RecordError, hint, listed
-from lib.records.disk import discard, lock, new, put, recover, render, together
+from lib.records.disk import lock, new, put, recover, render, saved, together
 from lib.records.parameters import many, name_of, scientific, text
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def write(records: list[tuple[Path, dict, bytes]]) -> None:
         with together(files, files[0].parent):
             for path, document, npz in records:
                 put(new(_beside(path, ".npz")), npz), put(new(path), _text(path, document, npz))
-    discard()
+    saved()
 
 
 def _text(path: Path, document: dict, npz: bytes) -> bytes:

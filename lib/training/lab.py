@@ -93,6 +93,7 @@ class Lab:
     @contextmanager
     def keeping(self):
         """Return a context of this lab whose trainings go on where they were killed; their files go with the record."""
+        disk.discard()
         states = checkpoint.States(runs.trained(self.recipe | {"type": "states", "seed": 0}).parent)
         yield replace(self, states=states)
         disk.spend(states.paths, runs.folder())
