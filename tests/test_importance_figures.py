@@ -250,6 +250,12 @@ def test_recovery_is_the_change_from_before_a_pruning(axes, rounds, value, contr
     assert [[1, 2], seed] in thin(axes) and [[0, 1], [0, 0]] in thin(axes)
 
 
+def test_where_nothing_is_pruned_yet_there_is_nothing_to_recover_from(axes, rounds):
+    figures.recovery(axes, rounds[rounds["type"].isin(figures.CONTROLS)], "after")
+    (level,) = axes.lines
+    assert list(level.get_ydata()) == [0, 0] and not axes.collections
+
+
 # ---- autoencoders
 
 NATS = {  # type -> seed -> reconstruction of the test images after epochs 0 to 5; their KL is a tenth

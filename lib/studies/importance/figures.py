@@ -150,9 +150,8 @@ def recovery(axes, frame, value):
 
     frame: rows of `rounds`.
     """
-    later = frame[frame["round"] > 0]
-    later = later[~later["type"].isin(CONTROLS)].assign(change=later[value] - later["before"])
-    plots.lines(axes, later, "round", "change", ORDER, markersize=2)
+    later = frame[(frame["round"] > 0) & ~frame["type"].isin(CONTROLS)]
+    plots.lines(axes, later.assign(change=later[value] - later["before"]), "round", "change", ORDER, markersize=2)
     axes.axhline(0, color="black", linewidth=0.5)
 
 
