@@ -3,6 +3,7 @@
 import hashlib
 import io
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,8 +202,8 @@ def test_the_archive_is_downloaded_where_it_is_missing(small_tiny, tmp_path, mon
 
     def download(url, root, filename, md5):
         asked.append((url, md5))
-        (tmp_path / "new" / tiny_imagenet.FOLDER).mkdir(parents=True)
-        (tmp_path / "new" / tiny_imagenet.FOLDER / filename).write_bytes(content)
+        Path(root).mkdir()
+        Path(root, filename).write_bytes(content)
 
     monkeypatch.setattr(datasets.utils, "download_url", download)
     monkeypatch.setenv("PRUNING_DATA", str(tmp_path / "new"))

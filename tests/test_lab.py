@@ -51,7 +51,7 @@ NAMES = {  # of folders in which networks of earlier versions lie, and are to be
     "digits32-resnet20/dense-3;augment=True;batch=128;bf16=False;drops=80,120;epochs=160;lr=0.1;momentum=0.9;"
     "nesterov=True;rule=sgd;train_examples=20;watch=2000;weight_decay=0.0001;width=4": lambda: phew.labs(
         COLOUR, PHEW, [(3, "phew")]
-    )["phew"].dense(),
+    )["phew"].dense(160),
     "digits-importance/dense-3;batch=5000;epochs=30;lr=0.1;momentum=0.0;rule=sgd;train_examples=50;widths=50,30": (
         lambda: importance.study(DIGITS, ROUNDS).run(3, ["none"])
     ),
