@@ -88,9 +88,10 @@ class Steps:
 class ReluSteps:
     """What `Steps` is, of one network of linear layers and ReLUs on a CPU, without autograd and in memory of its own.
 
-    Examples are columns, since two threads take a third less for `v xᵀ` than for `x vᵀ`, one as long. The matrices are
-    read and written by products alone. What a step does to the length of a normalised row, it does to a factor of the
-    row, which goes into the matrix at the end of the pass: only the direction of v matters before.
+    Examples are columns: for `v xᵀ` two threads take a tenth to a third less than for `x vᵀ`, one as long (784 to 1024,
+    128 examples, Zen 4). The matrices are read and written by products alone. What a step does to the length of a
+    normalised row, it does to a factor of the row, which goes into the matrix at the end of the pass: only the
+    direction of v matters before.
     """
 
     def __init__(self, net):
