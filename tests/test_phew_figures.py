@@ -108,3 +108,13 @@ def test_a_type_is_compared_with_itself_changed_seed_by_seed(axes):
     figures.strips(axes, {"as is": own, "shuffled": moved}, ["phew"])
     assert [line.get_xdata().tolist() for line in axes.lines[::2]] == [[50.0, 52.0], [41.0, 45.0]]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["PHEW", "PHEW, shuffled"]
+
+
+def test_an_ablation_is_compared_with_the_walks_that_it_changes_in_one_thing():
+    """`inverse` walks serve all densities as `phew_res` does; random masks with new weights are no walks."""
+    kinds = ["phew", "synflow", "synflow_l2", "phew_res", "inverse", "evci_random", "magnitude_trained"]
+    said = figures.pairs(kinds)
+    assert ("phew_res", "inverse") in said and ("phew", "inverse") not in said
+    assert ("phew", "evci_random") in said and ("magnitude_trained", "phew") in said
+    assert set(figures.MAIN) <= set(said) and len(said) == len(set(said)) == 7
+    assert figures.pairs(["phew", "inverse"]) == []

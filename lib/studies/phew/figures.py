@@ -7,9 +7,11 @@ from matplotlib.ticker import MaxNLocator
 from lib.data.sets import SHAPES
 from lib.figures import drawing, evidence, gallery, tables
 from lib.networks import convnets, nets
+from lib.studies.phew.study import ABLATIONS
 
 DASHES = {"ours": "-", "ours, norms as they start": "--", "ours, one round": ":"}  # of masks without training
 ABOUT = ["type", "rounds", "width", "seed"]
+MAIN = ("phew", "synflow"), ("phew", "synflow_l2"), ("synflow", "synflow_l2")  # the order that the study claims
 CHANGES = {"shuffled": "with its masks shuffled within layers"}  # of what was pruned, before training, in words
 CHANGES |= {scheme: f"with its weights drawn anew ({scheme})" for scheme in ("phew", "evci", "liu")}
 
@@ -26,6 +28,16 @@ def strips(axes, rows, kinds):
         drawing.strip(axes, -row, own, kind)
     names = [drawing.look(kind)[0] + f", {change}" * (change != "as is") for kind, change, _ in shown]
     axes.set(yticks=range(0, -len(shown), -1), yticklabels=names)
+
+
+def pairs(kinds):
+    """Return pairs of types, the first claimed to be above the second, of those among `kinds`.
+
+    What takes PHEW apart is compared with the walks that it differs from in one thing, which serve all densities.
+    """
+    other = {kind: "phew_res" for kind, (method, _) in ABLATIONS.items() if method == "phew"}
+    found = [(other.get(kind, "phew"), kind) for kind in kinds if kind not in ("phew", "magnitude_trained")]
+    return [pair for pair in [*found, MAIN[-1], ("magnitude_trained", "phew")] if set(pair) <= set(kinds)]
 
 
 def ahead(rows, pairs, value, said, main=(), unit=" points"):
