@@ -253,6 +253,19 @@ def test_a_run_goes_on_from_a_level_that_another_call_reached_since(digits, tmp_
     same_descent(whole[0][-4], again[0][-4])
 
 
+def test_a_file_of_another_name_is_no_state(digits, tmp_path):
+    """Copies of a level under names that a person gave them: neither read nor deleted, and none counts as a level."""
+    names = "towards-5 (copy)", "level-1 (copy)", "level-old", "level-", "level-.5.2", "level--3", "level-01"
+    keywords = {"folders": [tmp_path / "a"], "batch": 16}
+    descend.descend(stack(["EWN"], [1]), digits, [1], [-0.25], **keywords)
+    content = descent.level_path(tmp_path / "a", -0.25).read_bytes()
+    strays = [tmp_path / "a" / f"{name}.safetensors" for name in names]
+    for stray in strays:
+        stray.write_bytes(content)
+    (found,), _ = descend.descend(stack(["EWN"], [1]), digits, [1], [-0.25, -0.5], **keywords)
+    assert list(found) == [-0.25, -0.5] and all(stray.read_bytes() == content for stray in strays)
+
+
 @pytest.mark.parametrize("before", [[-1, -4], [-3], [-1, -3]])
 def test_a_level_asked_for_after_a_deeper_one_is_the_one_on_the_way(digits, tmp_path, before):
     """As by one call that asked for all of them, and the end is the deepest."""

@@ -7,6 +7,7 @@ goes on with the members that it had and, on a CPU, ends bit for bit where the u
 """
 
 import math
+import re
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -115,6 +116,13 @@ def level_path(folder, level, kind="level"):
     return Path(folder, f"{kind}{level:g}.safetensors")
 
 
+def _levels(folder, kind):
+    """Return the levels of the files of `level_path`; what a person copied there under another name is none of them."""
+    found = (path.stem.removeprefix(kind) for path in folder.glob(f"{kind}-*.safetensors"))
+    numbers = (text for text in found if re.fullmatch(r"-\d+(\.\d+)?(e[+-]\d+)?", text))
+    return [float(text) for text in numbers if f"{float(text):g}" == text]
+
+
 def assert_trained(folders, levels):
     """Return nothing; RecordError unless every folder has a state at every level."""
     for folder in folders:
@@ -158,10 +166,7 @@ class Journal:
         """
         if not self.folders:
             return None
-        level, towards = (
-            [float(path.stem.removeprefix(kind)) for path in self.folders[run].glob(f"{kind}-*.safetensors")]
-            for kind in ("level", "towards")
-        )
+        level, towards = (_levels(self.folders[run], kind) for kind in ("level", "towards"))
         ahead = next(asked for asked in self.levels if asked not in level)
         states = {at: self._state(run, at, like) for at in level if at >= ahead}
         usable = [state for at, state in states.items() if at in self.levels or state.log_loss[0] >= ahead]
