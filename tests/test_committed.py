@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -33,3 +34,10 @@ def committed(experiment):
 def test_what_is_committed_is_what_the_profile_lists(experiment):
     made = map(listed, plan.expand({experiment: ENTRIES[experiment]}))
     assert committed(experiment) == set().union(*made)
+
+
+@pytest.mark.parametrize("path", sorted((plan.ROOT / "runs/published").glob("*.csv")), ids=lambda path: path.stem)
+def test_nothing_published_is_told_twice(path):
+    table = pd.read_csv(path)
+    about = table.columns.difference(["error", "value", "accuracy"])
+    assert len(table) and not table.duplicated(list(about)).any()

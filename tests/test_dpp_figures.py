@@ -1,5 +1,7 @@
 """The panels of the DPP study, by what they draw and count, on small tables made by hand."""
 
+from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -26,6 +28,29 @@ def rows(**errors):
 def lines(axes):
     """Return the labelled lines of a panel as {label: (x, y)}."""
     return {line.get_label(): line.get_data() for line in axes.get_lines() if not line.get_label().startswith("_")}
+
+
+def of(hidden, dropout=0.0, dropconnect=0.0):
+    return {"dataset": "mnist", "hidden": hidden, "dropout": dropout, "dropconnect": dropconnect}
+
+
+def test_ways_to_train_are_told_apart_and_depths_never_mixed():
+    made = [SimpleNamespace(parameters=of(hidden)) for hidden in ([500], [10], [500, 500], [500])]
+    found = figures.ways(made)
+    assert list(found) == ["plain", "dropout", "dropconnect", "deep"]
+    assert [way["hidden"] for way in found.values()] == [[[10], [500]]] * 3 + [[[500, 500]]]
+    assert [(way["dropout"], way["dropconnect"]) for way in found.values()] == [(0, 0), (0.5, 0), (0, 0.5), (0, 0)]
+    assert figures.ways(made[:1])["deep"]["hidden"] == [], "no record has no layers"
+
+
+def test_published_errors_are_of_the_same_network_and_training():
+    """Values typed from the study's tables, in %."""
+    deep = figures.published(of([500, 500])).query("type == 'dpp_edge' and weighting == 'raw'")
+    assert deep.set_index("kept")["error"].round(1).loc[[79, 392, 706]].tolist() == [63.7, 6.3, 3.8]
+    flat = figures.published(of([500])).query("type == 'dpp_node' and weighting == 'raw'")
+    assert flat.set_index("kept")["error"].round(1).loc[[25, 50]].tolist() == [84.3, 76.8]
+    assert figures.published(of([500], dropconnect=0.5)).empty and figures.published(of([400])).empty
+    assert figures.published(of([500]) | {"dataset": "digits"}).empty
 
 
 def test_errors_are_means_with_published_values_where_we_have_the_number(axes):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from lib.figures import drawing, evidence, gallery, plots, tables
+from lib.records import runs
 from lib.studies.dpp import committee
 
 # The first of each pair is asked to beat the second.
@@ -20,6 +21,26 @@ FAMILIES = {
 # Looks that no type of the study has, and on which side of a point each is drawn.
 HALF = {"raw": ("raw", drawing.YELLOW, "v", ""), "reweighted": ("reweighted", drawing.GREEN, "o", "")}
 SIDES = {"raw": -0.01, "reweighted": 0.01}  # of the width
+
+
+def ways(records):
+    """Return the ways to train that are told apart, `{name: filters of records}`, of the records there are."""
+    shapes = {tuple(one.parameters["hidden"]) for one in records}
+    one, more = ([list(shape) for shape in sorted(shapes) if (len(shape) > 1) == deep] for deep in (False, True))
+    chances = {"plain": (0.0, 0.0, one), "dropout": (0.5, 0.0, one), "dropconnect": (0.0, 0.5, one),
+               "deep": (0.0, 0.0, more)}  # fmt: skip
+    return {name: dict(zip(("dropout", "dropconnect", "hidden"), of, strict=True)) for name, of in chances.items()}
+
+
+def published(p):
+    """Return the published errors in % of the network that parameters `p` of `dpp_prune` train, as rows of seed 0.
+
+    None of networks of other data, nor of DropConnect.
+    """
+    facts, network = runs.published("dpp"), "-".join(map(str, [784, *p["hidden"], 10]))
+    known = p["dataset"] == "mnist" and not p["dropconnect"]
+    mine = facts[(facts["network"] == network) & (facts["dropout"] == p["dropout"]) & known]
+    return mine.assign(seed=0, error=100 * mine["error"])
 
 
 def errors(axes, rows, facts):
