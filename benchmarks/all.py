@@ -42,7 +42,7 @@ ELSEWHERE = "needs a CUDA GPU"
 
 def names():
     """Return the names of all tables: of a benchmark, or of each of its pieces."""
-    found = sorted(path for path in HERE.glob("*.py") if path.stem not in NOT_BENCHMARKS)
+    found = sorted(path for path in HERE.glob("[!.]*.py") if path.stem not in NOT_BENCHMARKS)
     return [f"{path.stem}{piece}" for path in found for piece in _pieces(path)]
 
 
@@ -56,7 +56,7 @@ def _pieces(path):
 
 def code():
     """Return a checksum of all files that a time depends on."""
-    files = sorted([*HERE.glob("*.py"), *(HERE.parent / "lib").rglob("*.py")])
+    files = sorted([*HERE.glob("[!.]*.py"), *(HERE.parent / "lib").rglob("[!.]*.py")])
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 

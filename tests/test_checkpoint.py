@@ -295,12 +295,17 @@ def test_networks_that_are_trained_once_go_on(tmp_path, monkeypatch):
     (kept,) = states(tmp_path)
     assert kept.parent == folder and kept.name.startswith("training-") and not (folder / once.FILE).exists()
     dies = None
-    (folder / "training-of-a-larger-stack.safetensors").touch()  # killed for good
+    (folder / f"training-{'0a' * 8}.safetensors").touch()  # of a larger stack, killed for good
+    copies = [folder / f"{kept.stem} (copy).safetensors", folder / f"{kept.name}.bak"]  # a person's, and nobody else's
+    for file in copies:
+        file.write_bytes(kept.read_bytes())
     net, history = once.obtain(start, wanted, train)
     whole = begin(net=nets.take(start, [0, 1]), seeds=SEEDS[:2]).fit(EPOCHS)
     for name, tensor in whole.net.state_dict().items():
         assert torch.equal(net.state_dict()[name], tensor)
     np.testing.assert_array_equal(history["train_loss"], whole.curve("train_loss"))
+    for file in copies:
+        file.unlink()  # which are still there
     assert not states(tmp_path)
     for name in kept.name, f"{kept.name}.new":  # killed between the last network and the end of its state
         (folder / name).touch()

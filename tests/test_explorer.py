@@ -20,6 +20,7 @@ from lib import (
     controls,
     convnets,
     drawing,
+    mask_files,
     methods,
     nets,
     once,
@@ -284,6 +285,18 @@ def test_a_network_that_reads_other_inputs_is_refused(trained):
         subjects.subject(label)
     with pytest.raises(ParameterError, match="network is 'digit'; allowed are digits, .* Did you mean 'digits'"):
         controls.Explorer("digit")
+
+
+def test_a_file_that_belongs_elsewhere_is_refused(trained, tmp_path):
+    """Masks, and a network of another folder, in the place of a network."""
+    label = trained("mlp20", nets.init_(nets.MLP([784, 20, 10], "no-WN"), [3]), 0.1)
+    path = subjects.networks()[label]
+    (tmp_path / "trained" / "digits-mlp20").rename(tmp_path / "trained" / "digits-dpp")
+    with pytest.raises(RecordError, match="holds name 'digits-mlp20'; asked for is name 'digits-dpp'.*own folder"):
+        subjects.subject("digits-dpp, dense-3")
+    mask_files.save({"layers.0.weight": torch.ones(1, 20, 784, dtype=torch.bool)}, path)
+    with pytest.raises(RecordError, match="holds name None; asked for is name 'digits-mlp20'"):
+        subjects.subject(label)
 
 
 def test_what_cannot_be_explored_is_named(trained, tmp_path):

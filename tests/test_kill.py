@@ -128,6 +128,26 @@ def test_moves_that_are_left_are_made_where_a_folder_was_deleted_since(tmp_path,
     assert targets[1].read_bytes() == b"EWN-2" and not [*tmp_path.glob(".saving-*")]
 
 
+def test_a_list_of_moves_is_believed_if_it_is_whole(tmp_path, monkeypatch):
+    """Under other names it is none, an editor's copy say, whatever lies there; under its own every byte counts."""
+    target, damaged = tmp_path / "EWN-1", r"\.saving-[0-9a-f]{16} is damaged.*Delete it"
+    with monkeypatch.context() as patch, pytest.raises(Killed), disk.together([target], tmp_path):
+        disk.put(disk.new(target), b"1")
+        die_at(patch, 5, halfway=False)
+    (intent,) = tmp_path.glob(".saving-*")
+    whole, copy = intent.read_bytes(), intent.rename(tmp_path / f"{intent.name} (copy)")
+    (tmp_path / ".saving-").mkdir(), (tmp_path / ".saving-x").touch()
+    disk.recover(tmp_path)
+    assert copy.read_bytes() == whole and not target.exists()
+    for content in (b"", b"{}", b"\xff", *(whole[:k] + b"?" + whole[k + 1 :] for k in range(len(whole)))):
+        intent.write_bytes(content)
+        with pytest.raises(RecordError, match=damaged):
+            disk.recover(tmp_path)
+    copy.rename(intent)
+    disk.recover(tmp_path)
+    assert target.read_bytes() == b"1" and not intent.exists()
+
+
 def test_another_leftover_is_never_taken_for_the_record(tmp_path):
     path = tmp_path / "EWN-1.json"
     save(path, 1)

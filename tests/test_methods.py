@@ -125,6 +125,14 @@ def test_all_files_of_the_folder_are_looked_through():
     assert found.stdout.split() == sum(here, [])
 
 
+def test_what_an_editor_leaves_beside_methods_is_none(tmp_path, monkeypatch):
+    """The lock of Emacs, a link to nowhere, and what somebody put aside; they are not imported."""
+    (tmp_path / ".#scores.py").symlink_to("somebody@somewhere.7")
+    (tmp_path / "scores.old.py").write_text("1 / 0")
+    monkeypatch.setattr(methods, "__file__", str(tmp_path / "methods.py"))
+    methods._load.__wrapped__()
+
+
 def test_every_way_to_misname_is_told():
     net = nets.init_(nets.MLP([6, 5, 3], ["no-WN"]), [0])
     with pytest.raises(ParameterError, match="'snib'.*Did you mean 'snip'"):

@@ -153,6 +153,19 @@ def test_a_parameters_cell_holds_literals_only(root, line):
         runs.declared("odd")
 
 
+def test_files_of_parameters_that_are_no_json_are_named(root):
+    """Empty, or with the marks of a merge that nobody ended."""
+    for name in ("toy.ipynb", "defaults.json"):
+        file = root / "notebooks" / name
+        before = file.read_text() if file.exists() else None
+        for text in ("", "<<<<<<< HEAD\n{}\n=======\n{}\n"):
+            file.write_text(text)
+            with pytest.raises(ParameterError, match=f"{name} is no JSON .*git restore"):
+                runs.declared("toy")
+        file.write_text(before) if before else file.unlink()
+    assert runs.declared("toy") == DEFAULTS
+
+
 def test_a_notebook_without_tag_or_without_seed_is_refused(root):
     write_notebook(root, "odd", {"type": "EWN"})
     with pytest.raises(ParameterError, match="declares no 'seed'"):
@@ -492,7 +505,17 @@ def test_line_ends_of_windows_change_no_record(path):
 def test_hidden_files_are_no_records(path):
     for name in ("._EWN-3.json", ".EWN-4.json"):
         path.with_name(name).write_bytes(b"\0\5\x16\7")  # as macOS leaves them on other file systems
+    path.with_name(".#EWN-3.json").symlink_to("somebody@somewhere.7")  # as Emacs does, to nowhere
     assert [record.name for record in runs.records("toy")] == ["EWN-3"] and len(runs.table("toy")) == 1
+
+
+def test_folders_are_no_records(path):
+    path.with_name("old.json").mkdir()
+    assert [record.name for record in runs.records("toy")] == ["EWN-3"]
+    for ending in (".npz", ".json"):
+        path.with_name(f"EWN-3{ending}").unlink(), path.with_name(f"EWN-3{ending}").mkdir()
+        with pytest.raises(RecordError, match="EWN-3.json cannot be read.*run it again"):
+            runs.read(path)
 
 
 def test_a_record_that_is_not_there_is_said_so(root):

@@ -196,11 +196,16 @@ def lines(name):
 
 
 @pytest.fixture(scope="module")
-def default_output():
-    """The launcher's own decision, read from the file that has no .py at its end."""
+def launcher():
+    """What the launcher defines, read from the file that has no .py at its end."""
     scope = {"__file__": str(LAUNCHER), "__name__": "launcher"}
     exec(compile(LAUNCHER.read_text(), str(LAUNCHER), "exec"), scope)
-    return scope["default_output"]
+    return scope
+
+
+@pytest.fixture
+def default_output(launcher):
+    return launcher["default_output"]
 
 
 @pytest.fixture
@@ -263,6 +268,14 @@ def test_an_output_path_is_supplied(notebook, default_output, line, name):
 )
 def test_papermill_is_left_alone(notebook, default_output, line):
     assert default_output(line.split()) is None
+
+
+def test_records_that_are_edited_are_no_obstacle(notebook, launcher):
+    """Emacs holds a file by a link to nowhere."""
+    record = notebook.parent / "runs/nb/EWN-1.json"
+    record.touch(), record.with_name(".#EWN-1.json").symlink_to("somebody@somewhere.7")
+    record.with_name("EWN-2.json").symlink_to("nowhere.json")
+    assert list(launcher["records"]()) == [record]
 
 
 @pytest.mark.parametrize("stdin", ["pipe", "notebook"])

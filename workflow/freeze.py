@@ -24,7 +24,7 @@ def freeze(folder):
 
 def experiments(folder):
     """Return the notebooks of a folder that make records: neither a summary nor the explorer."""
-    return [path for path in sorted(folder.glob("*.ipynb")) if not path.stem.startswith(("summary_", "explore"))]
+    return [path for path in sorted(folder.glob("[!.]*.ipynb")) if not path.stem.startswith(("summary_", "explore"))]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from lib.data import sets
 from lib.errors import RecordError, choice
 from lib.kernels import twins
 from lib.networks import convnets, nets
-from lib.records import runs
+from lib.records import disk, runs
 from lib.training import weights
 from lib.training.evaluate import evaluate_alone
 from lib.training.trainer import Trainer
@@ -91,7 +91,9 @@ def _trained_now(label, seed, examples):
 
 def _from_file(path, label, seed, examples):
     tensors, arrays, meta = weights.load(path)
-    dataset, _, kind = meta["holds"]["name"].partition("-")
+    name, folder = meta.get("holds", {}).get("name"), path.parent.parent.name
+    disk.assert_holds(path, {"name": name}, {"name": folder}, "Put it back into its own folder, or explore another.")
+    dataset, _, kind = folder.partition("-")
     activation, statistics = _style(kind)
     data, net = sets.load(dataset, statistics=statistics), _mlp(tensors, activation)
     recorded, found = _recorded(arrays, meta), float(evaluate_alone(net, *data.split("test")).accuracy)

@@ -65,8 +65,8 @@ def method(name, of="weights", needs="nothing", draws=False, rounds=1):
 
 @functools.cache
 def _load():
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        importlib.import_module(f"lib.pruning.{path.stem}")
+    for stem in sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "." not in path.stem):  # no backup
+        importlib.import_module(f"lib.pruning.{stem}")
     for of, known in METHODS.items():  # in one order, whichever of them had been imported before
         METHODS[of] = dict(sorted(known.items(), key=lambda item: item[1].function.__module__))
 

@@ -200,7 +200,7 @@ def commit(targets: list[Path], folder: Path) -> None:
     killed process left. Call it under the locks of the targets.
     """
     names = [os.path.relpath(target, folder) for target in targets]
-    intent = folder / f"{INTENT}{hashlib.sha256(repr(names).encode()).hexdigest()[:16]}"
+    intent = folder / _intent(names)
     with ExitStack() as held:
         with writing(targets[0], new(intent), *map(new, targets)):
             held.enter_context(lock(intent))
@@ -221,15 +221,24 @@ def together(targets: list[Path], folder: Path) -> Iterator[None]:
 
 def recover(folder: Path) -> None:
     """Return nothing; make the moves in `folder` that a process left which was killed in `commit`."""
-    for intent in sorted(Path(folder).glob(f"{INTENT}*")):
-        if not intent.name.endswith(".new"):
-            with lock(intent):  # a living one is at it itself
-                if intent.exists():
-                    _finish(intent)
+    for intent in sorted(Path(folder).glob(INTENT + 16 * "[0-9a-f]")):
+        with lock(intent):  # a living one is at it itself
+            if intent.exists():
+                _finish(intent)
+
+
+def _intent(names: list[str]) -> str:
+    return f"{INTENT}{hashlib.sha256(repr(names).encode()).hexdigest()[:16]}"
 
 
 def _finish(intent: Path) -> None:
-    targets = [intent.parent / name for name in json.loads(intent.read_bytes())]
+    try:
+        names = json.loads(intent.read_bytes())
+    except (OSError, ValueError):
+        names = None
+    if intent.name != _intent(names):
+        raise RecordError(f"{intent} is damaged: it does not list what a killed process was saving. Delete it.")
+    targets = [intent.parent / name for name in names]
     with writing(targets[0]):  # what is not moved stays: the list stands, and who comes next goes on
         for target in targets:
             if new(target).exists():

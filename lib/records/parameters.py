@@ -46,7 +46,7 @@ def declared(notebook: Path) -> dict:
 def frozen(notebook: Path) -> dict:
     """Return the defaults of a notebook that names are made by; none where they are not written down yet."""
     path = notebook.with_name("defaults.json")
-    return json.loads(path.read_text("utf-8")).get(notebook.stem, {}) if path.exists() else {}
+    return _json(path).get(notebook.stem, {}) if path.exists() else {}
 
 
 def in_cell(notebook: Path) -> dict:
@@ -69,7 +69,15 @@ def code_cells(notebook: Path) -> list[dict]:
         raise ParameterError(
             f"there is no notebook {notebook}.{hint(notebook.stem, known)} There are: {listed(known)}."
         )
-    return [cell for cell in json.loads(notebook.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    return [cell for cell in _json(notebook)["cells"] if cell["cell_type"] == "code"]
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        told = f"{path} is no JSON ({error}): truncated, or merged half way. Put it back as it was (git restore)."
+        raise ParameterError(told) from error
 
 
 def is_parameters(cell: dict) -> bool:

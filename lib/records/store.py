@@ -87,7 +87,7 @@ def _load(path: Path) -> Record | None:
     """Return the record, or None if the npz is not the one that the json describes."""
     document = _document(path)
     npz = _beside(path, ".npz")
-    data = npz.read_bytes() if npz.exists() else b""
+    data = npz.read_bytes() if npz.is_file() else b""
     if _sha256(data) != document.pop("npz"):
         return None
     return Record(path=path, _npz=data, **document)
@@ -100,8 +100,8 @@ def _document(path: Path) -> dict:
         document = json.loads(data)
     except FileNotFoundError:
         raise RecordError(f"there is no record {path}.") from None
-    except ValueError as error:
-        raise _broken(path, f"the file is truncated or altered ({error})") from error
+    except (OSError, ValueError) as error:
+        raise _broken(path, f"it is no file, or one that is truncated or altered ({error})") from error
     fields, known = set(document) if isinstance(document, dict) else set(), {*FIELDS, "digest"}
     if fields != known:
         lacks, extra = sorted(known - fields), sorted(fields - known)
@@ -175,8 +175,8 @@ def _text(path: Path, document: dict, npz: bytes) -> bytes:
 
 
 def files(place: Path) -> list[Path]:
-    """Return the jsons of the records in a folder, sorted; hidden files, such as a Mac's `._x.json`, are none."""
-    return sorted(path for path in place.glob("*.json") if not path.name.startswith("."))
+    """Return the jsons of the records in a folder, sorted; folders and hidden files, a Mac's `._x.json`, are none."""
+    return sorted(path for path in place.glob("[!.]*.json") if path.is_file())
 
 
 # ---- what may be put into a record

@@ -23,6 +23,7 @@ ROWS = 1000  # examples by whose inputs two data sets are told apart, spread eve
 RULE = ("rule", "lr", "batch", "drop", "shuffle", "bf16", "epoch", "steps")  # attributes of a `Trainer`
 COUNTS = ("epoch", "steps", "seconds")  # likewise, that go into the file
 KIND = "state of a training"
+FILES = f"training-{16 * '[0-9a-f]'}.safetensors"  # what `States` calls its files
 
 
 def identity(trainer):

@@ -38,7 +38,7 @@ def obtain(start, recipes, train, most=0):
             disk.recover(place)
         stacking.split(work, [run for run, path in enumerate(paths) if not path.exists()], most)
     for path in paths:  # of this training, and of what was killed there in another stack: nobody takes them up again
-        for state in path.parent.glob("training-*.safetensors*"):
+        for state in (*path.parent.glob(checkpoint.FILES), *path.parent.glob(f"{checkpoint.FILES}.new")):
             state.unlink(missing_ok=True)
     return _read(paths, recipes, start)
 
