@@ -104,10 +104,10 @@ def test_a_type_is_compared_with_itself_changed_seed_by_seed(axes):
     moved = pd.DataFrame({"type": ["phew", "phew"], "seed": [2, 1], "accuracy": [45.0, 41.0]})
     (claim,) = figures.changes({"as is": own, "shuffled": moved}, "Density 0.1")
     assert claim["mean"] == pytest.approx((9 + 7) / 2) and claim["n"] == 2
-    assert claim["text"] == "Density 0.1: PHEW is above itself with its masks shuffled within layers"
+    assert claim["text"] == "Density 0.1: PHEW is above itself with its masks shuffled"
     figures.strips(axes, {"as is": own, "shuffled": moved}, ["phew"])
     assert [line.get_xdata().tolist() for line in axes.lines[::2]] == [[50.0, 52.0], [41.0, 45.0]]
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["PHEW", "PHEW, shuffled"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["PHEW", "PHEW, masks shuffled"]
 
 
 def test_an_ablation_is_compared_with_the_walks_that_it_changes_in_one_thing():

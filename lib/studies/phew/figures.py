@@ -12,8 +12,8 @@ from lib.studies.phew.study import ABLATIONS
 DASHES = {"ours": "-", "ours, norms as they start": "--", "ours, one round": ":"}  # of masks without training
 ABOUT = ["type", "rounds", "width", "seed"]
 MAIN = ("phew", "synflow"), ("phew", "synflow_l2"), ("synflow", "synflow_l2")  # the order that the study claims
-CHANGES = {"shuffled": "with its masks shuffled within layers"}  # of what was pruned, before training, in words
-CHANGES |= {scheme: f"with its weights drawn anew ({scheme})" for scheme in ("phew", "evci", "liu")}
+CHANGES = {"shuffled": "masks shuffled"}  # of what was pruned, before training, in words
+CHANGES |= {scheme: f"weights drawn anew ({scheme})" for scheme in ("phew", "evci", "liu")}
 
 
 def strips(axes, rows, kinds):
@@ -26,7 +26,7 @@ def strips(axes, rows, kinds):
              if len(own := table.loc[table["type"] == kind, "accuracy"])]  # fmt: skip
     for row, (kind, _, own) in enumerate(shown):
         drawing.strip(axes, -row, own, kind)
-    names = [drawing.look(kind)[0] + f", {change}" * (change != "as is") for kind, change, _ in shown]
+    names = [drawing.look(kind)[0] + (f", {CHANGES[change]}" if change in CHANGES else "") for kind, change, _ in shown]
     axes.set(yticks=range(0, -len(shown), -1), yticklabels=names)
 
 
@@ -197,6 +197,6 @@ def changes(rows, setting):
     for change, others in rows.items():
         both = pd.concat([own, others.assign(type=others["type"] + change)])
         for kind in drawing.ordered(set(others["type"]) & set(own["type"])):
-            said = f"{setting}: {drawing.look(kind)[0]} is above itself {CHANGES[change]}"
+            said = f"{setting}: {drawing.look(kind)[0]} is above itself with its {CHANGES[change]}"
             claims.append(gallery.claim(said, evidence.apart(both, kind, kind + change, "accuracy")))
     return claims
