@@ -197,7 +197,12 @@ def test_a_damaged_archive_is_an_error_that_names_it(small_tiny):
         sets.load("tiny_imagenet")
 
 
-def test_the_archive_is_downloaded_where_it_is_missing(small_tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_the_archive_is_downloaded_where_it_is_missing(small_tiny, tmp_path, monkeypatch, unpacked):
+    """Elsewhere first, also where somebody has unpacked it."""
+    images = tmp_path / "new" / tiny_imagenet.FOLDER / "train"
+    if unpacked:
+        images.mkdir(parents=True)
     content, asked = (small_tiny / tiny_imagenet.ARCHIVE).read_bytes(), []
 
     def download(url, root, filename, md5):
@@ -207,7 +212,7 @@ def test_the_archive_is_downloaded_where_it_is_missing(small_tiny, tmp_path, mon
 
     monkeypatch.setattr(datasets.utils, "download_url", download)
     monkeypatch.setenv("PRUNING_DATA", str(tmp_path / "new"))
-    assert len(sets.load("tiny_imagenet").train_y) == 12
+    assert len(sets.load("tiny_imagenet").train_y) == 12 and images.exists() == unpacked
     assert asked == [("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de")]
 
 

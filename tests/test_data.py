@@ -177,6 +177,16 @@ print(sets.load("mnist").checksum)
 """
 
 
+def test_a_folder_in_the_place_of_a_file_is_told(small_mnist):
+    """As some programs unpack an archive of one file."""
+    raw, arrays = small_mnist
+    for file in arrays:
+        (raw / file).unlink()
+        (raw / file.removesuffix(".gz")).mkdir()
+    with pytest.raises(sets.DataError, match="images-idx3-ubyte is damaged: its MD5 is no file.*Delete the folder"):
+        sets.load("mnist")
+
+
 @pytest.fixture
 def mirror(small_mnist, tmp_path, monkeypatch):
     """A slow server of the small MNIST and an empty data folder: (address, resources, what was asked for, folder)."""
@@ -207,12 +217,18 @@ def mirror(small_mnist, tmp_path, monkeypatch):
     server.shutdown(), server.server_close()
 
 
-def test_two_processes_that_miss_the_same_data_download_them_once(mirror):
-    address, resources, asked, _ = mirror
+@pytest.mark.parametrize("left", [None, ".DS_Store"])
+def test_two_processes_that_miss_the_same_data_download_them_once(mirror, left):
+    """left: what lies in the folder of the data, which is there."""
+    address, resources, asked, folder = mirror
+    raw = folder / "MNIST" / "raw"
+    if left:
+        raw.mkdir(parents=True), (raw / left).write_bytes(b"left")
     script = ELSEWHERE.format(root=str(sets.ROOT), mirror=address, resources=resources)
     both = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     told = [process.communicate(timeout=120)[0].splitlines()[-1:] for process in both]
     assert told == [[sets.load("mnist").checksum]] * 2 and len(asked) == len(resources)
+    assert not left or (raw / left).read_bytes() == b"left"
 
 
 def test_a_download_that_was_stopped_leaves_no_half(mirror, monkeypatch):
@@ -225,10 +241,12 @@ def test_a_download_that_was_stopped_leaves_no_half(mirror, monkeypatch):
         Path(download_root, "train-images-idx3-ubyte").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(mnist, "download_and_extract_archive", stopped)
-        sets.load("mnist")
-    assert not list(folder.rglob("*-ubyte*"))
+    for _ in range(2):  # as long as there is no folder, and where an empty one is
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(mnist, "download_and_extract_archive", stopped)
+            sets.load("mnist")
+        assert not list(folder.rglob("*-ubyte*"))
+        (folder / "MNIST" / "raw").mkdir(exist_ok=True)
     left = folder / "MNIST" / "raw.new" / "MNIST" / "raw"
     left.mkdir(parents=True), (left / "train-images-idx3-ubyte").write_bytes(b"half")
     assert len(sets.load("mnist").train_y) == 30 and not left.exists()
@@ -387,7 +405,9 @@ def test_a_damaged_or_missing_batch_is_an_error_that_names_it(small_cifar, damag
         sets.load(name)
 
 
-def test_an_archive_that_lies_there_is_unpacked_and_not_downloaded(small_cifar, monkeypatch):
+@pytest.mark.parametrize("empty", [False, True])
+def test_an_archive_that_lies_there_is_unpacked_and_not_downloaded(small_cifar, monkeypatch, empty):
+    """Whether what it unpacks to has no folder, or an empty one."""
     from torchvision import datasets
 
     name, place, images = small_cifar
@@ -396,6 +416,8 @@ def test_an_archive_that_lies_there_is_unpacked_and_not_downloaded(small_cifar, 
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(place, place.name)
     shutil.rmtree(place)
+    if empty:
+        place.mkdir()
     monkeypatch.setattr(cls, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     monkeypatch.setattr(cls, "url", "http://127.0.0.1:9/nobody")
     assert np.array_equal(sets.load(name).test_x.flatten(1).numpy(), images[-1])

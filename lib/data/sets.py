@@ -9,6 +9,7 @@ import functools
 import hashlib
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -247,7 +248,7 @@ def _verify(published, folder):
 
     for file, md5 in published.items():
         path = folder / file
-        found = calculate_md5(path) if path.exists() else "no file"
+        found = calculate_md5(path) if path.is_file() else "no file"
         if found != md5:
             raise DataError(
                 f"{path} is damaged: its MD5 is {found}, the published one is {md5}. Delete the folder"
@@ -264,12 +265,12 @@ def _idx(folder):
     return tuple((x[:, None].contiguous(), y.long()) for x, y in zip(images, labels, strict=True))
 
 
-def _by_torchvision(cls, folder, files):
-    """Return a class's training and test sets, downloaded if missing; `files` are the paths it needs."""
+def _by_torchvision(cls, folder, files, there=False):
+    """Return a class's training and test sets, downloaded if not `there`; `files` are the paths it needs."""
     paths = [Path(path) for path in files.values()]
     try:
-        if not paths[0].parent.exists():
-            _download(cls, folder, paths[0].parent)
+        if not there and not any(path.exists() for path in paths):
+            _download(cls, folder, paths)
         return [cls(str(folder), train=train, download=True) for train in (True, False)]
     except DataError:
         raise
@@ -282,15 +283,16 @@ def _by_torchvision(cls, folder, files):
         ) from error
 
 
-def _download(cls, folder, place):
-    """Return nothing, once what `cls` keeps below `folder` is in `place`, from one instant to the next.
+def _download(cls, folder, paths):
+    """Return nothing, once what `cls` keeps below `folder`, in that of `paths`, is there from one instant to the next.
 
     It comes by one process, and elsewhere first: a second would take the first one's half for damaged, and so would
-    all who come after one that was killed.
+    all who come after one that was killed. Where the folder holds something else, that stays, and each file comes so.
     """
+    place = paths[0].parent
     with disk.lock(place):
         scratch, packed = disk.new(place), getattr(cls, "filename", "")
-        if place.exists():  # by who had the lock before
+        if any(path.exists() for path in paths):  # by who had the lock before
             return
         try:
             shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
@@ -298,7 +300,11 @@ def _download(cls, folder, place):
             if packed and (folder / packed).exists():
                 shutil.copy(folder / packed, scratch)
             cls(str(scratch), train=False, download=True)
-            disk.move(scratch / place.relative_to(folder), place)
+            found = scratch / place.relative_to(folder)
+            with suppress(OSError):
+                place.rmdir()  # if it is empty
+            for source in sorted(found.iterdir()) if place.exists() else [found]:
+                disk.move(source, place / source.relative_to(found))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -310,7 +316,7 @@ def _cifar(name, folder):
     cls = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     place = folder / cls.base_folder
     published = dict([*cls.train_list, *cls.test_list, (cls.meta["filename"], cls.meta["md5"])])
-    if place.exists():  # else torchvision would download over what is damaged, and say nothing
+    if any((place / file).exists() for file in published):  # else torchvision would silently download over the damaged
         _verify(published, place)
     parts = _by_torchvision(cls, folder, {file: place / file for file in published})
     return tuple((torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
@@ -334,7 +340,8 @@ def _celeba(name, folder):
     files = {file: folder / celeba.FOLDER / file for file in published}
     if not celeba.decoded(folder):  # else the decoded images are looked at instead, which have a digest of their own
         _verify({file: published[file] for file, path in files.items() if path.exists()}, folder / celeba.FOLDER)
-    parts = _by_torchvision(celeba.CelebA, folder, files)
+    there = celeba.decoded(folder) or (folder / celeba.FOLDER / celeba.IMAGES).exists()
+    parts = _by_torchvision(celeba.CelebA, folder, files, there)
     return tuple((part.data, part.targets) for part in parts)
 
 
