@@ -22,7 +22,7 @@ from lib import dpp, fused, twins  # noqa: E402
 
 # Of one time, so that the clock and the wait for the GPU do not count; fewer of what takes long, as a twin on the host.
 CALLS, SPAN = {"cuda": sized(200, 1), "cpu": 5}[DEVICE], 0.05  # seconds
-FILTERS, MATRICES = {"cuda": sized(512, 8), "cpu": 128}[DEVICE], sized(500, 1)
+MATRICES = sized(500, 1)
 LINEAR = sized((9, 128, 784, 1024), (3, 5, 37, 20))  # runs, examples, inputs, units
 
 
@@ -30,13 +30,6 @@ def log_loss():
     """Nine runs, a batch of 128, ten classes: a step of the MNIST descent."""
     z, y = torch.randn(9, 128, 10, device=DEVICE) * 5, torch.randint(10, (9, 128), device=DEVICE)
     return twins.log_loss_and_gradient, (z, y), True
-
-
-def masked_sgd():
-    """Three wide convolutions, half of them pruned, with momentum and decay."""
-    w, g, v = (torch.randn(3, FILTERS, FILTERS, 3, 3, device=DEVICE) for _ in range(3))
-    rates = torch.full((3,), 1e-3, device=DEVICE)
-    return twins.masked_sgd_, (w, g, v, torch.rand_like(w) < 0.5, rates, 0.9, False, 5e-4), True
 
 
 def accept():
@@ -64,9 +57,7 @@ def linear_step():
     return twins.layer_step_, (out, x, v, s, bias, codes, torch.zeros_like(s[:, 0]), *beside, out, True), True
 
 
-CASES = {
-    "log_loss": log_loss, "masked_sgd": masked_sgd, "accept": accept, "linear": linear, "linear_step": linear_step,
-}  # fmt: skip
+CASES = {"log_loss": log_loss, "accept": accept, "linear": linear, "linear_step": linear_step}
 
 
 def many(function, arguments, calls):

@@ -3,7 +3,6 @@
 import contextlib
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -118,27 +117,6 @@ def test_a_training_to_be_recorded_is_the_same_on_a_cpu(rule, monkeypatch):
     again = trained(rule)
     for p, q in zip(plain.net.parameters(), again.net.parameters(), strict=True):
         assert torch.equal(p, q)
-
-
-@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}])
-def test_the_update_under_masks_trains_as_torchs_sgd(options, monkeypatch):
-    plain = trained(**options)
-    monkeypatch.setattr(optimizers, "fused", SimpleNamespace(picks=lambda name, tensor: True))
-    masked = trained(**options)
-    assert isinstance(masked.optimizer, optimizers.MaskedSGD)
-    for p, q in zip(plain.net.parameters(), masked.net.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
-    assert not masked.net.layers[0].weight.detach()[~MASK["layers.0.weight"]].any()
-    np.testing.assert_allclose(plain.curve("test_loss"), masked.curve("test_loss"), rtol=1e-5)
-    assert plain.memory().keys() == masked.memory().keys()
-
-
-def test_a_rate_for_every_run():
-    p = torch.nn.Parameter(torch.ones(2, 3))
-    optimizer = optimizers.MaskedSGD([p], torch.tensor([0.1, 0.5]))
-    p.grad = torch.ones(2, 3)
-    optimizer.step()
-    torch.testing.assert_close(p.detach(), torch.tensor([[0.9], [0.5]]).expand(2, 3))
 
 
 def test_a_rate_that_a_recording_reads_is_set_in_place():

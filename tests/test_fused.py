@@ -67,11 +67,6 @@ COMPILED = {  # kernel: (types of what varies, constants and options as launched
         {"class_z": 1, "example_y": 1, "FAR": -40.0, "NEGLIGIBLE": 1e-28, "N": 128, "C": 16, "num_warps": 8}
         | fused.LAUNCH, 48, 64,
     ),
-    "masked_sgd": (
-        _types("fp32", "weight", "gradient", "velocity", "lr", kept="*u8")
-        | dict.fromkeys(["lr_stride", "size", "per_run"], "i32"),
-        {"MOMENTUM": 0.9, "NESTEROV": True, "DECAY": 1e-3, "MASKED": True, "N": fused.ENTRIES} | fused.LAUNCH, 72, 0,
-    ),
     "accept": (
         _types("fp64", "products", "coins", "root", left="*i64", taken="*u8", count="i32"),
         {"B": 64, "num_warps": 8} | fused.LAUNCH, 255, 1024,
@@ -203,69 +198,6 @@ def test_log_loss_does_not_hide_what_is_no_number():
     assert loss[0].isnan() and gradient[0, 2].isnan().any()
     assert torch.equal(loss.isfinite(), expected.isfinite()) and loss[2].isfinite()
     torch.testing.assert_close(gradient[2], slope[2], rtol=2e-5, atol=2e-6)
-
-
-# ---- the masked update
-
-
-def network(shape, dtype, masked, momentum):
-    generator = torch.Generator().manual_seed(1)
-    w, g, v = (torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype) for _ in range(3))
-    kept = {"none": None, "some": torch.rand(shape, generator=generator) < 0.5, "no": torch.ones(shape, dtype=bool)}
-    kept = (kept | {"all": torch.zeros(shape, dtype=bool)})[masked]
-    return w, g, v if momentum else None, kept if kept is None else kept.to(DEVICE)
-
-
-@kernel
-@pytest.mark.parametrize("masked", ["none", "some", "no", "all"])
-@pytest.mark.parametrize("rule", [(0.0, False, 0.0), (0.9, False, 0.0), (0.9, True, 1e-3)])
-@pytest.mark.parametrize("shape", [(1, 37), (3, 37, 5), (2, 7, 11, 3, 3)])
-def test_the_update_is_its_twin(shape, rule, masked):
-    for dtype in (torch.float64, torch.float32):
-        w, g, v, kept = network(shape, dtype, masked, rule[0])
-        lr = torch.linspace(0.1, 0.3, shape[0], dtype=dtype, device=DEVICE)
-        results = []
-        for choice in ("triton", "twin"):
-            own, moments = w.clone(), None if v is None else v.clone()
-            with patch.dict(os.environ, PRUNING_KERNELS=choice):
-                twins.masked_sgd_(own, g, moments, kept, lr, *rule)
-            results.append([own] if v is None else [own, moments])
-        for mine, expected in zip(*results, strict=True):
-            torch.testing.assert_close(mine, expected)
-        if masked == "all":
-            assert not results[0][0].any()
-
-
-@kernel
-def test_the_update_reads_a_gradient_of_any_strides_and_one_rate_for_all():
-    w, g, v, kept = network((3, 37, 5), torch.float32, "some", 0.9)
-    turned = g.transpose(1, 2).contiguous().transpose(1, 2)
-    lr = torch.tensor(0.1, device=DEVICE).expand(3)
-    straight, strided = (w.clone(), v.clone()), (w.clone(), v.clone())
-    with patch.dict(os.environ, PRUNING_KERNELS="triton"):
-        twins.masked_sgd_(straight[0], g, straight[1], kept, lr, 0.9)
-        twins.masked_sgd_(strided[0], turned, strided[1], kept.mT.contiguous().mT, lr, 0.9)
-        assert torch.equal(straight[0], strided[0]) and torch.equal(straight[1], strided[1])
-        with pytest.raises(ValueError, match="contiguous"):
-            twins.masked_sgd_(turned, g, v, kept, lr, 0.9)
-
-
-@pytest.mark.parametrize("rule", [(0.0, False, 0.0), (0.9, False, 1e-3), (0.9, True, 1e-3)])
-def test_the_twin_is_torchs_sgd_with_a_rate_for_each_run_and_zeros_where_pruned(rule):
-    generator, lr = torch.Generator().manual_seed(0), torch.tensor([0.1, 0.3], dtype=torch.float64)
-    start = torch.randn(2, 7, 5, generator=generator, dtype=torch.float64)
-    kept = torch.rand(2, 7, 5, generator=generator) < 0.5
-    w, v = start * kept, torch.zeros_like(start)
-    alone = [(start * kept)[r].clone().requires_grad_() for r in range(2)]
-    rules = [torch.optim.SGD([p], float(lr[r]), rule[0], 0, rule[2], rule[1]) for r, p in enumerate(alone)]
-    for _ in range(4):
-        g = torch.randn(2, 7, 5, generator=generator, dtype=torch.float64)
-        twins.masked_sgd_(w, g, v if rule[0] else None, kept, lr, *rule)
-        for r, (p, optimizer) in enumerate(zip(alone, rules, strict=True)):
-            p.grad = g[r] * kept[r]
-            optimizer.step()
-    torch.testing.assert_close(w, torch.stack(alone).detach(), rtol=1e-13, atol=1e-14)
-    assert not w[~kept].any() and not v[~kept].any()
 
 
 # ---- the linear layer of a descent

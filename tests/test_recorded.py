@@ -10,7 +10,7 @@ import card
 import pytest
 import torch
 
-from lib import capture, contribution, convnets, dpp, draws, nets, optimizers, passes, phew, scores, synflow
+from lib import capture, contribution, convnets, dpp, draws, nets, passes, phew, scores, synflow
 from lib.studies.importance import vae, vae_study
 from lib.training.trainer import Trainer
 
@@ -71,25 +71,17 @@ def test_a_step_of_a_descent(kind, gpu):
 # ---- trainings
 
 
-class Kernel:
-    """Stands for the choice of the masked update, whose twin then runs."""
-
-    @staticmethod
-    def picks(name, tensor):
-        return name == "masked_sgd"
-
-
 NESTEROV = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}
 CASES = {
     "sgd": {}, "momentum": NESTEROV, "adam": {"rule": "adam"}, "rms": {"rule": "rms", "momentum": 0.9},
     "masked": {"prune": True}, "masked adam": {"prune": True, "rule": "adam"},
-    "masked rms": {"prune": True, "rule": "rms"}, "masked update": {"prune": True, "kernel": True} | NESTEROV,
+    "masked rms": {"prune": True, "rule": "rms"}, "masked momentum": {"prune": True} | NESTEROV,
     "alone": {"runs": 1}, "dropout": {"dropout": 0.5}, "bfloat16": {"bf16": True},
     "resnet": {"net": "resnet20", "momentum": 0.9}, "resnet, bfloat16": {"net": "resnet20", "bf16": True, "runs": 1},
 }  # fmt: skip
 
 
-def trained(device, runs=2, net="mlp", prune=False, kernel=False, dropout=0.0, rule="sgd", **options):
+def trained(device, runs=2, net="mlp", prune=False, dropout=0.0, rule="sgd", **options):
     """Return (a trainer after four passes of two steps, the bytes held after each)."""
     if net == "mlp":
         made, x = nets.MLP([12, 7, 3], ["no-WN"] * runs, dropout=dropout), X
@@ -110,8 +102,6 @@ def trained(device, runs=2, net="mlp", prune=False, kernel=False, dropout=0.0, r
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_of_a_training(case, gpu, monkeypatch):
-    if CASES[case].get("kernel"):
-        monkeypatch.setattr(optimizers, "fused", Kernel)
     there, held = trained("cuda", **CASES[case])
     monkeypatch.setenv(capture.VARIABLE, "0")
     here, _ = trained("cuda" if "bf16" in CASES[case] else "cpu", **CASES[case])

@@ -16,7 +16,6 @@ import torch
 
 MEASURED = {  # name -> by what it beats its twin and on which GPU; None: unmeasured, so the twin is the default
     "log_loss": None,  # for training: the margin log-loss with its gradient
-    "masked_sgd": None,  # for training: SGD with momentum, decay and mask in one pass over memory
     "accept": None,  # for pruning: which candidates of a block join the sets of a k-DPP
     "linear": None,  # for descents: product, gain, bias and ReLU of a layer, v read once
     "linear_step": None,  # for descents: the layer's way back with its step, no gradient of v stored
@@ -24,7 +23,6 @@ MEASURED = {  # name -> by what it beats its twin and on which GPU; None: unmeas
 CHOICES = ("measured", "triton", "twin")
 VARIABLE = "PRUNING_KERNELS"
 EXAMPLES = 128  # of a tile of the log-loss: a usual batch
-ENTRIES = 1024  # of a tile of the update
 # Examples, units and inputs of a tile of the linear layer; with three stages it takes a third more registers.
 LINEAR = {"TN": 64, "TO": 32, "TI": 32, "num_warps": 8, "num_stages": 2}
 DEPTH = 16  # of them are summed at a time: with more, the operands of a product do not fit into the registers
@@ -102,17 +100,6 @@ def _log_loss(logits, y, far, negligible):
     return loss, gradient
 
 
-def _masked_sgd(weight, gradient, velocity, kept, lr, momentum=0.0, nesterov=False, weight_decay=0.0):
-    """Step `weight (R, ...)` in place, `ENTRIES` entries a program; a gradient or mask of other strides is copied."""
-    _changed_in_place(weight=weight, velocity=velocity)
-    mask = None if kept is None else kept.contiguous().view(torch.uint8)
-    grid = (-(-weight.numel() // ENTRIES),)
-    _kernels().masked_sgd[grid](
-        weight, gradient.contiguous(), velocity, mask, lr, lr.stride(0), weight.numel(), weight[0].numel(),
-        MOMENTUM=momentum, NESTEROV=nesterov, DECAY=weight_decay, MASKED=mask is not None, N=ENTRIES, **LAUNCH,
-    )  # fmt: skip
-
-
 def _changed_in_place(**tensors):
     for what, tensor in tensors.items():
         if tensor is not None and not tensor.is_contiguous():
@@ -168,6 +155,4 @@ def _by_run(x):
     return x.stride(0) if x.dim() == 3 else 0
 
 
-LAUNCHERS = {
-    "log_loss": _log_loss, "masked_sgd": _masked_sgd, "accept": _accept, "linear": _linear, "linear_step": _linear_step,
-}  # fmt: skip
+LAUNCHERS = {"log_loss": _log_loss, "accept": _accept, "linear": _linear, "linear_step": _linear_step}

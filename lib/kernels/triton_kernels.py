@@ -8,9 +8,9 @@ prints and bounds it), not measured. An SM has 65,536 registers, room for 64 war
 The three of the linear layer have 8 warps of at most 80 registers a thread in float32: three programs, 24 warps, are at
 work on an SM, and their 8 to 15 KB of shared memory are no bound. Of one run, a batch of 128 through 784-1024 is 64
 programs of `linear` and 128 of `linear_step`: half of 132 SMs stay idle going forward; nine runs fill them 1.5 times.
-`log_loss` is one program a run, so nine runs keep nine SMs busy: it is short, and spares launches. `masked_sgd`
-has 28 warps on an SM, enough for what memory bounds. `accept` holds 64 × 64 float64 in the registers of 8 warps, 230 a
-thread (255, all there are, by Triton 3.6): one matrix is on an SM at a time.
+`log_loss` is one program a run, so nine runs keep nine SMs busy: it is short, and spares launches. `accept`
+holds 64 × 64 float64 in the registers of 8 warps, 230 a thread (255, all there are, by Triton 3.6): one matrix is on an
+SM at a time.
 """
 
 import triton
@@ -77,26 +77,6 @@ def log_loss(
         slope = tl.where(column == label[:, None], -share, share * tl.exp(margins - a[:, None]))
         slope = tl.where(tl.abs(slope) <= NEGLIGIBLE, 0, slope)  # a NaN stays one
         tl.store(gradient + row[:, None] * classes + column, slope, (row < examples)[:, None] & (column < classes))
-
-
-@triton.jit
-def masked_sgd(
-    weight, gradient, velocity, kept, lr, lr_stride, size, per_run,
-    MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, DECAY: tl.constexpr, MASKED: tl.constexpr, N: tl.constexpr,
-):  # fmt: skip
-    """weight, gradient, velocity, kept (uint8) of `size` entries, contiguous; lr (R,); in place; grid (size / N,)."""
-    at = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
-    inside = at < size
-    w, step = tl.load(weight + at, inside), tl.load(gradient + at, inside)
-    stays = tl.load(kept + at, inside) != 0 if MASKED else inside
-    if DECAY != 0:
-        step += DECAY * w
-    if MOMENTUM != 0:
-        moved = MOMENTUM * tl.load(velocity + at, inside) + step
-        step = step + MOMENTUM * moved if NESTEROV else moved
-        tl.store(velocity + at, tl.where(stays, moved, 0), inside)
-    rate = tl.load(lr + at // per_run * lr_stride, inside)
-    tl.store(weight + at, tl.where(stays, w - rate * step, 0), inside)
 
 
 @triton.jit

@@ -309,20 +309,3 @@ def log_loss(logits, y):
     order one while the loss itself goes to e^-300.
     """
     return _LogLoss.apply(logits, y)
-
-
-@fused.twin("masked_sgd")
-def masked_sgd_(weight, gradient, velocity, kept, lr, momentum=0.0, nesterov=False, weight_decay=0.0):
-    """Take a step of `torch.optim.SGD` in place, after which what is pruned is zero, and its momentum too.
-
-    weight, gradient (R, ...); velocity, the momentum, and kept, a mask, likewise or None (no momentum, none pruned);
-    lr (R,), the rate of every run.
-    """
-    step = gradient + weight_decay * weight if weight_decay else gradient
-    if momentum:
-        velocity.mul_(momentum).add_(step)
-        step = step + momentum * velocity if nesterov else velocity
-    weight.sub_(lr.reshape(-1, *[1] * (weight.dim() - 1)) * step)
-    if kept is not None:
-        for tensor in (weight, velocity) if momentum else (weight,):
-            tensor.masked_fill_(~kept, 0)

@@ -1,9 +1,8 @@
-"""The optimizers that train stacks, by rule: torch's own, and SGD that updates and masks in one pass over memory."""
+"""The optimizers that train stacks, by rule: torch's own."""
 
 import torch
 
 from lib.errors import ParameterError, flags, number
-from lib.kernels import fused, twins
 
 RULES = ("sgd", "adam", "rms")
 # What a `Trainer` takes: numbers, and whole ones.
@@ -21,8 +20,6 @@ def make(rule, parameters, lr, options, recorded=False):
     decay, momentum, nesterov = (options[name] for name in ("weight_decay", "momentum", "nesterov"))
     lr = torch.tensor(lr, device=parameters[0].device) if recorded else lr
     if rule == "sgd":
-        if fused.picks("masked_sgd", parameters[0]):
-            return MaskedSGD(parameters, lr, momentum, nesterov, decay)
         return torch.optim.SGD(parameters, lr, momentum, 0, decay, nesterov, fused=True)
     if rule == "adam":
         made = torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True, capturable=recorded)
@@ -63,47 +60,3 @@ def set_rate(optimizer, rate):
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
-
-
-def hand_over(optimizer, kept):
-    """Return [(parameter, what is pruned)] to be zeroed by who takes steps, of `kept`, [(parameter, mask)].
-
-    Nothing is, where the optimizer does it.
-    """
-    if isinstance(optimizer, MaskedSGD):
-        optimizer.kept = dict(kept)
-        return []
-    return [(p, ~mask) for p, mask in kept]
-
-
-class MaskedSGD(torch.optim.Optimizer):
-    """`torch.optim.SGD` of stacks by `twins.masked_sgd_`: `kept`, masks by parameter, are part of the step.
-
-    lr: one number, or a tensor of one, or of one for every run.
-    """
-
-    def __init__(self, parameters, lr, momentum=0.0, nesterov=False, weight_decay=0.0):
-        options = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        super().__init__(parameters, {"lr": lr} | options)
-        self.kept = {}
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            options = {name: group[name] for name in ("momentum", "nesterov", "weight_decay")}
-            for p in group["params"]:
-                if p.grad is not None:
-                    # A fill, unlike a copy from the host, waits for nothing.
-                    lr = group["lr"]
-                    rates = lr.to(p.dtype) if isinstance(lr, torch.Tensor) else p.new_full((), lr)
-                    rates = rates.expand(len(p))
-                    twins.masked_sgd_(p, p.grad, self._velocity(p, options), self.kept.get(p), rates, **options)
-
-    def _velocity(self, p, options):
-        """Return the momentum of a parameter, under torch's name for it, or None where the rule has none."""
-        if not options["momentum"]:
-            return None
-        state = self.state[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        return state["momentum_buffer"]

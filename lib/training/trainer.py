@@ -198,8 +198,7 @@ class Trainer:
         self.net.train()
         index, beside = self._index(orders), self.objective.beside(self)
         if self.step is None:
-            kept = [(p, self.masks[name]) for name, p in self.net.named_parameters() if name in self.masks]
-            gone = optimizers.hand_over(self.optimizer, kept)
+            gone = [(p, ~self.masks[name]) for name, p in self.net.named_parameters() if name in self.masks]
             self.step = capture.Step(partial(self._learn, gone), self.recorded)
         sums = torch.zeros(2, len(orders), dtype=torch.float64, device=index.device)
         optimizers.set_rate(self.optimizer, rate)
