@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from lib import convnets, masks, nets
+from lib import convnets, masks, methods, nets
 
 
 @pytest.mark.parametrize(
@@ -281,3 +281,43 @@ def test_scores_of_half_precision_have_an_order_too(dtype):
 def test_a_density_may_be_a_number_of_any_library(density):
     score = {"w": torch.arange(16.0).view(2, 8)}
     assert torch.equal(masks.top(score, density)["w"], masks.top(score, 0.25)["w"])
+
+
+# ---- masks of a torch module
+
+
+def module():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(45, 7))
+
+
+def test_a_pruned_module_is_pruned_again_by_masks_from_a_file(tmp_path):
+    network, twin = module(), module()
+    kept = methods.prune(network, "phew", 0.2)
+    masks.apply_(network, kept)
+    torch.save(kept, tmp_path / "masks.pt")
+    masks.apply_(nn.DataParallel(twin), torch.load(tmp_path / "masks.pt"))
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), twin.parameters(), strict=True))
+    for name, mask in kept.items():
+        assert torch.equal(twin.get_parameter(name) != 0, mask)
+
+
+def test_a_shared_weight_is_masked_under_either_name():
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    network[1].weight = network[0].weight
+    masks.apply_(network, {"1.weight": torch.eye(4, dtype=torch.bool)})
+    assert int((network[0].weight != 0).sum()) == 4
+
+
+def test_what_is_no_mask_of_the_module_is_told_and_changes_nothing():
+    network = module()
+    before = [parameter.clone() for parameter in network.parameters()]
+    good = torch.zeros(5, 3, 3, 3, dtype=torch.bool)
+    for wrong, told in (
+        ({"0.wieght": good}, "the mask of 0.wieght is .*; it must be one of 0.weight, 0.bias, 3.weight, 3.bias"),
+        ({"3.weight": good}, r"the mask of 3.weight is torch.bool \(5, 3, 3, 3\); it must be bool \(7, 45\)"),
+        ({"0.bias": torch.ones(5)}, r"the mask of 0.bias is torch.float32 \(5,\)"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            masks.apply_(network, {"0.weight": good} | wrong)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), before, strict=True))
