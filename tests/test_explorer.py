@@ -19,8 +19,8 @@ from lib import (
     board,
     controls,
     convnets,
+    disk,
     drawing,
-    mask_files,
     methods,
     nets,
     once,
@@ -288,13 +288,13 @@ def test_a_network_that_reads_other_inputs_is_refused(trained):
 
 
 def test_a_file_that_belongs_elsewhere_is_refused(trained, tmp_path):
-    """Masks, and a network of another folder, in the place of a network."""
+    """Tensors that are none of a run, and a network of another folder, in the place of a network."""
     label = trained("mlp20", nets.init_(nets.MLP([784, 20, 10], "no-WN"), [3]), 0.1)
     path = subjects.networks()[label]
     (tmp_path / "trained" / "digits-mlp20").rename(tmp_path / "trained" / "digits-dpp")
     with pytest.raises(RecordError, match="holds name 'digits-mlp20'; asked for is name 'digits-dpp'.*own folder"):
         subjects.subject("digits-dpp, dense-3")
-    mask_files.save({"layers.0.weight": torch.ones(1, 20, 784, dtype=torch.bool)}, path)
+    disk.save_tensors(path, {"layers.0.weight": np.ones((1, 20, 784))}, {})
     with pytest.raises(RecordError, match="holds name None; asked for is name 'digits-mlp20'"):
         subjects.subject(label)
 
