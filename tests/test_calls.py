@@ -84,7 +84,7 @@ TOLD = {
     "units without names": (lambda: smaller.rows(module(), [torch.ones(5)]), "masks are a list; needed is a dict"),
     "no units": (lambda: shrink.narrow(stack(), None), "masks are a NoneType; needed is a dict"),
     "no masks": (lambda: anatomy.anatomy(stack(), None), "masks are a NoneType; needed is a dict"),
-    "masks without names": (lambda: masks.density([torch.ones(2, 3, 4)]), "masks are a list; needed is a dict"),
+    "masks without names": (lambda: masks.active_units([torch.ones(2, 3, 4)]), "masks are a list; needed is a dict"),
     "within without names": (lambda: methods.prune(module(), "magnitude", 0.5, within=[X]), "masks are a list"),
     "an example as a number": (lambda: shrink.shrink(module(), {}, inputs=6), "part of type int; needed is an"),
     "an example as an array": (lambda: shrink.shrink(module(), {}, inputs=X.numpy()), "part of type ndarray"),
@@ -144,10 +144,11 @@ TOLD = {
     "units of an activation": (lambda: smaller.rows(module(), {"1": torch.ones(5).bool()}), "no layer is called '1'"),
     "units of what is transposed": (lambda: smaller.rows(nn.Sequential(nn.ConvTranspose1d(5, 5, 1)), {
                                     "0": torch.ones(5).bool()}), "no layer is called '0'"),
-    "the density of a module's masks": (lambda: masks.density(methods.prune(module(), "magnitude", 0.5)), "mask.None"),
-    "the density of a module of convolutions": (
+    "active units of a module": (lambda: masks.active_units(methods.prune(module(), "magnitude", 0.5)), "mask.None"),
+    "active units of a module of convolutions": (
         lambda: masks.active_units(methods.prune(nn.Sequential(nn.Conv2d(3, 4, 3)), "magnitude", 0.5)), "mask.None"),
-    "the density of units": (lambda: masks.density(methods.prune(stack(), "magnitude", 0.5, of="units")), "a stack's"),
+    "active units of units": (lambda: masks.active_units(methods.prune(stack(), "magnitude", 0.5, of="units")),
+                              "a stack's"),
     "batches and a tensor": (lambda: methods.prune(module(), "snip", 0.5, [X, X], Y),
                              "x is 2 batches, y is one tensor; needed are two tensors"),
     "batches of one more": (lambda: methods.prune(stack(), "grasp", 0.5, [X, X], [Y]), "2 batches, y is 1 batches"),

@@ -96,12 +96,6 @@ def test_pruning_units_is_removing_them():
     torch.testing.assert_close(net(x)[0], expected)
 
 
-def test_density_counts_weights_and_not_biases():
-    net = tiny()
-    units = {"layers.0": torch.tensor([[True, False, True]])}
-    assert masks.density(masks.expand(units, net)).tolist() == [8 / 12]
-
-
 def test_masks_meet_plain_weights_only():
     net = nets.init_(nets.MLP([2, 3, 2], ["EWN"]), [0])
     units = {"layers.0": torch.tensor([[True, False, True]])}

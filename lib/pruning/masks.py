@@ -75,11 +75,7 @@ def _top(score, inside, density, rounding):
         score = score.masked_fill(~inside, torch.finfo(score.dtype).min)
     if len(set(keeps)) == 1:
         return highest(score, keeps[0])
-    kept = torch.empty_like(score, dtype=torch.bool)
-    for keep in set(keeps):
-        rows = [run for run, wanted in enumerate(keeps) if wanted == keep]
-        kept[rows] = highest(score[rows], keep)
-    return kept
+    return torch.stack([highest(own, keep) for own, keep in zip(score, keeps, strict=True)])
 
 
 def assert_left(keep, most):
@@ -240,25 +236,14 @@ def hold_(net, masks, optimizer):
     return optimizer.register_step_post_hook(lambda *_: apply_(net, masks) and None)
 
 
-def density(masks):
-    """Return the kept share of all the weights that `masks` cover, `(R,)`; biases do not count."""
-    covered = _of_weights(masks).values()
-    kept = sum(mask.flatten(1).sum(1) for mask in covered)
-    return kept.double() / sum(mask[0].numel() for mask in covered)
-
-
 def active_units(masks):
-    """Return how many units of every layer keep an incoming weight, `{name: (R,) int64}`; biases are left out.
+    """Return how many units of every layer of a stack keep an incoming weight, `{name: (R,) int64}`; no biases.
 
-    Such a unit need not be alive: see `paths.live` for those on a way from the input to the output.
+    Such a unit need not be alive: see `paths.live` for those on a way from the input to the output. ValueError for
+    masks without a weight's, and for those of a module, which has no runs.
     """
-    return {name: mask.flatten(2).any(2).sum(1) for name, mask in _of_weights(masks).items()}
-
-
-def _of_weights(masks):
-    """Return the masks of a stack's weights; ValueError where there are none, or of a module, which has no runs."""
     found = {name: mask for name, mask in assert_named(masks).items() if name.endswith(".weight")}
     if not found or any(mask.dim() not in (3, 5) for mask in found.values()):  # linear layers, convolutions
         told = {name: tuple(mask.shape) for name, mask in masks.items()}
         raise ValueError(f"masks are {told}; needed are those of a stack's weights, (R, O, *F): of a module mask[None]")
-    return found
+    return {name: mask.flatten(2).any(2).sum(1) for name, mask in found.items()}
