@@ -39,13 +39,13 @@ def total(net):
     return sum(w[0].numel() for w in nets.weights(net).values())
 
 
-def literal(net, density, rounds, schedule, inside=True):
+def literal(net, density, rounds, inside=True):
     """Return the masks of SynFlow of one run by a sort of all scores in every round, of the weights still there."""
     weights = {name: w[0].detach().double().abs() for name, w in nets.weights(net).items()}
     n, twin = total(net), nets.take(net, [0]).double()
     alive = np.ones(n, bool) & inside
     for e in range(1, rounds + 1):
-        level = density ** (e / rounds) if schedule == "exponential" else 1 - (1 - density) * e / rounds
+        level = density ** (e / rounds)
         with torch.no_grad():
             parts = torch.from_numpy(alive).split([w.numel() for w in weights.values()])
             for (name, w), part in zip(weights.items(), parts, strict=True):
@@ -59,14 +59,13 @@ def literal(net, density, rounds, schedule, inside=True):
 
 
 @pytest.mark.parametrize("name, side", [("vgg11_bn", 32), ("resnet20", 8), ("resnet20", 32)])
-@pytest.mark.parametrize("schedule", ["exponential", "linear"])
 @pytest.mark.parametrize("density, rounds", [(0.3, 1), (0.1, 7), (0.02, 25)])
-def test_annealing_is_the_literal_loop(name, side, schedule, density, rounds):
+def test_annealing_is_the_literal_loop(name, side, density, rounds):
     """In which nothing is absorbed: the form that rounds score ranks all weights alike."""
     net = learned(conv(name=name, side=side)).double()
-    found = annealed(synflow.synflow, net, density, rounds, schedule=schedule)
+    found = annealed(synflow.synflow, net, density, rounds)
     joined = torch.cat([mask.flatten() for mask in found.values()]).numpy()
-    assert np.array_equal(joined, literal(net, density, rounds, schedule))
+    assert np.array_equal(joined, literal(net, density, rounds))
 
 
 @pytest.mark.parametrize("rounds", [1, 7])
@@ -79,7 +78,7 @@ def test_what_lies_outside_never_comes_back(rounds):
     joined = torch.cat([mask.flatten() for mask in found.values()]).numpy()
     assert joined.sum() == masks.count(total(net), 0.1) and not (joined & ~inside).any()
     if rounds > 1:  # at once, scores are of the whole network
-        assert np.array_equal(joined, literal(net, 0.1, rounds, "exponential", inside))
+        assert np.array_equal(joined, literal(net, 0.1, rounds, inside))
 
 
 @pytest.mark.parametrize("side", [32, 64])

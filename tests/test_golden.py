@@ -21,7 +21,6 @@ import torch
 import yaml
 
 from lib import (
-    anneal,
     convnets,
     descend,
     drawing,
@@ -35,7 +34,6 @@ from lib import (
     scores,
     sets,
     store,
-    synflow,
 )
 from lib.networks.layers import Dropout
 from lib.pruning.likelihood import moments, unit_moments
@@ -195,8 +193,7 @@ def restarted_and_shuffled():
     found = {name: kept(start.masks) for name, start in starts.items()}
     found |= {f"{name} weights": weights(starts[name].net) for name in ("phew", "evci", "liu")}
     _, y = lab.examples()
-    (linear,) = anneal.anneal(synflow.synflow, lab.network(), [0.2], 3, "layer", schedule="linear")
-    return found | {"examples": torch.stack(list(y)), "linear": kept(linear)}
+    return found | {"examples": torch.stack(list(y))}
 
 
 @golden("edges and units", kind=kinds.KNOWN)

@@ -11,30 +11,24 @@ from lib.errors import choice, number
 from lib.networks import nets
 from lib.pruning import masks, modules
 
-SCHEDULES = {  # the density after a share t of all rounds
-    "exponential": lambda density, t: density**t,
-    "linear": lambda density, t: (1 - t) + density * t,
-}
-
 
 def anneal(
-    score, net, densities, rounds=100, scope="global", rounding="nearest", x=None, y=None, seeds=None,
-    schedule="exponential", within=None,
+    score, net, densities, rounds=100, scope="global", rounding="nearest", x=None, y=None, seeds=None, within=None,
 ):  # fmt: skip
     """Return masks `{name: bool (R, O, *F)}` for each of the densities, reached in rounds that each score what is left.
 
     Of every run by itself; on a CPU each core makes some. score: one of `scores`, or a `functools.partial` of it for
-    its keywords; x, y, seeds: for it. A density is one number, or one per run: after round e of E it is density^(e/E),
-    "exponential", or falls in equal steps, "linear"; what is pruned stays pruned, and each time exactly `masks.count`
-    weights are kept. SynFlow takes 100 exponential rounds, so that no layer is emptied before the others (arXiv
-    2006.05467); one round prunes at once. scope, rounding, within: see `masks.top`. `net` is left as it is. A score
-    whose `form` makes a copy of a network that is scored alike, and faster, is given that.
+    its keywords; x, y, seeds: for it. A density is one number, or one per run: after round e of E it is density^(e/E);
+    what is pruned stays pruned, and each time exactly `masks.count` weights are kept. SynFlow takes 100 rounds, so that
+    no layer is emptied before the others (arXiv 2006.05467); one round prunes at once. scope, rounding, within: see
+    `masks.top`. `net` is left as it is. A score whose `form` makes a copy of a network that is scored alike, and
+    faster, is given that.
     """
     number("rounds", rounds, "[1, 2^31)", whole=True)
-    choice("scope", scope, masks.SCOPES), choice("schedule", schedule, SCHEDULES)
+    choice("scope", scope, masks.SCOPES)
     own = _of_each(net, x, y, seeds, within)
     jobs = [(*run, goal) for d in densities for run, goal in zip(own, masks.each(d, len(own)), strict=True)]
-    device, plan = next(net.parameters()).device, (rounds, scope, rounding, SCHEDULES[schedule])
+    device, plan = next(net.parameters()).device, (rounds, scope, rounding)
     made = workers.each(lambda job: _annealed(score, *job, *plan), jobs, device)
     return [nets.join(made[k : k + len(own)]) for k in range(0, len(jobs), len(own))]
 
@@ -47,7 +41,7 @@ def _of_each(net, x, y, seeds, within):
     return list(zip(nets.apart(net), nets.of_runs(net, x, 3), nets.of_runs(net, y, 2), seeds, inside, strict=True))
 
 
-def _annealed(score, net, x, y, seeds, within, goal, rounds, scope, rounding, schedule):
+def _annealed(score, net, x, y, seeds, within, goal, rounds, scope, rounding):
     """Return the masks `{name: bool (1, O, *F)}` of one run."""
     left = _form(score)(net)
     weights = {name: left.get_parameter(name) for name in nets.weights(left)}
@@ -60,7 +54,7 @@ def _annealed(score, net, x, y, seeds, within, goal, rounds, scope, rounding, sc
             survivors = _Survivors({name: weights[name] for name in scores}, scope)
             if within is not None:
                 survivors.only(within, goal, rounding)
-        survivors.keep(scores, schedule(goal, e / rounds), rounding)
+        survivors.keep(scores, goal ** (e / rounds), rounding)
     return survivors.masks()
 
 
