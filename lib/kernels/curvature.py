@@ -6,6 +6,7 @@ convolutions of a gradient, and no more; of ResNet20 on one CPU thread GraSP tak
 """
 
 import re
+from contextlib import contextmanager
 
 import torch
 from torch.nn import functional
@@ -15,21 +16,17 @@ from torch.overrides import TorchFunctionMode
 from lib.errors import ParameterError
 
 
-class fast(TorchFunctionMode):  # noqa: N801, used like a function
+@contextmanager
+def fast():
     """Within the block, convolutions and batch normalisations of batches have gradients that are fast to differentiate.
 
     `with fast(): slopes = torch.autograd.grad(loss, leaves, create_graph=True)`, where the loss is made in the block.
     """
+    with sdpa_kernel(SDPBackend.MATH), _Fast():  # the fast kernels of attention have no second derivative
+        yield
 
-    def __enter__(self):
-        self._attention = sdpa_kernel(SDPBackend.MATH)  # the fast kernels of attention have no second derivative
-        self._attention.__enter__()
-        return super().__enter__()
 
-    def __exit__(self, *raised):
-        self._attention.__exit__(*raised)
-        return super().__exit__(*raised)
-
+class _Fast(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.conv2d:
             return _convolved(*args, **(kwargs or {}))
