@@ -35,33 +35,27 @@ def edges(net, densities, x, y, seeds, sampler="exact", beta="10/N", ridge=likel
     Each unit keeps the same share of its inputs; all densities, and runs of equal weights, share the eigenpairs.
     beta, ridge, form: of `likelihood.likelihood`; sampler: see `dpp.sample`.
     """
-    kept = [{} for _ in densities]
+    drawn = {}
     for layer, known in x.items():
         weight = reweight.plain_layer(net, layer).weight.detach()
         shared = known.gram.dim() == 2
         inputs = [known] * len(seeds) if shared else known.of_runs()
         groups = _alike(weight, *([] if shared else [known.gram]))
         matrices = {run: likelihood.Edges(inputs[run], weight[run], beta, ridge, form) for run, *_ in groups}
-        keeps = [masks.count(weight.shape[2], density) for density in densities]
-        drawn = _draw(matrices, groups, seeds, keeps, sampler, f"dpp_edge {layer}")
-        for each, chosen in zip(kept, drawn, strict=True):
-            each[f"{layer}.weight"] = chosen
-    return kept
+        drawn[f"{layer}.weight"] = _draw(matrices, groups, seeds, densities, sampler, f"dpp_edge {layer}")
+    return [{name: sets[k] for name, sets in drawn.items()} for k in range(len(densities))]
 
 
 @method("dpp", of="units", needs="moments", draws=True)
 def units(net, densities, x, y, seeds, sampler="exact", beta="10/N", ridge=likelihood.RIDGE, form="rbf"):
     """Return masks of the units of the layers of `x`, `{layer: Moments (R, O, O) of its units}`; as `edges`."""
-    kept = [{} for _ in densities]
+    drawn = {}
     for layer, known in x.items():
         groups = _alike(known.gram)
         of = known.examples, beta, ridge, form
         matrices = {run: likelihood.likelihood(known.gram[[run]], *of) for run, *_ in groups}
-        keeps = [masks.count(known.gram.shape[-1], density) for density in densities]
-        drawn = _draw(matrices, groups, seeds, keeps, sampler, f"dpp_node {layer}")
-        for each, chosen in zip(kept, drawn, strict=True):
-            each[layer] = chosen[:, 0]
-    return kept
+        drawn[layer] = _draw(matrices, groups, seeds, densities, sampler, f"dpp_node {layer}")[:, :, 0]
+    return [{name: sets[k] for name, sets in drawn.items()} for k in range(len(densities))]
 
 
 def _alike(*origins):
@@ -76,8 +70,9 @@ def _alike(*origins):
     return groups
 
 
-def _draw(matrices, alike, seeds, keeps, sampler, purpose):
+def _draw(matrices, alike, seeds, densities, sampler, purpose):
     """Return the sets `bool (K, R, M, N)` from the `matrices` of the first run of each group in `alike`."""
-    drawn = [dpp.sample(matrices[g[0]], list(keeps), [seeds[r] for r in g], sampler, purpose) for g in alike]
+    keeps = [masks.count(matrices[alike[0][0]].shape[-1], density) for density in densities]
+    drawn = [dpp.sample(matrices[g[0]], keeps, [seeds[r] for r in g], sampler, purpose) for g in alike]
     order = torch.tensor([run for group in alike for run in group]).argsort()
     return torch.cat(drawn, dim=1)[:, order]
