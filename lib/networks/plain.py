@@ -123,11 +123,6 @@ NUMPY = {torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, 
          torch.bool}  # fmt: skip
 
 
-def layer(kind, inputs, units, bias, **options):
-    """Return an `nn.Linear` or `nn.Conv2d` on no device, to be filled: torch's own start would be drawn, and lost."""
-    return kind(inputs, units, bias=bias, device="meta", **options)
-
-
 def laid_out(module):
     """Return the module, its filters with the channels last in memory if they are on the CPU.
 
@@ -198,7 +193,7 @@ def build(description, made=None):
     kind, parts = NAMES[name], OrderedDict((key, build(part, made)) for key, part in parts.items())
     options = {key: _tuples(value) for key, value in options.items()}
     if kind in LAYERS:
-        options["device"] = "meta"  # see `layer`
+        options["device"] = "meta"  # elsewhere torch's own start would be drawn, and lost
     modules = [parts] if kind is nn.Sequential else parts.values()
     made.append(kind(options["hops"], *modules) if kind is Graph else kind(*modules, **options))
     return made[-1]

@@ -212,7 +212,8 @@ def _layer(part, sources, targets, constant, joint, whole):
     puts |= whole or not joint
     bias, border = added(constant[puts])
     weight = weight[puts][:, paths.per_input(takes[None], weight[None])[0]]
-    return [*_taken(takes), *part.inside, _torch_layer(weight, bias, part.options), *border, *_put(puts)]
+    inner = [*part.inside, _torch_layer(weight, bias, part.options), *border]
+    return [*_routes(takes, into=False), *inner, *_routes(puts, into=True)]
 
 
 def _identity(sources, targets, constant):
@@ -221,27 +222,22 @@ def _identity(sources, targets, constant):
     if not both.any():
         return None
     _, border = added(constant, bias=False)
-    return [*_taken(both[sources]), *_put(both[targets]), *border]
+    return [*_routes(both[sources], into=False), *_routes(both[targets], into=True), *border]
 
 
-def _taken(units):
-    """Return the module that takes these channels, `bool (C,)`, of its input: none where it would take all."""
-    taken = units.nonzero().flatten().tolist()
-    return [] if units.all() else [plain.Route(taken, range(len(taken)), len(taken))]
-
-
-def _put(units):
-    """Return the module that makes its input these channels, `bool (C,)`, of more: none where they are all."""
-    put = units.nonzero().flatten().tolist()
-    return [] if units.all() else [plain.Route(range(len(put)), put, len(units))]
+def _routes(units, into):
+    """Return the module that takes these channels, `bool (C,)`, of its input, or puts it `into` them; none for all."""
+    if units.all():
+        return []
+    these = units.nonzero().flatten().tolist()
+    every = range(len(these))
+    return [plain.Route(every, these, len(units)) if into else plain.Route(these, every, len(these))]
 
 
 def _torch_layer(weight, bias, options):
-    if weight.dim() == 2:
-        empty = plain.layer(nn.Linear, weight.shape[1], weight.shape[0], bias is not None)
-    else:
-        filters = tuple(weight.shape[2:])
-        empty = plain.layer(nn.Conv2d, *weight.shape[1::-1], bias is not None, kernel_size=filters, **options)
+    """Return torch's own layer, made on no device, for elsewhere its own start would be drawn, and lost."""
+    kind, filters = (nn.Linear, {}) if weight.dim() == 2 else (nn.Conv2d, {"kernel_size": tuple(weight.shape[2:])})
+    empty = kind(*weight.shape[1::-1], bias=bias is not None, device="meta", **filters, **options)
     return filled(empty, weight=weight, bias=bias)
 
 
