@@ -57,12 +57,12 @@ def _gain(length, s, norm):
 
 def weight_norm(v, s, norm):
     """Return the effective weights w of `v (R, O, *F)`, `s (R, O)` and the codes `norm (R,)`."""
-    return v * _per_unit(gain(v, s, norm), v)
+    return v * trailing(gain(v, s, norm), v)
 
 
-def _per_unit(g, v):
-    """Return `g (R, O)` with as many trailing axes as `v (R, O, *F)` has."""
-    return g.reshape(g.shape + (1,) * (v.dim() - 2))
+def trailing(values, like):
+    """Return `values`, one of each run, unit or input, with as many axes as `like`, all of whose entries go with it."""
+    return values.reshape(values.shape + (1,) * (like.dim() - values.dim()))
 
 
 def product(x, v):
@@ -151,7 +151,7 @@ def _normalised_step(v, s, norm, lr, g, length, along):
     slope = torch.where(code == EWN, g * along, along / square.sqrt())
     on = (code != NO_WN).to(v.dtype)
     s.sub_(rate * slope * on)
-    v.mul_(_per_unit(1 + on * rate * g * along / square, v))
+    v.mul_(trailing(1 + on * rate * g * along / square, v))
 
 
 def _subtract_product(v, delta, x):

@@ -13,6 +13,7 @@ from torch import nn
 
 from lib import draws
 from lib.errors import choice, number
+from lib.kernels import twins
 
 fan_in = nn.init.kaiming_normal_  # variance 2 / inputs of a unit (He et al., arXiv 1502.01852)
 fan_out = partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
@@ -132,6 +133,6 @@ def sparse_starts(masks, seed, scheme):
     stream = torch.Generator().manual_seed(int(draws.generator(seed, "reinit").integers(2**63)))
     drawn = []
     for kept in masks:
-        deviation = SPARSE[scheme](kept).sqrt().reshape(-1, *[1] * (kept.dim() - 1))
+        deviation = twins.trailing(SPARSE[scheme](kept).sqrt(), kept)
         drawn.append(torch.randn(kept.shape, generator=stream) * deviation * kept)
     return drawn

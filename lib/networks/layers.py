@@ -91,8 +91,7 @@ class BatchNorm(nn.Module):
         """Return weight (R, C, *F) and bias (R, C) that do alone what `weight` and `bias`, or None, did before this."""
         scale = self.weight / (self.running_var + twins.EPS).sqrt()
         shift = self.bias - self.running_mean * scale
-        weight = weight * scale.reshape(*scale.shape, *[1] * (weight.dim() - 2))
-        return weight, shift if bias is None else shift.addcmul_(bias, scale)
+        return weight * twins.trailing(scale, weight), shift if bias is None else shift.addcmul_(bias, scale)
 
     def start_(self, seeds, position):
         for tensor, value in ((self.weight, 1), (self.bias, 0), (self.running_mean, 0), (self.running_var, 1)):

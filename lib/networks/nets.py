@@ -292,7 +292,7 @@ def sgd_in_backward(net, lr):
 
     @torch.no_grad()
     def step(parameter):
-        parameter.sub_(lr.reshape(-1, *[1] * (parameter.dim() - 1)) * parameter.grad)
+        parameter.sub_(twins.trailing(lr, parameter) * parameter.grad)
         parameter.grad = None
 
     with ExitStack() as held:
@@ -365,5 +365,5 @@ def set_function_(layer, run, start, bias=None):
     layer.scale[run].zero_()
     layer.weight[run].copy_(start)
     if code != twins.NO_WN:
-        layer.weight[run].div_(size.reshape(-1, *[1] * (start.dim() - 1)))
+        layer.weight[run].div_(twins.trailing(size, start))
         layer.scale[run].copy_(size.log() if code == twins.EWN else size)

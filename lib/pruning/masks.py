@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from lib.errors import choice, hint, instance, listed, number
+from lib.kernels.twins import trailing
 from lib.pruning.hops import unwrapped
 
 SCOPES = ("layer", "global", "unit")
@@ -172,11 +173,6 @@ def assert_units(units, weights, axes):
         if mask.dtype != torch.bool or mask.shape != weight.shape[:axes]:
             told = f"the units of {layer} are {mask.dtype} {tuple(mask.shape)}"
             raise ValueError(f"{told}; they must be torch.bool {tuple(weight.shape[:axes])}")
-
-
-def trailing(mask, weight):
-    """Return `mask` with as many axes as `weight`: in a filter all entries of a unit, or of an input, go together."""
-    return mask.reshape(mask.shape + (1,) * (weight.dim() - mask.dim()))
 
 
 def first(net, widths):

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import torch
 
+from lib.kernels.twins import trailing
 from lib.pruning import hops as h
 from lib.pruning import phew
-from lib.pruning.masks import assert_like, assert_named, trailing
+from lib.pruning.masks import assert_like, assert_named
 
 
 class Live(NamedTuple):

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from lib.errors import listed
+from lib.kernels.twins import trailing
 from lib.networks import convnets, nets, plain
 from lib.pruning import paths
-from lib.pruning.masks import assert_units, fitted, trailing
+from lib.pruning.masks import assert_units, fitted
 from lib.pruning.slices import TORCH_PRUNING, added, filled, sliced
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 
 from lib.errors import ParameterError
+from lib.kernels.twins import trailing
 from lib.networks import nets, plain
 from lib.networks.layers import Layer
 from lib.pruning import hops, modules, shrink
-from lib.pruning.masks import assert_named, assert_units, trailing
+from lib.pruning.masks import assert_named, assert_units
 
 
 @torch.no_grad()
