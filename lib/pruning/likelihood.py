@@ -27,8 +27,10 @@ class Moments(NamedTuple):
     mean: torch.Tensor
     examples: int
 
-    def of_runs(self):
-        """Return those of each run, `[(I, I), ...]`, where every run has its own."""
+    def of_runs(self, runs):
+        """Return those of each of so many runs, `[(I, I), ...]`: its own, or these where all share them."""
+        if self.gram.dim() == 2:
+            return [self] * runs
         return [Moments(gram, mean, self.examples) for gram, mean in zip(self.gram, self.mean, strict=True)]
 
 
@@ -68,8 +70,7 @@ def unit_moments(x, weight, bias, activation):
 def projected(inputs, weight):
     """Return the `Moments` of x wᵀ from those of x: for `weight (..., O, I)`, no example is looked at again."""
     if weight.dim() == 3 and len(weight) > 1:
-        each = inputs.of_runs() if inputs.gram.dim() == 3 else [inputs] * len(weight)
-        return joined(projected(own, weight[[run]]) for run, own in enumerate(each))
+        return joined(projected(own, weight[[run]]) for run, own in enumerate(inputs.of_runs(len(weight))))
     w = weight.double()
     return Moments(w @ inputs.gram @ w.mT, (w @ inputs.mean[..., None])[..., 0], inputs.examples)
 

@@ -28,8 +28,8 @@ def refit(weight, kept, moments, intercept=True):
         raise ValueError(
             f"kept is {tuple(kept.shape)}; allowed for {tuple(weight.shape)} are that, or without the units"
         )
-    each = [moments] * len(weight) if moments.gram.dim() == 2 else moments.of_runs()
-    parts = (_refit(*mine, intercept) for mine in zip(weight, kept, each, strict=True))
+    each = zip(weight, kept, moments.of_runs(len(weight)), strict=True)
+    parts = (_refit(*mine, intercept) for mine in each)
     return tuple(map(torch.stack, zip(*parts, strict=True)))
 
 

@@ -38,9 +38,8 @@ def edges(net, densities, x, y, seeds, sampler="exact", beta="10/N", ridge=likel
     drawn = {}
     for layer, known in x.items():
         weight = reweight.plain_layer(net, layer).weight.detach()
-        shared = known.gram.dim() == 2
-        inputs = [known] * len(seeds) if shared else known.of_runs()
-        groups = _alike(weight, *([] if shared else [known.gram]))
+        inputs = known.of_runs(len(seeds))
+        groups = _alike(weight, [own.gram for own in inputs])
         matrices = {run: likelihood.Edges(inputs[run], weight[run], beta, ridge, form) for run, *_ in groups}
         drawn[f"{layer}.weight"] = _draw(matrices, groups, seeds, densities, sampler, f"dpp_edge {layer}")
     return [{name: sets[k] for name, sets in drawn.items()} for k in range(len(densities))]
