@@ -54,10 +54,16 @@ def _across(mask, channels):
     """Return what says to which units others lead, see `phew.alive`: by a mask, or each to itself if it is None."""
     if mask is None:
         return lambda units, back: units
-    # A filter, or a channel's inputs, keep anything.
-    pairs = mask.flatten(3).any(3) if mask.dim() > 3 else mask
-    pairs = pairs if pairs.shape[2] == channels else pairs.unflatten(2, (channels, -1)).any(3)
+    pairs = joined(mask, channels)
     return lambda units, back: (pairs & units[:, :, None]).any(1) if back else (pairs & units[:, None]).any(2)
+
+
+def joined(mask, channels):
+    """Return which units a layer's mask `(R, O, I, *F)` joins to which of so many before it, `bool (R, O, channels)`.
+
+    By any entry of a filter, or of the inputs in a row that a channel is after flattening.
+    """
+    return mask.flatten(2).unflatten(2, (channels, -1)).any(3)
 
 
 def _between(mask, sources, targets):

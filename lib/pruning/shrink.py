@@ -206,7 +206,7 @@ def _layer(part, sources, targets, constant, joint, whole):
     if not whole and not weight.any():
         return None
     constant = weight.new_zeros(len(weight)) if constant is None else constant
-    pairs = (weight != 0).flatten(1).unflatten(1, (int(sources.sum()), -1)).any(2)
+    pairs = paths.joined((weight != 0)[None], int(sources.sum()))[0]
     takes, puts = pairs.any(0), pairs.any(1) | constant.reshape(len(constant), -1).any(1)
     # Of the input nothing is taken out: copying the rest of it costs about as much as is saved.
     takes |= whole or part.hop.source == 0

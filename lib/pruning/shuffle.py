@@ -41,10 +41,9 @@ def _used(hops, masks, width):
     touched = {node: torch.zeros(runs, size, dtype=torch.bool, device=device) for node, size in sizes.items()}
     touched[0].fill_(True)
     for hop in (hop for hop in hops if hop.layer):
-        mask = masks[f"{hop.layer}.weight"]
-        entries = mask.flatten(3).any(3) if mask.dim() > 3 else mask
-        touched[hop.target] |= entries.any(2)
-        touched[hop.source] |= entries.any(1).unflatten(1, (sizes[hop.source], -1)).any(2)
+        pairs = paths.joined(masks[f"{hop.layer}.weight"], sizes[hop.source])
+        touched[hop.target] |= pairs.any(2)
+        touched[hop.source] |= pairs.any(1)
     return {node: _widened(units, width) for node, units in touched.items()}
 
 

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from lib.errors import listed
 from lib.networks import plain
 from lib.pruning import hops as h
-from lib.pruning import topology
+from lib.pruning import paths, topology
 from lib.pruning.coupled import Coupled
 from lib.pruning.masks import apply_
 
@@ -105,7 +105,7 @@ def _pairs(work, coupled):
     for layer in coupled.layers:
         if layer.inputs is not None:
             weight = h.turned(work.get_parameter(f"{layer.name}.weight"), layer.hop.wiring)
-            pairs[layer.name] = (weight != 0).flatten(1).unflatten(1, (weight.shape[1], -1)).any(2).cpu()
+            pairs[layer.name] = paths.joined((weight != 0)[None], weight.shape[1])[0].cpu()
     return pairs
 
 
