@@ -35,7 +35,7 @@ class RecordError(Told, RuntimeError):
 
 def choice(what: str, value, allowed):
     """Return `value`; ParameterError, which says what it may be and what may be meant, if it is none of `allowed`."""
-    if value not in allowed:
+    if value not in [*allowed]:  # a list can be looked for in a list
         raise ParameterError(f"{what} is {value!r}; allowed are {listed(allowed)}.{hint(value, allowed)}")
     return value
 

@@ -162,6 +162,27 @@ TOLD = {
     "a network that diverged": (lambda: shrink.shrink(diverged()), "layers.1 has weights that are not finite"),
     "an example of another width": (lambda: shrink.shrink(module(), {}, inputs=torch.ones(2, 7)),
                                     "^Linear '0' has 6 inputs, and gets 7$"),
+    "scores as an array": (lambda: masks.top({"a": np.ones((1, 2, 3))}, 0.5), "score of a is a ndarray.*from_numpy"),
+    "scores in a list": (lambda: masks.top([torch.ones(1, 2, 3)], 0.5), "scores are a list; needed is a dict"),
+    "scores as a tensor": (lambda: masks.top(torch.ones(1, 2, 3), 0.5), "scores are a Tensor; needed is a dict"),
+    "within as arrays": (lambda: masks.top({"a": torch.ones(1, 2, 3)}, 0.5, within={"a": np.ones((1, 2, 3), bool)}),
+                         "mask of a is a ndarray; needed is a bool tensor"),
+    "within of another network": (
+        lambda: methods.prune(stack(1), "magnitude", 0.1, within=methods.prune(stack(), "magnitude", 0.5)),
+        r"mask of layers.0.weight is torch.bool \(2, 5, 6\); it must be bool \(1, 5, 6\)"),
+    "one of several densities": (lambda: methods.prune_each(stack(), "magnitude", 0.5), "densities is 0.5; needed is"),
+    "a method in a list": (lambda: methods.prune(stack(), ["magnitude"], 0.5), r"is called \['magnitude'\]; allowed"),
+    "a kind in a list": (lambda: methods.prune(stack(), "magnitude", 0.5, of=["units"]), r"of is \['units'\]; allowed"),
+    "a layer by number": (lambda: methods.prune(stack(), "magnitude", 0.5, layers=0), "layers is 0; needed is a list"),
+    "a number of sizes": (lambda: nets.MLP(6, "no-WN"), "sizes 6, .*two sizes or more"),
+    "no type": (lambda: nets.MLP([6, 5, 3], None), r"norm has \[None\]; allowed are"),
+    "training on arrays": (lambda: trainer(train=(X.numpy(), Y)), "x is a ndarray.*torch.from_numpy"),
+    "training on data": (lambda: trainer(train=sets.load("digits")), r'train is a Data; needed is \(x, y\), as split'),
+    "training on inputs": (lambda: trainer(train=X), "train is a Tensor; needed is"),
+    "training on other labels": (lambda: trainer(train=(X, Y.float())), "4 labels, torch.float32; needed is"),
+    "a text of images": (lambda: sets.load("digits", train_examples="100"), "train_examples is '100'; allowed is 0 to"),
+    "half an image": (lambda: sets.load("digits", holdout=1.5), "holdout is 1.5; allowed is 0 to"),
+    "no device": (lambda: sets.load("digits", None), "device is 'None'; allowed are auto, cpu"),
     "other modules as a file": (lambda: plain.save(nn.Sequential(nn.BatchNorm1d(3)), "never"),
                                 r"BatchNorm1d cannot be kept.*torch.save\(module, FILE\)"),
 }  # fmt: skip
@@ -202,6 +223,13 @@ def test_what_is_no_network_is_told_so(case, kind):
 def test_what_is_no_stack_is_told_so(case):
     with pytest.raises(errors.ParameterError, match="Sequential is no stack .*methods.prune and shrink.shrink take it"):
         STACKS[case](module())
+
+
+def test_what_is_meant_is_taken():
+    """A device of torch, seeds in a tensor, one drop."""
+    assert sets.load("digits", torch.device("cpu")).device == torch.device("cpu")
+    drawn = [nets.init_(nets.MLP([6, 3], "no-WN"), seeds).layers[0].weight for seeds in ([3], torch.tensor([3]))]
+    assert torch.equal(*drawn) and trainer(drops=1).drops == (1,)
 
 
 def test_what_is_told_of_chains_alone_says_so():

@@ -144,6 +144,7 @@ def complaint(p):
 
 
 def _device(name):
+    name = str(name)  # of a torch.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -189,9 +190,9 @@ def _checksum(*tensors):
 
 def _stratified(data, purpose, count, what, most):
     """Return which `count` training examples are chosen, `bool (N,)`, all classes in proportion; at `most` so many."""
-    if not 0 < count <= most:
+    if not isinstance(count, int | np.integer) or not 0 < count <= most:
         raise DataError(
-            f"{what} is {count}; allowed is 0 to {most}, of the {len(data.train_y)} training images of {data.name}"
+            f"{what} is {count!r}; allowed is 0 to {most}, of the {len(data.train_y)} training images of {data.name}"
         )
     order = draws.generator(0, purpose).permutation(len(data.train_y))
     labels = data.train_y.numpy()[order]

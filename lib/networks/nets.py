@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.errors import ParameterError, instance, listed, one_each
+from lib import draws
+from lib.errors import ParameterError, instance, listed, number, one_each
 from lib.kernels import twins
 from lib.networks import inits
 from lib.networks.layers import BatchNorm, DropConnect, Dropout, Layer, Linear
@@ -73,8 +74,8 @@ class MLP(nn.Module):
     def __init__(self, sizes, norm, activation="relu", bias=True, output_bias=False, normalise_output=False,
                  dropout=0.0, dropconnect=0.0):  # fmt: skip
         super().__init__()
-        if activation not in ACTIVATIONS or len(sizes) < 2:
-            told = f"sizes {list(sizes)}, activation {activation!r}; needed are two sizes or more, and"
+        if activation not in ACTIVATIONS or not hasattr(sizes, "__len__") or len(sizes) < 2:
+            told = f"sizes {sizes!r}, activation {activation!r}; needed are two sizes or more, and"
             raise ValueError(f"{told} one of {list(ACTIVATIONS)}")
         norm = types(norm)
         runs, last = len(norm), len(sizes) - 2
@@ -103,7 +104,7 @@ class MLP(nn.Module):
 
 def types(norm):
     """Return a type for every run as a list; ValueError for an unknown one."""
-    norm = [norm] if isinstance(norm, str) else list(norm)
+    norm = [norm] if isinstance(norm, str | None) else list(norm)
     unknown = set(norm) - set(twins.NORMS)
     if unknown:
         raise ValueError(f"norm has {sorted(unknown)}; allowed are {list(twins.NORMS)}")
@@ -322,6 +323,7 @@ def init_(net, seeds, scheme="torch_kaiming"):
     if complaint := inits.complaint(scheme, family):
         raise ValueError(complaint)
     one_each(runs(net), seeds=seeds)
+    seeds = [number("seed", seed, draws.SEEDS, whole=True) for seed in seeds]
     drawn = {seed: inits.starts(own, seed, scheme, family) for seed in dict.fromkeys(seeds)}
     for run, seed in enumerate(seeds):
         for layer, (weight, bias) in zip(own, drawn[seed], strict=True):

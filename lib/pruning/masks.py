@@ -37,10 +37,12 @@ def top(scores, density, scope="layer", rounding="nearest", within=None):
     that what is pruned there never comes back; ValueError where more are to be kept than they keep. Among equal scores
     the earlier entry goes first, so a result never depends on the sorting algorithm.
     """
-    rows = _sharing(scores, scope)
-    if within is not None and (odd := [name for name in scores if name not in within]):
-        raise ValueError(f"within has no masks of {listed(odd)}; it has those of {listed(within)}")
-    inside = [None] * len(rows) if within is None else _sharing({name: within[name] for name in scores}, scope)
+    rows = _sharing(assert_named(scores, "score"), scope)
+    if within is not None:
+        if odd := [name for name in scores if name not in within]:
+            raise ValueError(f"within has no masks of {listed(odd)}; it has those of {listed(within)}")
+        assert_like(within := {name: within[name] for name in scores}, scores)
+    inside = [None] * len(rows) if within is None else _sharing(within, scope)
     return _parted([_top(*both, density, rounding) for both in zip(rows, inside, strict=True)], scores, scope)
 
 
@@ -182,12 +184,13 @@ def first(net, widths):
             for name, scale in scales.items()}  # fmt: skip
 
 
-def assert_named(masks):
-    """Return masks; ValueError where they are no dict of tensors, as those of `phew.phew_masks`."""
+def assert_named(masks, what="mask"):
+    """Return masks, or scores; ValueError where they are no dict of tensors, as those of `phew.phew_masks`."""
+    kind = "bool tensor" if what == "mask" else "tensor"
     how = "methods.prune(net, …) makes one; phew_masks has those of hops.weighted(net), in order"
-    instance("masks are", masks, dict, f"a dict by the names of parameters, or of layers: {how}")
+    instance(f"{what}s are", masks, dict, f"a dict by the names of parameters, or of layers: {how}")
     for name, mask in masks.items():
-        instance(f"the mask of {name} is", mask, torch.Tensor, "a bool tensor, of an array torch.from_numpy(mask)")
+        instance(f"the {what} of {name} is", mask, torch.Tensor, f"a {kind}, of an array torch.from_numpy({what})")
     return masks
 
 

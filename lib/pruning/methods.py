@@ -80,8 +80,8 @@ def names(of="weights", needs=("nothing", "examples"), draws=True):
 def get(name, of="weights"):
     """Return the `Method` of this name; ParameterError if there is none."""
     _load(), choice("of", of, SCOPES)
-    if name not in METHODS[of]:
-        other = "".join(f" There is one of {kind}: pass of={kind!r}." for kind in METHODS if name in METHODS[kind])
+    if name not in [*METHODS[of]]:
+        other = "".join(f" There is one of {kind}: pass of={kind!r}." for kind in METHODS if name in [*METHODS[kind]])
         known = f"allowed are {listed(METHODS[of])}.{other or hint(name, METHODS[of])}"
         raise ParameterError(f"no method of {of} is called {name!r}; {known}")
     return METHODS[of][name]
@@ -112,6 +112,8 @@ def prune_each(
     layer that keeps nothing is a warning.
     """
     chosen, layers = get(name, of), modules.named(layers)
+    if isinstance(densities, str | dict) or not hasattr(densities, "__len__"):
+        raise ParameterError(f"densities is {densities!r}; needed is a list of them, and by `prune` one")
     stack, x, seeds = modules.opened(net, chosen.needs, x, y, seeds, layers)
     if within and stack is not net:
         within = {part: mask[None] for part, mask in masks.assert_named(within).items()}

@@ -188,8 +188,8 @@ def assert_tensors(x, y=None):
 def named(layers):
     """Return the names of layers that may be pruned as a list, or None for all; ParameterError for a list of none."""
     layers = [layers] if isinstance(layers, str) else layers
-    if layers is not None and not len(layers):
-        raise ParameterError("layers is []; needed is a list of names, or None for all")
+    if layers is not None and not (hasattr(layers, "__len__") and len(layers)):
+        raise ParameterError(f"layers is {layers!r}; needed is a list of names, or None for all")
     return layers
 
 

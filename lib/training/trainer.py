@@ -11,10 +11,10 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from lib import draws
-from lib.errors import number, one_each
+from lib.errors import instance, number, one_each
 from lib.kernels import capture
 from lib.networks import nets
-from lib.pruning import masks, shrink
+from lib.pruning import masks, modules, shrink
 from lib.training import optimizers
 from lib.training.evaluate import evaluate
 
@@ -78,7 +78,7 @@ class Trainer:
         self, net, train, test, seeds, rule="sgd", lr=0.1, batch=BATCH, momentum=0.0, nesterov=False, weight_decay=0.0,
         drops=(), drop=0.1, shuffle=True, batches=None, objective=None, bf16=False, epoch=0, bar=True, every=60.0,
     ):  # fmt: skip
-        drops = tuple(drops)
+        drops = (drops,) if isinstance(drops, int) else tuple(drops)
         _check(net, train, seeds), optimizers.assert_numbers(locals())
         if wrong := optimizers.complaint(rule, momentum, nesterov):
             raise ValueError(wrong)
@@ -256,5 +256,7 @@ def _rows(x, at):
 
 def _check(net, train, seeds):
     one_each(nets.runs(net), seeds=seeds)
-    if train[0].shape[-2] != len(train[1]) or not len(train[1]):
-        raise ValueError(f"{train[0].shape[-2]} examples with {len(train[1])} labels")
+    x, y = instance("train is", train, tuple, '(x, y), as split("train") of the data gives them')
+    modules.assert_tensors(x, y)
+    if x.shape[-2] != len(y) or not len(y) or y.dtype != torch.int64:
+        raise ValueError(f"{x.shape[-2]} examples with {len(y)} labels, {y.dtype}; needed is one each, torch.int64")
