@@ -281,7 +281,8 @@ class Run:
             changed = _changed_defaults(read(path), self.parameters)
             if changed:
                 said = f"{path.name} was made under other defaults: {'; '.join(changed)}."
-                raise RecordError(f"{said} {self._way_out(path)}")
+                way_out = _again(path in provenance.kept(ROOT, path.parent))
+                raise RecordError(f"{said} Put notebooks/defaults.json back as it was, or: {way_out}.")
         return done
 
     def _report(self) -> None:
@@ -294,12 +295,6 @@ class Run:
             edited = since if record.path in kept else provenance.edited(record.provenance["code"], texts)
             note = f" (made by an earlier {listed(edited)}; {_again(record.path in kept)})" if edited else ""
             print(f"already done: {record.name}{note}")
-
-    def _way_out(self, path: Path) -> str:
-        """Return what to do about a record whose name has got another meaning."""
-        if path in provenance.kept(ROOT, path.parent):
-            return f"Put notebooks/defaults.json back as it was: git keeps this record. Or: {_again(True)}."
-        return f"Put notebooks/defaults.json back as it was, or: {_again(False)}."
 
 
 def _work(path: Path) -> Path:

@@ -29,13 +29,7 @@ from lib.records.parameters import many, name_of, scientific, text
 if TYPE_CHECKING:
     import pandas as pd
 
-
-FIELDS = (
-    "name", "experiment", "type", "seed", "parameters", "scores", "cost", "axes", "arrays", "npz",
-    "provenance",
-)  # fmt: skip
-
-
+FIELDS = "name experiment type seed parameters scores cost axes arrays npz provenance".split()
 DIGEST = b',\n "digest": '  # what the last line of a json begins with, and the end of the one before
 
 
