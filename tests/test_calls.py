@@ -175,7 +175,7 @@ TOLD = {
     "a kind in a list": (lambda: methods.prune(stack(), "magnitude", 0.5, of=["units"]), r"of is \['units'\]; allowed"),
     "a layer by number": (lambda: methods.prune(stack(), "magnitude", 0.5, layers=0), "layers is 0; needed is a list"),
     "a number of sizes": (lambda: nets.MLP(6, "no-WN"), "sizes 6, .*two sizes or more"),
-    "no type": (lambda: nets.MLP([6, 5, 3], None), r"norm has \[None\]; allowed are"),
+    "no type": (lambda: nets.MLP([6, 5, 3], None), r"norm is None; allowed are"),
     "training on arrays": (lambda: trainer(train=(X.numpy(), Y)), "x is a ndarray.*torch.from_numpy"),
     "training on data": (lambda: trainer(train=sets.load("digits")), r'train is a Data; needed is \(x, y\), as split'),
     "training on inputs": (lambda: trainer(train=X), "train is a Tensor; needed is"),

@@ -182,7 +182,7 @@ def test_dead_inputs_are_kept_less_often_by_the_dpp():
         ("random_edge", {"bta": 0.3}, r"no keywords \['bta'\]; it has keys, draw"),
         ("dpp_edge", {"bta": 0.3, "moments": likelihood.moments(torch.eye(20))}, r"no keywords \['bta'\].*beta"),
         ("random_edge", {"keeps": [21]}, r"keep is 21; allowed are whole numbers in \[1, 20\]"),
-        ("random_edge", {"layer": "layers.7"}, r"'layers\.7'; allowed are the linear layers"),
+        ("random_edge", {"layer": "layers.7"}, r"the linear layer is 'layers\.7'; allowed are"),
     ],
 )
 def test_errors_at_the_door(kind, keywords, message):

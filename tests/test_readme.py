@@ -72,5 +72,5 @@ def test_a_normalised_network_says_what_to_shrink_instead():
 @pytest.mark.parametrize("norm", ["no-WN", ["no-WN"]])
 def test_one_text_is_one_type(norm):
     assert nets.runs(nets.MLP([2, 3, 1], norm)) == 1
-    with pytest.raises(ValueError, match="norm has .'XWN'.; allowed are"):
+    with pytest.raises(ValueError, match="norm is 'XWN'; allowed are no-WN, SWN, EWN. Did you mean"):
         nets.MLP([2, 3, 1], "XWN")

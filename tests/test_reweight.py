@@ -178,7 +178,7 @@ def test_errors_at_the_door():
         reweight.refit(net.layers[0].weight, torch.ones(2, 3, dtype=torch.bool), likelihood.moments(inputs()))
     with pytest.raises(ValueError, match=r"'layers\.9'.*layers\.0"):
         reweight.units_(net, {"layers.9": random_mask((2, 9))}, ACT)
-    with pytest.raises(ValueError, match=r"'layers\.2'; allowed are the hidden layers"):
+    with pytest.raises(ValueError, match=r"the hidden layer is 'layers\.2'; allowed are layers\.0"):
         reweight.units_(net, {"layers.2": random_mask((2, 3))}, ACT)
     normalised = nets.init_(nets.MLP([14, 9, 3], ["EWN"]), [0])
     with pytest.raises(ValueError, match="normalised.*fold"):

@@ -14,6 +14,8 @@ import os
 
 import torch
 
+from lib.errors import choice
+
 MEASURED = {  # name -> by what it beats its twin and on which GPU; None: unmeasured, so the twin is the default
     "log_loss": None,  # for training: the margin log-loss with its gradient
     "accept": None,  # for pruning: which candidates of a block join the sets of a k-DPP
@@ -32,15 +34,13 @@ LAUNCH = {"enable_fp_fusion": False}  # every operation is rounded as torch roun
 
 def picks(name, tensor):
     """Return whether the Triton kernel `name` is to work on `tensor`. ImportError if it must and Triton is missing."""
-    choice = os.environ.get(VARIABLE, "measured")
-    if choice not in CHOICES:
-        raise ValueError(f"${VARIABLE} is {choice!r}; allowed are {CHOICES}")
-    here = tensor.is_cuda or choice == "triton" and interpreted()
-    wanted = choice == "triton" or choice == "measured" and MEASURED[name] is not None
+    asked = choice(f"${VARIABLE}", os.environ.get(VARIABLE, "measured"), CHOICES)
+    here = tensor.is_cuda or asked == "triton" and interpreted()
+    wanted = asked == "triton" or asked == "measured" and MEASURED[name] is not None
     if not (here and wanted and tensor.dtype in (torch.float32, torch.float64)):
         return False
     if not installed():
-        if choice == "triton":
+        if asked == "triton":
             raise ImportError(f"the kernel {name} is asked for (by ${VARIABLE}), but Triton is not installed")
         return False
     return True

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lib import draws
-from lib.errors import ParameterError, instance, listed, number, one_each
+from lib.errors import ParameterError, choice, instance, listed, number, one_each
 from lib.kernels import twins
 from lib.networks import inits
 from lib.networks.layers import BatchNorm, DropConnect, Dropout, Layer, Linear
@@ -103,12 +103,8 @@ class MLP(nn.Module):
 
 
 def types(norm):
-    """Return a type for every run as a list; ValueError for an unknown one."""
-    norm = [norm] if isinstance(norm, str | None) else list(norm)
-    unknown = set(norm) - set(twins.NORMS)
-    if unknown:
-        raise ValueError(f"norm has {sorted(unknown)}; allowed are {list(twins.NORMS)}")
-    return norm
+    """Return a type for every run as a list; ParameterError for an unknown one."""
+    return [choice("norm", kind, twins.NORMS) for kind in ([norm] if isinstance(norm, str | None) else norm)]
 
 
 def pixels(x, image):

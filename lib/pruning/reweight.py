@@ -9,6 +9,7 @@ solutions the one that changes the weights least is taken.
 import torch
 
 from lib import workers
+from lib.errors import choice
 from lib.networks import nets
 from lib.pruning import masks
 
@@ -112,20 +113,15 @@ def units_(net, units, activation, moments=None, intercept=True, as_published=Fa
 
 def plain_layer(net, name):
     """Return the layer called `name`, a linear one without normalisation."""
-    found = nets.layers(net).get(name)
-    if found is None or found.weight.dim() != 3:
-        linear = [k for k, layer in nets.layers(net).items() if layer.weight.dim() == 3]
-        raise ValueError(f"layer is {name!r}; allowed are the linear layers {linear}")
+    linear = {key: layer for key, layer in nets.layers(net).items() if layer.weight.dim() == 3}
     nets.assert_plain(net)
-    return found
+    return linear[choice("the linear layer", name, linear)]
 
 
 def next_layer(net, name):
     """Return the name of the layer behind `name`."""
     names = list(nets.layers(net))
-    if name not in names[:-1]:
-        raise ValueError(f"layer is {name!r}; allowed are the hidden layers {names[:-1]}")
-    return names[names.index(name) + 1]
+    return names[names.index(choice("the hidden layer", name, names[:-1])) + 1]
 
 
 def _add_(layer, shift, wanted, name):
