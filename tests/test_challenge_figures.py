@@ -92,3 +92,12 @@ def test_what_was_published_has_the_densities_beyond_the_challenge():
     facts = figures.facts().query("type == 'weight' and split == 'test'")
     assert facts["kept"].min() == pytest.approx(1e-4) and (facts["epochs"] == 20).sum() == 5
     assert drawing.words("train, once") == "training images, once"
+
+
+def test_forms_that_were_not_measured_have_no_line(axes):
+    """Of a latency there are quantiles; of a form that nobody measured there are none."""
+    form, whole = next(iter(figures.FORMS))
+    rows = [(form, whole, 1, 0.8, quantile, value) for quantile, value in (("low", 1), ("median", 2), ("high", 4))]
+    figures.speed(axes, pd.DataFrame(rows, columns=["type", "whole", "batch", "asked", "quantile", "latency"]), 1)
+    (drawn,) = axes.containers
+    assert drawn.lines[0].get_ydata().tolist() == [2] and drawn.get_label() == figures.FORMS[form, whole][0]

@@ -135,6 +135,8 @@ def speed(axes, rows, batch):
     """Draw the milliseconds of a pass of one batch size by form: medians, and quartiles as bars."""
     for (form, whole), (label, colour, marker, dashes) in FORMS.items():
         own = rows[(rows["type"] == form) & (rows["whole"] == whole) & (rows["batch"] == batch)]
+        if own.empty:
+            continue
         own = own.groupby(["asked", "quantile"])["latency"].median().unstack("quantile")
         bars = own["median"] - own["low"], own["high"] - own["median"]
         axes.errorbar(own.index, own["median"], bars, label=label, color=colour, marker=marker, linestyle=dashes,
