@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import drawing
+from lib import drawing, runs
 from lib.studies.dpp import figures
 
 NONE = pd.DataFrame(columns=["type", "kept", "budget", "error"])
@@ -142,3 +142,20 @@ def test_heat_maps_show_sizes_without_signs(axes):
 def test_every_type_has_a_look_of_its_own():
     kinds = [kind for family in figures.FAMILIES.values() for kind in family]
     assert len({drawing.look(kind)[1:] for kind in kinds}) == 6
+
+
+def test_students_of_every_kind_have_their_own_runs_and_published_values():
+    """The committed ones: numbers of published values counted in the study's tables."""
+    found = figures.taught(runs.records("dpp_teacher_student"))
+    assert [len(told) for *_, told in found.values()] == [60, 0, 14]
+    for said, (p, rows, _) in found.items():
+        assert said.startswith("soft committees" if p["soft"] else "students")
+        assert f"{p['students']} units, taught by {p['teachers']}" in said
+        assert rows["budget"].max() == p["students"] - 1
+    first = next(iter(found.values()))[1]
+    assert figures.cases(first) == [(0, 0.0, "raw"), (0, 0.25, "raw"), (1, 0.0, "raw"), (0, 0.0, "reweighted")]
+    assert figures.taught([]) == {}
+
+
+def test_claims_about_students_are_at_a_third_and_two():
+    assert figures.thirds(6) == [2, 4] and figures.thirds(20) == [7, 13]

@@ -139,7 +139,8 @@ def log_ticks(axes, which="y"):
     axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
     low, high = sorted(axis.get_view_interval())
     near = (1, 1.5, 2, 3, 4, 5, 7) if high > 10**0.5 * low else (1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)
-    axis.set_major_locator(LogLocator(subs=near if 0 < low and high < 10 * low else (1, 2, 5)))
+    far = (1, 2, 5) if high < 1e4 * low else (1,)
+    axis.set_major_locator(LogLocator(subs=near if 0 < low and high < 10 * low else far))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -1,6 +1,7 @@
 """The panels of the DPP study's summary: each function draws one kind of panel from tidy rows."""
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from lib.figures import drawing, evidence, gallery, plots, tables
 from lib.records import runs
@@ -113,6 +114,37 @@ def diversity(axes, rows, kinds, beta):
     axes.legend()
 
 
+def taught(records):
+    """Return the students there are, `{in words: (parameters, rows, published values)}`, those of most runs first.
+
+    rows: error, simulated and deviation of every set, with budget, the rank of what is kept; published: of as many
+    units, where records are of the study's size.
+    """
+    shapes = [tuple(one.parameters[name] for name in ("students", "teachers", "soft")) for one in records]
+    found, facts = {}, runs.published("dpp_teacher_student").assign(weighting="raw")
+    for units, teachers, soft in sorted(set(shapes), key=lambda shape: (-shapes.count(shape), shape)):
+        own = {"students": units, "teachers": teachers, "soft": soft}
+        p = tables.largest_group("dpp_teacher_student", free=["normalise"], **own)
+        rows = tables.joined("dpp_teacher_student", ["error", "simulated", "deviation"], ["normalise"], **p)
+        rows["budget"] = rows.groupby("type")["kept"].rank("dense")
+        known = p["inputs"] == 500 and p["samples"] == 800_000 and not soft
+        told = facts[(facts["students"] == units) & (facts["teachers"] == teachers) & known]
+        found[f"{'soft committees' if soft else 'students'} of {units} units, taught by {teachers}"] = p, rows, told
+    return found
+
+
+def cases(rows):
+    """Return the panels of `students`, [(normalise, sigma, weighting)], of rows as of `taught`."""
+    flags, noise = sorted(rows["normalise"].unique()), sorted(rows["sigma"].unique())
+    raw = [(flags[0], sigma, "raw") for sigma in noise] + [(flag, noise[0], "raw") for flag in flags[1:]]
+    return [*raw, (flags[0], noise[0], "reweighted")]
+
+
+def thirds(units):
+    """Return the budgets that claims are made at: a third and two thirds of the units."""
+    return [round(units / 3), round(2 * units / 3)]
+
+
 def students(axes, rows, facts):
     """Draw every type's closed-form error against the budget as lines, the simulation as dots, `facts` hollow.
 
@@ -122,7 +154,7 @@ def students(axes, rows, facts):
     plots.lines(axes, means, "budget", "error", facts=facts.assign(budget=facts["budget"] + 0.12), marker="")
     for kind, seen in means.groupby(["type", "budget"])["simulated"].mean().groupby("type"):
         axes.plot(seen.index.unique("budget"), seen, drawing.look(kind)[2], color=drawing.look(kind)[1], markersize=2)
-    axes.set_xticks(sorted(rows["budget"].unique()))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     drawing.log_ticks(axes)
 
 
