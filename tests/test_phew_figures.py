@@ -116,5 +116,5 @@ def test_an_ablation_is_compared_with_the_walks_that_it_changes_in_one_thing():
     said = figures.pairs(kinds)
     assert ("phew_res", "inverse") in said and ("phew", "inverse") not in said
     assert ("phew", "evci_random") in said and ("magnitude_trained", "phew") in said
-    assert set(figures.MAIN) <= set(said) and len(said) == len(set(said)) == 7
+    assert set(figures.MAIN) <= set(said) and len(said) == len(set(said)) == 6
     assert figures.pairs(["phew", "inverse"]) == []
