@@ -62,6 +62,13 @@ def test_without_any_record_a_summary_says_so_and_nothing_is_blanked(name, elsew
     [
         ("summary_ewn_toys", "xor", "xor", {"type": "EWN", "seed": "0..2", "steps": 100}),
         ("summary_ewn_toys", "lin_sep_convergence", "lin_sep", {"type": "SWN", "seed": "0..2", "steps": 100}),
+        ("summary_ewn_toys", "xor", "xor", {"type": "EWN", "seed": "1", "steps": 100}),
+        ("summary_ewn_toys", "conv_rate", "conv_rate", {"type": "SWN", "seed": "1", "steps": 50}),
+        (
+            "summary_challenge", "challenge_speed", "sparse_speed",
+            {"type": "csr", "hidden": [20, 10], "epochs": 1, "repeats": 1, "sparsities": [0.5], "batches": [4],
+             "dataset": "digits", "train_examples": 100, "device": "cpu"},
+        ),
         (
             "summary_dpp", "dpp_error", "dpp_prune",
             {"type": "lamp_edge", "hidden": [20], "keep": [3, 5], "dataset": "digits", "device": "cpu"},
@@ -87,6 +94,11 @@ def test_a_run_without_any_round_breaks_no_summary(elsewhere):
     assert "missing" in summarised("summary_importance")
     (part,) = (elsewhere / "figures").iterdir()
     assert part.name == "importance.md" and "Not run." in part.read_text("utf-8")
+
+
+def test_of_a_network_that_nobody_pruned_no_training_is_drawn(elsewhere):
+    summarised("train_time_prune", dataset="digits", type="none", train_examples=100, epochs=2, initial=1, increment=1)
+    assert "missing" in summarised("summary_importance") and not list(elsewhere.glob("figures/*training*"))
 
 
 def test_a_blank_figure_is_not_saved(elsewhere, capsys):

@@ -195,10 +195,10 @@ def ahead(pruned, second, level, share):
 
 def end_labels(axes, lines, gap=0.045):
     """Write every line's label at its right end, pushed apart where they would touch; `gap` is of the height."""
+    axes.autoscale_view()  # which matplotlib puts off: before it, `transData` is of other limits
     to_axes = (axes.transData + axes.transAxes.inverted()).transform
     ends = [(*to_axes((line.get_xdata()[-1], line.get_ydata()[-1])), line) for line in lines]
-    at = -np.inf
+    at, units = -np.inf, ("axes fraction", "offset points")
     for x, wanted, line in sorted(ends, key=lambda end: end[1]):
         at = max(wanted, at + gap)
-        axes.annotate(line.get_label(), (x, at), xycoords="axes fraction", xytext=(3, 0), textcoords="offset points",
-                      color=line.get_color(), va="center", annotation_clip=False)  # fmt: skip
+        axes.annotate(line.get_label(), (x, at), (3, 0), *units, color=line.get_color(), va="center")
