@@ -70,6 +70,16 @@ def test_without_any_record_a_summary_says_so_and_nothing_is_blanked(name, elsew
              "dataset": "digits", "train_examples": 100, "device": "cpu"},
         ),
         (
+            "summary_arena", "arena_ranking", "arena",
+            {"type": "lamp", "hidden": [20], "sparsities": [0.5], "shuffle_at": [0.5], "epochs": 1, "recovery": 1,
+             "dataset": "digits", "holdout": 50, "train_examples": 100, "score_examples": [10], "device": "cpu"},
+        ),
+        (
+            "summary_phew", "phew_accuracy", "phew_density",
+            {"type": "dense", "net": "vgg11_bn", "width": 2, "dataset": "digits32", "train_examples": 40, "epochs": 1,
+             "batch_size": 20, "drops": [1], "augment": False, "watch": 20, "densities": [0.3], "device": "cpu"},
+        ),
+        (
             "summary_dpp", "dpp_error", "dpp_prune",
             {"type": "lamp_edge", "hidden": [20], "keep": [3, 5], "dataset": "digits", "device": "cpu"},
         ),

@@ -20,7 +20,7 @@ PANELS = {  # of `errors`: what is said, and the families in it
     "weights, before or during training": ["before", "during"],
 }  # fmt: skip
 ENDS = {"_units": " units", "_init": " at start", "_gradual": " gradually"}  # of types, and what they say
-
+LEAST = 1.7  # inches of height, of a single type too: for a title, numbers and a legend
 
 LEGEND = [said for said, *_ in FAMILIES.values()]  # in this order
 
@@ -31,7 +31,7 @@ def panels(heights, columns):
     for k, height in enumerate(heights):
         min(stacks, key=lambda stack: sum(tall for _, tall in stack)).append((k, height))
     sums = [sum(height for _, height in stack) for stack in stacks]
-    figure, found = plt.figure(figsize=(drawing.WIDE, max(sums))), {}
+    figure, found = plt.figure(figsize=(drawing.WIDE, max(*sums, LEAST))), {}
     for place, stack, full in zip(np.ravel(figure.subfigures(1, len(stacks))), stacks, sums, strict=True):
         ratios = [height for _, height in stack] + [max(sums) - full] * (max(sums) - full > 0.01)
         grid = place.add_gridspec(len(ratios), 1, height_ratios=ratios)
@@ -104,7 +104,7 @@ def order(axes, frame, table):
 
     frame: `standings.rows` at one sparsity, of which `table` is the `standings.ladder`.
     """
-    drawing.seeds(axes, "bars", *table["n"])
+    drawing.seeds(axes, "bars" if table["n"].max() > 1 else "one", *table["n"])
     for row, (kind, one) in enumerate(table.iterrows()):
         said, colour, marker = FAMILIES[one["family"]]
         own = frame.loc[frame["type"] == kind, "error"]

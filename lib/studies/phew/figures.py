@@ -94,7 +94,7 @@ def left(layers, **where):
 
 def bars(axes, rows, value, names, kinds):
     """Draw the mean of `value` over seeds as bars, one of each type in each of the parts `names`; zeros as a nought."""
-    wide = 0.8 / len(kinds)
+    wide = 0.8 / max(len(kinds), 1)
     drawing.seeds(axes, "mean", *rows[rows["type"].isin(kinds)].groupby("type")["seed"].nunique())
     for k, kind in enumerate(kinds):
         label, colour, _, _ = drawing.look(kind)
