@@ -80,6 +80,11 @@ def test_without_any_record_a_summary_says_so_and_nothing_is_blanked(name, elsew
              "batch_size": 20, "drops": [1], "augment": False, "watch": 20, "densities": [0.3], "device": "cpu"},
         ),
         (
+            "summary_challenge", "challenge_modes", "weight_vs_neuron",
+            {"type": "lamp_weight", "hidden": [20, 10], "epochs": 1, "sparsities": [0.0, 0.5], "dataset": "digits",
+             "train_examples": 100, "device": "cpu"},
+        ),
+        (
             "summary_dpp", "dpp_error", "dpp_prune",
             {"type": "lamp_edge", "hidden": [20], "keep": [3, 5], "dataset": "digits", "device": "cpu"},
         ),
