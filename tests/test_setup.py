@@ -1,5 +1,6 @@
 """env.sh in bash and zsh, and the papermill command as a user types it."""
 
+import errno
 import hashlib
 import os
 import re
@@ -268,6 +269,14 @@ def test_an_output_path_is_supplied(notebook, default_output, line, name):
 )
 def test_papermill_is_left_alone(notebook, default_output, line):
     assert default_output(line.split()) is None
+
+
+def test_a_notebook_that_is_not_there_is_told_with_what_may_be_meant(notebook, launcher, monkeypatch):
+    for name in ("PRUNING_STILL", "PYTHONPATH"):  # which the launcher sets: they are put back
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    with pytest.raises(SystemExit, match=r"no notebook notebooks/mnist_prun.ipynb. Did you mean 'mnist_prune'\? .*xor"):
+        launcher["main"](["notebooks/mnist_prun.ipynb", "-p", "seed", "3"])
+    assert launcher["missing"](FileNotFoundError(errno.ENOENT, "no such file", "given.yaml")) is None
 
 
 def test_records_that_are_edited_are_no_obstacle(notebook, launcher):
