@@ -144,6 +144,7 @@ def test_a_legend_keeps_the_order_of_looks_and_says_what_is_drawn_of_how_many_se
 
 
 TICKS = {(0.5, 60): [0.5, 1, 2, 5, 10, 20, 50], (2.0, 7.0): [2, 3, 4, 5, 7], (50, 90): [50, 60, 70, 80, 90]}
+TICKS |= {(5e-5, 2.0): [1e-4, 1e-3, 1e-2, 0.1, 1], (0.005, 2.0): [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2]}
 
 
 @pytest.mark.parametrize("ends, ticks", TICKS.items())
