@@ -118,3 +118,29 @@ def test_an_ablation_is_compared_with_the_walks_that_it_changes_in_one_thing():
     assert ("phew", "evci_random") in said and ("magnitude_trained", "phew") in said
     assert set(figures.MAIN) <= set(said) and len(said) == len(set(said)) == 6
     assert figures.pairs(["phew", "inverse"]) == []
+
+
+def test_runs_of_other_densities_are_points_of_one_curve(monkeypatch):
+    rows = [("phew", 1, "[0.1]", 0.1, 0.6), ("phew", 1, "[0.1, 0.02]", 0.1, 0.6), ("phew", 1, "[0.1, 0.02]", 0.02, 0.5)]
+    frame = pd.DataFrame(rows, columns=["type", "seed", "densities", "density", "test_accuracy"])
+    monkeypatch.setattr(runs, "curves", lambda experiment, name, **where: frame)
+    assert figures.points("test_accuracy").to_numpy().tolist() == [["phew", 1, 0.1, 0.6], ["phew", 1, 0.02, 0.5]]
+
+
+def test_the_verdict_stands_on_the_lowest_density_with_seeds_enough():
+    """Eight seeds at 0.1 and six at 0.02 are enough both; one at 0.01 is not, and dense networks are at none."""
+    given = {0.1: 8, 0.02: 6, 0.01: 1}
+    rows = pd.DataFrame([(kind, seed, density, density + (kind == "phew") + seed / 100) for density, n in given.items()
+                         for kind in ("phew", "synflow", "snip") for seed in range(n)]
+                        + [("dense", seed, 1.0, 2.0) for seed in range(9)],
+                        columns=["type", "seed", "density", "accuracy"])  # fmt: skip
+    assert figures.lowest(rows) == 0.02
+    assert figures.lowest(rows.query("density == 1")) == 1.0
+    said = {claim["text"]: claim for claim in figures.ranked(rows, 0.02)}
+    assert list(said) == [
+        "Density 0.01: PHEW is above SynFlow",
+        "Density 0.02: PHEW is above SynFlow", "Density 0.02: PHEW is above SNIP",
+        "Density 0.1: PHEW is above SynFlow"
+    ]  # fmt: skip
+    assert [text for text, claim in said.items() if claim["main"]] == ["Density 0.02: PHEW is above SynFlow"]
+    assert said["Density 0.1: PHEW is above SynFlow"]["n"] == 8

@@ -7,6 +7,7 @@ from matplotlib.ticker import MaxNLocator
 from lib.data.sets import SHAPES
 from lib.figures import drawing, evidence, gallery, tables
 from lib.networks import convnets, nets
+from lib.records import runs
 from lib.studies.phew.study import ABLATIONS
 
 DASHES = {"ours": "-", "ours, norms as they start": "--", "ours, one round": ":"}  # of masks without training
@@ -14,6 +15,25 @@ ABOUT = ["type", "rounds", "width", "seed"]
 MAIN = ("phew", "synflow"), ("phew", "synflow_l2"), ("synflow", "synflow_l2")  # the order that the study claims
 CHANGES = {"shuffled": "masks shuffled"}  # of what was pruned, before training, in words
 CHANGES |= {scheme: f"weights drawn anew ({scheme})" for scheme in ("phew", "evci", "liu")}
+
+
+def points(name, **where):
+    """Return the array `name` of records of `phew_density`, tidy: runs of other densities are points of one curve.
+
+    A density that two runs of one type and seed have is one point. where: see `runs.records`.
+    """
+    rows = runs.curves("phew_density", name, **where).drop(columns="densities", errors="ignore")
+    return rows.drop_duplicates([column for column in rows if column != name])
+
+
+def lowest(rows):
+    """Return the lowest density of pruned networks with seeds enough to decide, or with most seeds if none has them.
+
+    rows: tidy, with type, seed and density; dense networks alone are at 1.
+    """
+    pruned = rows[rows["type"] != "dense"]
+    seeds = pruned.groupby("density")["seed"].nunique().clip(upper=evidence.NEEDED)
+    return seeds.index[seeds == seeds.max()].min() if len(seeds) else 1.0
 
 
 def strips(axes, rows, kinds):
@@ -39,6 +59,19 @@ def pairs(kinds):
     none = "phew", "phew_res", "magnitude_trained"  # walks are drawn alike, and the last is claimed to be above
     found = [(other.get(kind, "phew"), kind) for kind in kinds if kind not in none]
     return [pair for pair in [*found, MAIN[-1], ("magnitude_trained", "phew")] if set(pair) <= set(kinds)]
+
+
+def ranked(rows, lowest):
+    """Return the claims of who is more accurate: all `pairs` at the density `lowest`, elsewhere those of the study.
+
+    rows: tidy, with type, seed, density and accuracy in percent.
+    """
+    claims = []
+    for density, own in rows[rows["type"] != "dense"].groupby("density"):
+        found, decisive = pairs(drawing.ordered(own["type"])), MAIN if density == lowest else ()
+        shown = found if density == lowest else [pair for pair in found if pair in MAIN]
+        claims += ahead(own, shown, "accuracy", f"Density {density:g}: {{}} is above {{}}", decisive)
+    return claims
 
 
 def ahead(rows, pairs, value, said, main=(), unit=" points"):
@@ -85,7 +118,7 @@ def left(layers, **where):
 
     layers: of `parts`; where: records of `phew_density`.
     """
-    rows = tables.joined("phew_density", ("layer_sparsity", "active_units"), **where)
+    rows = points("layer_sparsity", **where).merge(points("active_units", **where))
     rows = rows.merge(layers, on="layer").assign(kept=lambda rows: (1 - rows["layer_sparsity"]) * rows["weights"])
     by = ["type", "seed", "density", "part"]
     sums = rows.groupby(by, as_index=False, sort=False)[["kept", "weights", "active_units", "units"]].sum()
