@@ -144,3 +144,13 @@ def test_the_verdict_stands_on_the_lowest_density_with_seeds_enough():
     ]  # fmt: skip
     assert [text for text, claim in said.items() if claim["main"]] == ["Density 0.02: PHEW is above SynFlow"]
     assert said["Density 0.1: PHEW is above SynFlow"]["n"] == 8
+
+
+def test_a_curve_is_of_seeds_that_were_run_at_all_its_densities(axes):
+    rows = [("phew", 1, 0.1), ("phew", 1, 0.02), ("phew", 2, 0.02), ("snip", 1, 0.02), ("dense", 1, 1.0)]
+    frame = pd.DataFrame(rows, columns=["type", "seed", "density"]).assign(accuracy=[60.0, 50.0, 40.0, 45.0, 70.0])
+    curve = figures.curved(frame)
+    assert curve[["type", "seed"]].drop_duplicates().to_numpy().tolist() == [["phew", 1]] and len(curve) == 2
+    figures.against_density(axes, curve, "accuracy")
+    assert axes.lines[-1].get_ydata().tolist() == [50, 60]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.02", "0.1"]

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from lib.data.sets import SHAPES
-from lib.figures import drawing, evidence, gallery, tables
+from lib.figures import drawing, evidence, gallery, plots, tables
 from lib.networks import convnets, nets
 from lib.records import runs
 from lib.studies.phew.study import ABLATIONS
@@ -34,6 +34,21 @@ def lowest(rows):
     pruned = rows[rows["type"] != "dense"]
     seeds = pruned.groupby("density")["seed"].nunique().clip(upper=evidence.NEEDED)
     return seeds.index[seeds == seeds.max()].min() if len(seeds) else 1.0
+
+
+def curved(rows):
+    """Return the rows of pruned types that were run at several densities, of the seeds with most of them."""
+    pruned = rows[rows["type"] != "dense"]
+    had = pruned.groupby(["type", "seed"])["density"].transform("nunique")
+    return pruned[(had > 1) & (had == had.groupby(pruned["type"]).transform("max"))]
+
+
+def against_density(axes, rows, value):
+    """Draw the column `value` of `curved` rows against density, which is marked where it was run."""
+    plots.lines(axes, rows, "density", value)
+    axes.set(xlabel="density", xscale="log")
+    if len(known := sorted(set(rows["density"]))) < 5:
+        axes.set_xticks(known, [f"{density:g}" for density in known]), axes.minorticks_off()
 
 
 def strips(axes, rows, kinds):
