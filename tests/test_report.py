@@ -1,6 +1,7 @@
 """The report: one page with everything in it, that asks for nothing beside it; in a browser: tests/test_browser.py."""
 
 import base64
+import dataclasses
 import io
 import re
 import shutil
@@ -110,6 +111,13 @@ def test_all_records_are_in_the_table(page, monkeypatch):
     scores = found[0].scores
     name = next(name for name, value in scores.items() if isinstance(value, float))
     assert f"{name} {scores[name]:.4g}" in page
+
+
+def test_a_run_without_seconds_of_training_has_those_of_its_execution():
+    given = {"started": "2026-01-01T10:00:00+00:00", "finished": "2026-01-01T10:01:30+00:00", "seconds": None}
+    record = runs.records("xor")[0]
+    assert report._row(dataclasses.replace(record, provenance=given))[-2:] == [90.0, "2026-01-01"]
+    assert report._row(dataclasses.replace(record, provenance=given | {"seconds": 7.04}))[-2] == 7.0
 
 
 @pytest.mark.parametrize("path", sorted((runs.ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import time
+from datetime import datetime
 
 import itables
 import nbformat
@@ -74,7 +75,7 @@ def write(plan):
     for name, found in told.items():
         cells += [_text(f'<a id="{name}"></a>\n\n---'), *found] if found else []
     cells += [
-        _text('<a id="records"></a>\n\n---\n\n# Records\n\nEvery run that is done, one row each.'),
+        _text(f'<a id="records"></a>\n\n---\n\n# Records\n\nEvery run that is done, one row each. {TOOK}'),
         _records(plan),
     ]
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"title": "The pruning laboratory"})
@@ -149,11 +150,13 @@ def _records(plan):
     return nbformat.v4.new_code_cell("", outputs=[output])
 
 
+TOOK = "Seconds are of the training, or else of the execution that made it, with all runs of its stack."
 COLUMNS = ["experiment", "type", "seed", "what differs from the defaults", "scores", "seconds", "made"]
 
 
 def _row(record):
     differs = re.sub("^[^;]*;?", "", record.name).replace(";", "; ")
     scores = "; ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.scores.items())
-    took, made = record.provenance["seconds"], record.provenance["finished"]
-    return [record.experiment, record.type, record.seed, differs, scores, took and round(took, 1), made[:10]]
+    began, made = (datetime.fromisoformat(record.provenance[name]) for name in ("started", "finished"))
+    took = record.provenance["seconds"] or (made - began).total_seconds()  # of training alone, where it is known
+    return [record.experiment, record.type, record.seed, differs, scores, round(took, 1), f"{made:%Y-%m-%d}"]
