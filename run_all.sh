@@ -19,7 +19,7 @@ while [ $# -gt 0 ]; do
         --profile=*)
             if [ ! -d "${1#*=}" ] && [ ! -d "${HOME:-}/.config/snakemake/${1#*=}" ]; then
                 echo "run_all.sh: there is no profile '${1#*=}'; there are quick, cpu and full," \
-                    "and --profile FOLDER takes one of Snakemake's own" >&2
+                    "and --profile FOLDER takes one of Snakemake's own, such as workflow/slurm" >&2
                 exit 2
             fi
             options+=("$1") ;;

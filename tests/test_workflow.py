@@ -369,6 +369,16 @@ def test_an_executor_that_is_not_there_is_told_before_snakemake_is_asked(reposit
     )
 
 
+def test_options_that_nobody_knows_are_told_and_snakemakes_own_go_through(repository):
+    from workflow.batch import refusal
+
+    status, said = repository.run_all("--qick", "-n")
+    assert status == 1
+    assert said == "run_all.sh: there is no option --qick, here or of Snakemake. Did you mean '--quick'?\n"
+    assert "mean '--profile'" in refusal(["--profil", "cpu"]) and "must be integer" in refusal(["--cores", "two"])
+    assert refusal(["-n", "-j4", "-k", "--set-resources", "run:gpu=0", "run:mem_mb=9", "--cores=2", "-q"]) is None
+
+
 def test_resources_come_from_the_plan():
     from workflow.plan import expand
 

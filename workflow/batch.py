@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from lib.errors import RecordError
+from lib.errors import RecordError, hint
 from workflow.plan import REPORT, ROOT, Plan
 
 KNOWN = (
@@ -38,9 +38,9 @@ class Stopped(BaseException):
 def settings(options):
     """Return (executor, cores or None) that Snakemake's options ask for, themselves or by a profile's config.yaml."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--executor", "-e")
+    parser.add_argument("--executor", "-e", nargs="?")
     parser.add_argument("--cores", "-c", nargs="?", const="all")
-    parser.add_argument("--profile", default=os.environ.get("SNAKEMAKE_PROFILE"))
+    parser.add_argument("--profile", nargs="?", default=os.environ.get("SNAKEMAKE_PROFILE"))
     given, _ = parser.parse_known_args(options)
     places = [Path(given.profile), Path.home() / ".config/snakemake" / given.profile] if given.profile else []
     files = next((found for place in places if (found := sorted(place.glob("config*.yaml")))), [])
@@ -58,6 +58,8 @@ def obstacle(executor, stamps):
                 f"python -m pip install snakemake-executor-plugin-{executor}"
             )
         return f"there is no executor {executor!r} here; there are {', '.join((*BUILT_IN[:1], *KNOWN))}"
+    if executor == "slurm" and shutil.which("sbatch") is None:
+        return "there is no sbatch on this machine: go to a login node of the cluster"
     try:
         stamps.mkdir(parents=True)
         (stamps / "probe").write_bytes(bytes(2**16))
@@ -68,6 +70,23 @@ def obstacle(executor, stamps):
             f"of this repository writable; or copy it to a place of yours"
         )
     return None
+
+
+def refusal(options):
+    """Return why Snakemake would refuse these options, as a sentence, or None: its own reply is pages of usage."""
+    from snakemake import cli  # a second that most calls do without
+
+    def refuse(message):
+        raise ValueError(message)
+
+    parser = cli.get_argument_parser()
+    parser.error, parser.allow_abbrev = refuse, False  # of --profil, say, nobody here would hear
+    try:
+        surplus = [one for one in parser.parse_known_args(options)[1] if one.startswith("-")]
+    except (ValueError, cli.CliException) as error:
+        return str(error)
+    known = ["--quick", *(name for name in parser._option_string_actions if len(name) > 5)]
+    return f"there is no option {surplus[0]}, here or of Snakemake.{hint(surplus[0], known)}" if surplus else None
 
 
 def snakemake(profile, targets, options, stamps):
@@ -193,6 +212,8 @@ def main():
         sys.exit(f"run_all.sh: {problem}.")
     try:
         dry = DRY & set(options)
+        if set(options) - DRY and (problem := refusal(options)):
+            sys.exit(f"run_all.sh: {problem}")
         if told(profile, targets, dry):
             return None if dry else reported(profile, targets)
         status = snakemake(profile, targets, options, stamps)
