@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from lib import methods, plain, shrink, smaller
 from lib.pruning.hops import unwrapped, weighted
@@ -345,6 +346,38 @@ def test_a_weight_of_two_layers_stays_one():
     small, told = shrunk(network, {"0.weight": mask}, torch.rand(2, 4))
     assert small[2].weight is small[4].weight and "2.weight is used twice" in told
     assert plain.parameters(small) == plain.parameters(network)
+
+
+@pytest.mark.parametrize("first", [torch.sqrt, torch.log])
+def test_functions_of_images_alone_are_read(first):
+    """Of numbers below zero they make none, which would become the biases of what reads them."""
+    network = filled(Lambda(lambda s, x: s.b(s.a(first(x)).sigmoid()), a=conv(3, 8), b=conv(8, 4)))
+    mask = (torch.arange(8) % 2 == 0).view(8, 1, 1, 1).expand(8, 3, 3, 3).clone()
+    small, told = shrunk(network, {"a.weight": mask}, torch.rand(2, 3, 8, 8))
+    assert small.a.out_channels == 4 and told == ""
+
+
+def remembering(s, x):
+    h = torch.zeros(len(x), 8)
+    for _ in range(2):
+        h = (s.a(x) + s.r(h)).relu()
+    return s.b(h)
+
+
+def test_what_is_remembered_begins_with_zeros_of_the_same_precision():
+    network = filled(Lambda(remembering, a=nn.Linear(6, 8), r=nn.Linear(8, 8), b=nn.Linear(8, 3)))
+    mask = (torch.arange(8) % 2 == 0)[:, None]
+    small, _ = shrunk(network, {"a.weight": mask.expand(8, 6), "r.weight": mask.expand(8, 8)}, torch.randn(4, 6))
+    assert isinstance(small, Lambda)
+
+
+def test_weights_that_are_computed_stay_and_are_told():
+    network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    prune.ln_structured(network[0], "weight", 0.5, 2, 0)
+    with pytest.warns(UserWarning, match=r"layers \['0'\] stay whole: they compute their weights.*prune.remove"):
+        shrink.shrink(network, inputs=torch.rand(2, 6))
+    prune.remove(network[0], "weight")
+    assert shrunk(network, {}, torch.rand(2, 6))[0][2].in_features == 4
 
 
 def test_what_attends_is_left_to_torch_pruning():

@@ -48,10 +48,7 @@ class Hop(NamedTuple):
 
 
 def unwrapped(network):
-    """Return the module inside of DataParallel, DistributedDataParallel and torch.compile.
-
-    ValueError for what is no module, and for a script.
-    """
+    """Return the module inside of DataParallel and torch.compile; ValueError for a script, and what has no numbers."""
     if not isinstance(network, nn.Module):
         raise ValueError(f"the network is a {type(network).__name__}; needed is a network itself, a torch module")
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
@@ -60,6 +57,8 @@ def unwrapped(network):
     kind = torch.jit.ScriptModule
     if scripts := [name or type(network).__name__ for name, part in network.named_modules() if isinstance(part, kind)]:
         raise ValueError(f"{scripts[0]} is a script, which cannot be read; pass the module that it was made from")
+    if odd := [name for name, p in network.named_parameters() if nn.parameter.is_lazy(p) or p.is_complex()]:
+        raise ValueError(f"parameters {odd} hold no real numbers; run a lazy module once")
     return network
 
 
@@ -69,7 +68,10 @@ def copied(network, memo=None):
     kept = {id(x): x.detach().clone() for part in parts for x in tensors(part) if not x.is_leaf}
     # Every module has eight empty tables, of hooks, whose copies would take most of the time.
     empty = {id(x): OrderedDict() for part in parts for x in part.values() if type(x) is OrderedDict and not x}
-    return copy.deepcopy(network, kept | empty | (memo or {}))
+    try:
+        return copy.deepcopy(network, kept | empty | (memo or {}))
+    except (TypeError, RuntimeError) as error:  # of what else it holds: a lock, a logger, a loader
+        raise ValueError(f"{type(network).__name__} holds what cannot be copied, take it out: {error}") from error
 
 
 def weighted(network):

@@ -5,7 +5,7 @@ import torch
 
 from lib.errors import choice, hint, instance, listed, number
 from lib.kernels.twins import trailing
-from lib.pruning.hops import unwrapped
+from lib.pruning.hops import unwrapped, weighted
 
 SCOPES = ("layer", "global", "unit")
 # Products such as 0.05 * 1020 carry a rounding error of a few 1e-15; it must not decide a count.
@@ -202,9 +202,22 @@ def assert_like(masks, tensors):
             raise ValueError(f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}; it must be {wanted}")
 
 
+COMPUTED = (
+    "compute their weights, so that no mask stays: first torch.nn.utils.parametrize.remove_parametrizations(layer, "
+    '"weight"), of the older kind remove_weight_norm, remove_spectral_norm or prune.remove'
+)
+
+
+def computed(net):
+    """Return the names of the convolutions and linear layers of a torch module whose weights are no parameters."""
+    return [name for name, layer in weighted(net).items() if "weight" not in layer._parameters]
+
+
 def fitted(net, masks):
     """Return the parameters of a folded stack, or of any torch module, by name; ValueError for masks that misfit."""
     parameters = dict(unwrapped(net).named_parameters(remove_duplicate=False))
+    if odd := [name for name in computed(net) if f"{name}.weight" in assert_named(masks)]:
+        raise ValueError(f"layers {odd} {COMPUTED}")
     assert_like(masks, parameters)
     for name in masks:
         if getattr(unwrapped(net).get_submodule(name.rpartition(".")[0]), "normalised", False):
@@ -227,6 +240,7 @@ def hold_(net, masks, optimizer):
     Without, momentum and Adam's moments bring back what was pruned. `handle.remove()` ends it. Of a `Trainer` its own
     `prune` does so. ValueError for a mask of what the optimizer does not train, or the net does not have.
     """
+    instance("optimizer is", optimizer, torch.optim.Optimizer, "one of torch.optim")
     mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
     parameters = fitted(net, masks)
     if odd := [name for name in masks if parameters[name].requires_grad and id(parameters[name]) not in mine]:

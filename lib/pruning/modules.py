@@ -12,6 +12,7 @@ from lib.errors import ParameterError, hint, listed
 from lib.networks import nets
 from lib.networks.layers import Layer
 from lib.pruning import hops, topology
+from lib.pruning.masks import COMPUTED, computed
 
 NO_SUMS = (
     nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
@@ -109,11 +110,9 @@ class One(nn.Module):
         try:
             with _stream(x):
                 logits = functional_call(self._own, tensors, (x,), tie_weights=False)
-        except (RuntimeError, IndexError, ValueError) as error:
-            if self._example is not None:
-                raise
-            told = f"{type(self._own).__name__} does not run on what its first layer reads, {self.image} ({error})"
-            raise ParameterError(f"{told}: pass x, examples whose shape says what it reads") from error
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            told = f"{type(self._own).__name__} does not run on {x.dtype} (N, {str(self.image)[1:]}: {error}"
+            raise ParameterError(f"{told}. Pass x, examples whose shape and type are what it reads") from error
         if not isinstance(logits, torch.Tensor):
             told = f"{type(self._own).__name__} returns a {type(logits).__name__}"
             raise ParameterError(f"{told}; scores of examples are of logits: pass a module that returns them alone")
@@ -233,19 +232,11 @@ def _prunable(module):
         raise ParameterError(f"{type(module).__name__} has neither a convolution nor a linear layer to be pruned")
     if "" in layers:
         raise ParameterError("a layer alone is the module itself, which has no name: pass nn.Sequential(layer)")
-    if odd := [name for name, part in module.named_parameters() if not _real(part)]:
-        how = "run a lazy module once, load those of the device meta"
-        raise ParameterError(f"parameters {odd} hold no real numbers to rank: {how}")
-    if odd := [name for name, part in layers.items() if "weight" not in part._parameters]:
-        how = 'torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")'
-        older = "of the older kind remove_weight_norm, remove_spectral_norm or prune.remove"
-        raise ParameterError(f"layers {odd} compute their weights, so that no mask stays: first {how}, {older}")
+    if odd := [name for name, p in module.named_parameters() if p.is_meta or not p.is_floating_point()]:
+        raise ParameterError(f"parameters {odd} hold no real numbers to rank; load those of the device meta")
+    if odd := computed(module):
+        raise ParameterError(f"layers {odd} {COMPUTED}")
     return layers
-
-
-def _real(parameter):
-    lazy = isinstance(parameter, nn.parameter.UninitializedParameter)
-    return not lazy and not parameter.is_meta and parameter.is_floating_point()
 
 
 def assert_flows(net, x):

@@ -18,7 +18,7 @@ from lib.networks import plain
 from lib.pruning import hops as h
 from lib.pruning import paths, topology
 from lib.pruning.coupled import Coupled
-from lib.pruning.masks import apply_
+from lib.pruning.masks import COMPUTED, apply_, computed
 
 # Two numbers computed in float64 by differently ordered sums: apart by less than this share, they are one number.
 ROUNDING = 1e-13
@@ -50,6 +50,8 @@ def sliced(module, masks, inputs=None):
     types = {(part, name): tensor.dtype for part, name, tensor in _tensors(work)}
     apply_(work, masks).double()
     x = [_example(one).to(next(work.parameters()).device) for one in coupled.reader.given]
+    if odd := computed(work):
+        warnings.warn(f"layers {odd} stay whole: they {COMPUTED}", stacklevel=3)
     outputs, read = _watched(work, coupled, x)
     reached, leads = coupled.paths(_pairs(work, coupled))
     dead = ~(reached & leads)
@@ -79,13 +81,16 @@ class _Doubled(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         found = func(*args, **(kwargs or {}))
-        cast = h.name_of(func) in CASTS and isinstance(found, torch.Tensor) and found.is_floating_point()
-        return args[0].to(found.device, torch.float64) if cast else found
+        if not isinstance(found, torch.Tensor) or not found.is_floating_point():
+            return found
+        if h.name_of(func) in CASTS:
+            return args[0].to(found.device, torch.float64)
+        return found if h.tensors((args, kwargs)) else found.double()  # zeros, say, made for what is remembered
 
 
 def _example(like):
-    """Return numbers of the shape of an example, none of them like its neighbour."""
-    return torch.arange(like.numel(), dtype=torch.float64).sin().view(like.shape)
+    """Return numbers in (0, 1) of the shape of an example, as of images, none of them like its neighbour."""
+    return torch.arange(like.numel(), dtype=torch.float64).sin().view(like.shape) * 0.45 + 0.5
 
 
 def _watched(work, coupled, x):
@@ -95,8 +100,21 @@ def _watched(work, coupled, x):
         for name, each in read.items():
             keep = lambda part, given, each=each: each.append(given[0])  # noqa: E731
             hooks.enter_context(work.get_submodule(name).register_forward_pre_hook(keep))
-        hooks.enter_context(_Doubled())
-        return work(*x), read
+        outputs = _run(work, x, "in float64")
+    given, made = h.tensors(read), h.tensors(outputs)
+    if not all(each.isfinite().all() for each in given) or any(each.isnan().any() for each in made):
+        told = "makes numbers that are not finite of an example between 0 and 1"
+        raise ValueError(f"{type(work).__name__}, so masked, {told}: look at its weights")
+    return outputs, read
+
+
+def _run(work, x, how):
+    """Return what a module makes of examples in float64; ValueError, which says how it does not run."""
+    try:
+        with _Doubled():
+            return work(*x)
+    except Exception as error:  # whatever code may do that counts on sizes, or on a type
+        raise ValueError(f"{type(work).__name__} does not run {how}: {error}. {TORCH_PRUNING}") from error
 
 
 def _pairs(work, coupled):
@@ -242,12 +260,7 @@ def _assert_same(outputs, work, x):
         for part in work.modules():
             if hasattr(part, "num_features") and not part.state_dict():
                 hooks.enter_context(part.register_forward_pre_hook(_recount))
-        hooks.enter_context(_Doubled())
-        try:
-            again = work(*x)
-        except Exception as error:  # whatever code may do that counts on sizes
-            told = f"{type(work).__name__} does not run without units on no path: {error}. {TORCH_PRUNING}"
-            raise ValueError(told) from error
+        again = _run(work, x, "without units on no path")
     for before, after in zip(h.tensors(outputs), h.tensors(again), strict=True):
         if before.shape != after.shape or (before - after).abs().max() > CLOSE * before.abs().max().clamp(1e-30):
             raise ValueError(f"{type(work).__name__} computes otherwise without units on no path. {TORCH_PRUNING}")
