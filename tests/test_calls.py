@@ -1,15 +1,19 @@
 """Calls from Python with what is not meant: each is told what is wanted, before anything is computed."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from lib import (
     anatomy,
     convnets,
     errors,
     evaluate,
+    gallery,
     hops,
     line_search,
     masks,
@@ -18,6 +22,7 @@ from lib import (
     phew,
     plain,
     reweight,
+    runs,
     scores,
     sets,
     shrink,
@@ -45,6 +50,24 @@ def stack(runs=2):
 def diverged():
     net = stack(1)
     net.layers[1].weight.data[0, 2, 1] = float("nan")
+    return net
+
+
+def torch_pruned():
+    net = module()
+    prune.random_unstructured(net[0], "weight", 0.5)
+    return net
+
+
+def locked():
+    net = module()
+    net.lock = threading.Lock()
+    return net
+
+
+def diverged_module():
+    net = module()
+    net[0].weight.data[0, 0] = np.nan
     return net
 
 
@@ -138,6 +161,27 @@ TOLD = {
     "one example": (lambda: methods.prune(module(), "snip", 0.5, X[0], Y[:1]), r"x has shape \(6,\).*\(N, ...\)"),
     "no batches": (lambda: methods.prune(module(), "snip", 0.5, [], []), "x is a list of none"),
     "a lazy module": (lambda: methods.prune(nn.Sequential(nn.LazyLinear(3)), "magnitude", 0.5), "no real.*once"),
+    "a lazy module of walks": (lambda: phew.phew_masks(nn.Sequential(nn.LazyLinear(3)), 50, inputs=X), "no real.*once"),
+    "a module of no device": (lambda: methods.prune(module().to("meta"), "magnitude", 0.5), "'2.bias'. hold no real"),
+    "complex weights": (lambda: phew.phew_masks(nn.Sequential(nn.Linear(6, 3, dtype=torch.complex64)), 50),
+                        "'0.weight', '0.bias'. hold no real numbers"),
+    "what torch had pruned": (lambda: masks.apply_(torch_pruned(), {"0.weight": torch.ones(5, 6).bool()}),
+                              r"layers \['0'\] compute their weights.*prune.remove"),
+    "a lock in a module": (lambda: methods.prune(locked(), "magnitude", 0.5), "cannot be copied, take it out: .*lock"),
+    "images of bytes": (lambda: methods.prune(module(), "snip", 0.5, X.byte(), Y),
+                        r"Sequential does not run on torch.uint8 \(N, 6,\): .*Pass x, examples whose shape and type"),
+    "a layer's weight": (lambda: methods.prune(module(), "magnitude", 0.5, layers=["0.weight"]),
+                         "a layer is '0.weight'; allowed are 0, 2"),
+    "a rule for an optimizer": (lambda: masks.hold_(module(), {}, "adam"), "optimizer is a str; needed is one of"),
+    "a weight that is no number": (lambda: shrink.shrink(diverged_module(), {}, inputs=X), "that are not finite"),
+    "a run by its text": (lambda: shrink.shrink(stack(), {}, "0"), r"run is '0'; allowed .*\[0, 2\)"),
+    "testing on inputs": (lambda: Trainer(stack(), (X, Y), X, [0, 1]), "test is a Tensor; needed is .*split..test"),
+    "another column": (lambda: trainer().curve("acc"), "column is 'acc'; allowed are epoch, .*test_accuracy"),
+    "no experiment": (lambda: runs.table(None), "no notebook .*None.ipynb.*There are: arena"),
+    "no name of one": (lambda: runs.table(""), "no notebook .*There are: arena"),
+    "no folder": (lambda: plain.load(None), "folder is a NoneType; needed is the path of a folder"),
+    "no seeds of a claim": (lambda: gallery.claim("", [1.0, np.nan]), r"gains are \[1.0, nan\]; needed are finite"),
+    "shares for hits": (lambda: gallery.share("", [0.3, 0.5]), r"hits are \[0.3 0.5\]; needed are True and False"),
     "another stack's units": (lambda: masks.expand({"layers.0": torch.ones(1, 5).bool()}, stack()),
                               r"\(1, 5\).*\(2, 5\)"),
     "units as numbers": (lambda: smaller.rows(module(), {"0": torch.ones(5)}), "0 are torch.float32.*torch.bool"),
@@ -295,7 +339,7 @@ def test_what_a_module_had_pruned_stays_pruned():
 
 def test_one_layer_is_a_text_or_a_list():
     assert list(methods.prune(module(), "magnitude", 0.5, layers="2")) == ["2.weight"]
-    with pytest.raises(errors.ParameterError, match=r"no layers \['20'\]|no score of 20"):
+    with pytest.raises(errors.ParameterError, match="a layer is '20'; allowed are 0, 2"):
         methods.prune(module(), "magnitude", 0.5, layers="20")  # which are not the layers 2 and 0
 
 

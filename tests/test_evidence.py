@@ -48,6 +48,7 @@ def test_so_it_is_for_shares(right, of):
         found = stats.binomtest(round(many * max(right, of - right) / of), many).proportion_ci()
         assert (found.low > 0.5) == decided
     assert evidence.counted([True, False])["enough"] == np.inf
+    assert evidence.counted([])["n"] == 0 and evidence.counted([])["verdict"] == "undecided"
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -143,7 +143,7 @@ def test_every_way_to_misname_is_told():
         methods.prune(net, "snip", 0.5)
     with pytest.raises(ParameterError, match=r"no keywords \['powr'\].*power.*Did you mean 'power'"):
         methods.prune(net, "synflow_l2", 0.5, powr=1)
-    with pytest.raises(ParameterError, match="no score of layers.7"):
+    with pytest.raises(ParameterError, match="a layer is 'layers.7'; allowed are layers.0"):
         methods.prune(net, "magnitude", 0.5, layers=["layers.7"])
     with pytest.raises(ParameterError, match="'labels'; allowed are.*examples"):
         methods.method("mine", needs="labels")

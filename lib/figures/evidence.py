@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import scipy  # which imports its statistics when they are needed: every notebook draws, few judge
 
+from lib.errors import ParameterError
+
 NEEDED = 6  # paired seeds; below that the smallest p of a two-sided sign-flip test, 2 / 2^n, is above 0.05
 MOST = 1000  # seeds, of those that would decide a claim
 BOOTSTRAP_FROM, RESAMPLES = 30, 2000
@@ -51,6 +53,8 @@ def judged(gains, than=0.0):
     "confirmed" and "refuted" need an interval that leaves out `than`, p of at most 0.05 and `NEEDED` seeds. enough: of
     the undecided, how many seeds would decide if mean and spread stayed as they are, infinite above `MOST`.
     """
+    if np.ndim(gains) != 1 or not np.isfinite(np.asarray(gains, float)).all():
+        raise ParameterError(f"gains are {gains}; needed are finite numbers (n,), of each seed one")
     n, mean = len(gains), float(np.mean(gains)) if len(gains) else np.nan
     low, high = map(float, interval(gains)) if n > 1 else (np.nan, np.nan)
     p = sign_flip(np.asarray(gains) - than) if n > 1 else np.nan
@@ -74,7 +78,11 @@ def counted(hits):
 
     mean, low and high are shares, the interval the exact one of a binomial share, p that of a fair coin.
     """
-    hits = np.asarray(hits, bool)
+    hits = np.asarray(hits)
+    if hits.ndim != 1 or not np.isin(hits, (False, True)).all():
+        raise ParameterError(f"hits are {hits}; needed are True and False (n,), of each seed one")
+    if not len(hits):
+        return judged(hits)
     found = scipy.stats.binomtest(int(hits.sum()), len(hits))
     low, high = found.proportion_ci()
     verdict = "confirmed" if low > 0.5 else "refuted" if high < 0.5 else "undecided"

@@ -9,6 +9,7 @@ import inspect
 import logging
 import math
 from collections import OrderedDict
+from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
@@ -249,7 +250,7 @@ def save(module, folder):
 
 def load(folder):
     """Return the module that `save` kept in `folder`, on the CPU; RecordError if it is not there or not whole."""
-    path = Path(folder).expanduser() / FILE
+    path = Path(instance("folder is", folder, str | PathLike, "the path of a folder")).expanduser() / FILE
     arrays, meta = disk.load_tensors(path)
     tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     try:

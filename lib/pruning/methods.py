@@ -178,10 +178,8 @@ def _scored(chosen, net, x, y, seeds, layers=None, **options):
         if not own:
             raise ParameterError(f"{type(net).__name__} has no hidden units to prune: all its layers make outputs")
         return {name: score for name, score in made.items() if name in own}
-    wanted = [f"{layer}.weight" if chosen.of == "weights" else layer for layer in layers]
-    if odd := [name for name in wanted if name not in made]:
-        raise ParameterError(f"{chosen.name} has no score of {listed(odd)}; it has those of {listed(made)}")
-    return {name: made[name] for name in wanted}
+    own = {name.removesuffix(".weight"): name for name in made}
+    return {own[choice("a layer", layer, own)]: made[own[layer]] for layer in layers}
 
 
 def _kept(made, density, scope, rounding, within):

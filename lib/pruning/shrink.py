@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from lib.errors import listed
+from lib.errors import listed, number
 from lib.kernels.twins import trailing
 from lib.networks import convnets, nets, plain
 from lib.pruning import paths
@@ -76,8 +76,7 @@ def _parts(net, masks, run):
     """Return the `Part`s of one run, in the order of the forward pass."""
     inside, count = _inside(net), nets.runs(net)
     nets.assert_plain(net), fitted(net, masks)
-    if not 0 <= run < count:
-        raise ValueError(f"run is {run}; the stack has runs 0 to {count - 1}")
+    run = number("run", run, f"[0, {count})", whole=True)
     kept = paths.complete(masks, nets.weights(net))
     return [_part(net, hop, {**masks, **kept}, run, inside.get(hop.layer, [])) for hop in nets.graph(net)]
 

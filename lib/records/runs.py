@@ -320,8 +320,8 @@ def records(experiment: str, **where) -> list[Record]:
     `where` keeps those whose type, seed or parameter has this value, or one of a list of values. A parameter that came
     after a record was made has its default there, as the record's name says.
     """
-    place = folder() / experiment
-    if not place.exists():
+    place = folder() / str(experiment)
+    if not experiment or not place.exists():
         naming.code_cells(_notebook(experiment))  # not run yet is no error; a misspelt name is
     recover(place)
     known = without(scientific(naming.frozen(_notebook(experiment))), {"seed", "type"})

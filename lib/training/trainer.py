@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from lib import draws
-from lib.errors import instance, number, one_each
+from lib.errors import choice, instance, number, one_each
 from lib.kernels import capture
 from lib.networks import nets
 from lib.pruning import masks, modules, shrink
@@ -79,7 +79,7 @@ class Trainer:
         drops=(), drop=0.1, shuffle=True, batches=None, objective=None, bf16=False, epoch=0, bar=True, every=60.0,
     ):  # fmt: skip
         drops = (drops,) if isinstance(drops, int) else tuple(drops)
-        _check(net, train, seeds), optimizers.assert_numbers(locals())
+        _check(net, train, seeds), _check(net, test, seeds, "test"), optimizers.assert_numbers(locals())
         if wrong := optimizers.complaint(rule, momentum, nesterov):
             raise ValueError(wrong)
         self.net, self.train, self.test, self.seeds = net, train, test, list(seeds)
@@ -240,7 +240,7 @@ class Trainer:
 
     def curve(self, name):
         """Return one column of the history, `(R, epochs + 1)`."""
-        return np.stack(self.history[name], 1)
+        return np.stack(self.history[choice("the column", name, self.history)], 1)
 
     def curves(self):
         """Return the history by column, `{name: (R, epochs + 1)}`."""
@@ -254,9 +254,9 @@ def _rows(x, at):
     return x[:, at] if at.dim() == 1 else x.gather(1, at[:, :, None].expand(-1, -1, x.shape[2]))
 
 
-def _check(net, train, seeds):
+def _check(net, part, seeds, what="train"):
     one_each(nets.runs(net), seeds=seeds)
-    x, y = instance("train is", train, tuple, '(x, y), as split("train") of the data gives them')
+    x, y = instance(f"{what} is", part, tuple, f'(x, y), as split("{what}") of the data gives them')
     modules.assert_tensors(x, y)
     if x.shape[-2] != len(y) or not len(y) or y.dtype != torch.int64:
         raise ValueError(f"{x.shape[-2]} examples with {len(y)} labels, {y.dtype}; needed is one each, torch.int64")
