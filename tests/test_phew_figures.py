@@ -112,11 +112,11 @@ def test_a_type_is_compared_with_itself_changed_seed_by_seed(axes):
 
 def test_an_ablation_is_compared_with_the_walks_that_it_changes_in_one_thing():
     """`inverse` walks serve all densities as `phew_res` does; random masks with new weights are no walks."""
-    kinds = ["phew", "synflow", "synflow_l2", "phew_res", "inverse", "evci_random", "magnitude_trained"]
+    kinds = ["phew", "synflow", "synflow_l2", "phew_res", "inverse", "evci_random", "magnitude_trained", "random"]
     said = figures.pairs(kinds)
     assert ("phew_res", "inverse") in said and ("phew", "inverse") not in said
     assert ("phew", "evci_random") in said and ("magnitude_trained", "phew") in said
-    assert set(figures.MAIN) <= set(said) and len(said) == len(set(said)) == 6
+    assert set(figures.MAIN) | set(figures.FREE) <= set(said) and len(said) == len(set(said)) == 9
     assert figures.pairs(["phew", "inverse"]) == []
 
 

@@ -13,6 +13,7 @@ from lib.studies.phew.study import ABLATIONS
 DASHES = {"ours": "-", "ours, norms as they start": "--", "ours, one round": ":"}  # of masks without training
 ABOUT = ["type", "rounds", "width", "seed"]
 MAIN = ("phew", "synflow"), ("phew", "synflow_l2"), ("synflow", "synflow_l2")  # the order that the study claims
+FREE = [(kind, "random") for kind in ("phew", "synflow", "synflow_l2")]  # and what costs nothing
 CHANGES = {"shuffled": "masks shuffled"}  # of what was pruned, before training, in words
 CHANGES |= {scheme: f"weights drawn anew ({scheme})" for scheme in ("phew", "evci", "liu")}
 
@@ -73,18 +74,19 @@ def pairs(kinds):
     other = {kind: "phew_res" for kind, (method, _) in ABLATIONS.items() if method == "phew"}
     none = "phew", "phew_res", "magnitude_trained"  # walks are drawn alike, and the last is claimed to be above
     found = [(other.get(kind, "phew"), kind) for kind in kinds if kind not in none]
-    return [pair for pair in [*found, MAIN[-1], ("magnitude_trained", "phew")] if set(pair) <= set(kinds)]
+    found += [MAIN[-1], *FREE[1:], ("magnitude_trained", "phew")]
+    return [pair for pair in found if set(pair) <= set(kinds)]
 
 
 def ranked(rows, lowest):
-    """Return the claims of who is more accurate: all `pairs` at the density `lowest`, elsewhere those of the study.
+    """Return the claims of who is more accurate: all `pairs` at the density `lowest`, elsewhere `MAIN` and `FREE`.
 
     rows: tidy, with type, seed, density and accuracy in percent.
     """
     claims = []
     for density, own in rows[rows["type"] != "dense"].groupby("density"):
         found, decisive = pairs(drawing.ordered(own["type"])), MAIN if density == lowest else ()
-        shown = found if density == lowest else [pair for pair in found if pair in MAIN]
+        shown = found if density == lowest else [pair for pair in found if pair in (*MAIN, *FREE)]
         claims += ahead(own, shown, "accuracy", f"Density {density:g}: {{}} is above {{}}", decisive)
     return claims
 
