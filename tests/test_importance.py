@@ -1,15 +1,11 @@
 """Pruning while training: the published sequences of widths, and runs followed by a literal loop in float64."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-import yaml
 from torch.nn.functional import cross_entropy, relu
 
 from lib import contribution, draws, masks, nets, parameters, runs, shrink, store
@@ -17,8 +13,8 @@ from lib import sets as data
 from lib.errors import ParameterError
 from lib.studies.importance import study as importance
 from lib.studies.importance.study import Schedule
+from tests.test_summaries import summarised
 
-ROOT = Path(__file__).resolve().parents[1]
 DIGITS = data.load("digits", statistics="half")
 COLOUR = data.load("digits32", statistics="half")
 ALL = ["none", "contribution", "worst", "random", "magnitude", "small"]
@@ -336,19 +332,15 @@ def test_unknown_types_are_refused():
         study().run(1, ["worse"])
 
 
-# ---- the notebook, as its users run it
+# ---- the notebook
 
 
 def test_the_notebook_saves_a_record_of_each_type(tmp_path, monkeypatch):
-    from lib import runs
-
     p = {"type": ALL, "dataset": "digits", "device": "cpu", "batch_size": 100, "epochs": 3, "initial": 1,
          "increment": 1}  # fmt: skip
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "-y", yaml.safe_dump(p),
-               ROOT / "notebooks/train_time_prune.ipynb", tmp_path / "out.ipynb"]  # fmt: skip
-    done = subprocess.run(command, env=os.environ | {"PRUNING_RUNS": str(tmp_path)}, cwd=ROOT, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
     monkeypatch.setenv("PRUNING_RUNS", str(tmp_path))
+    summarised("train_time_prune", **p)
+    plt.close("all")
     table = runs.table("train_time_prune")
     assert sorted(table["type"]) == sorted(ALL)
     assert table["units_left"].tolist() == [{"none": 80}.get(kind, 64) for kind in table["type"]]

@@ -1,4 +1,8 @@
-"""The main experiment as its users run it: the notebook itself, by papermill, on digits."""
+"""The main experiment as its users run it: the notebook itself, by papermill, on digits.
+
+The first run is a process of its own, from another folder, as JupyterLab starts its kernels; the later ones, which are
+to find what it left, are the cells one after the other.
+"""
 
 import json
 import os
@@ -6,23 +10,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 from lib import runs
+from tests.test_summaries import summarised
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"seed": [1, 2], "type": ["EWN", "no-WN"], "dataset": "digits", "width": 16, "batch_size": 64, "levels": [-1]}
 
 
-def execute(folder, cwd=ROOT, notebook="mnist_prune", **changes):
-    """Run a notebook with runs and figures under `folder`; return what its cells printed."""
+def execute(folder):
+    """Run the notebook with runs and figures under `folder`; return what its cells printed."""
     out = folder / "executed.ipynb"
-    parameters = json.dumps({**SMALL, **changes} if notebook == "mnist_prune" else changes)
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", ROOT / f"notebooks/{notebook}.ipynb", out]
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", ROOT / "notebooks/mnist_prune.ipynb", out]
     environment = {"PRUNING_RUNS": str(folder / "runs"), "PRUNING_FIGURES": str(folder / "figures")}
     done = subprocess.run(
-        [*map(str, command), "-y", parameters],
-        cwd=cwd,
+        [*map(str, command), "-y", json.dumps(SMALL)],
+        cwd=ROOT / "notebooks",
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -45,7 +50,9 @@ def first(tmp_path_factory):
 @pytest.fixture
 def found(first, monkeypatch):
     monkeypatch.setenv("PRUNING_RUNS", str(first[0] / "runs"))
-    return first[0]
+    monkeypatch.setenv("PRUNING_FIGURES", str(first[0] / "figures"))
+    yield first[0]
+    plt.close("all")
 
 
 def test_every_seed_and_type_has_a_record(first, found):
@@ -75,22 +82,21 @@ def test_the_record_says_where_it_comes_from(found):
 
 def test_the_same_again_says_so_and_changes_nothing(found):
     before = {path: path.stat().st_mtime_ns for path in (found / "runs" / "mnist_prune").glob("*.*")}
-    printed = execute(found)
+    printed = summarised("mnist_prune", **SMALL)
     assert printed.count("already done") == 4 and "networks" not in printed
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 def test_another_sparsity_trains_nothing(found):
-    """From another folder this time, as JupyterLab starts its kernels."""
     weights = {path: path.stat().st_mtime_ns for path in (found / "runs" / "trained").rglob("*.safetensors")}
     assert len(weights) == 4
-    execute(found, cwd=ROOT / "notebooks", sparsities=[0.0, 0.7], type="EWN", seed=1)
+    summarised("mnist_prune", **SMALL | {"sparsities": [0.0, 0.7], "type": "EWN", "seed": 1})
     assert weights == {path: path.stat().st_mtime_ns for path in (found / "runs" / "trained").rglob("*.safetensors")}
     record = runs.records("mnist_prune", sparsities=[[0.0, 0.7]])
     assert len(record) == 1
 
 
 def test_the_summary_draws_what_there_is(found):
-    printed = execute(found, notebook="summary_ewn")
+    printed = summarised("summary_ewn")
     assert "EWN-1, EWN-2, no-WN-1, no-WN-2" in printed
     assert len(list((found / "figures").glob("mnist_prune_*.png"))) == 4
