@@ -3,11 +3,10 @@
 import gzip
 import hashlib
 import http.server
+import multiprocessing
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -167,16 +166,6 @@ def test_a_data_folder_that_cannot_be_made_has_the_way_out_of_data_alone(name, t
     assert "record" not in str(told.value) and "PRUNING_RUNS" not in str(told.value)
 
 
-ELSEWHERE = """
-import sys
-sys.path[:0] = [{root!r}]
-from torchvision import datasets
-from lib import sets
-datasets.MNIST.mirrors, datasets.MNIST.resources = ["{mirror}"], {resources!r}
-print(sets.load("mnist").checksum)
-"""
-
-
 def test_a_folder_in_the_place_of_a_file_is_told(small_mnist):
     """As some programs unpack an archive of one file."""
     raw, arrays = small_mnist
@@ -189,7 +178,7 @@ def test_a_folder_in_the_place_of_a_file_is_told(small_mnist):
 
 @pytest.fixture
 def mirror(small_mnist, tmp_path, monkeypatch):
-    """A slow server of the small MNIST and an empty data folder: (address, resources, what was asked for, folder)."""
+    """A slow server of the small MNIST and an empty data folder: (resources, what was asked for, folder)."""
     from torchvision import datasets
 
     raw, _ = small_mnist
@@ -210,24 +199,27 @@ def mirror(small_mnist, tmp_path, monkeypatch):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}/"
-    monkeypatch.setattr(datasets.MNIST, "mirrors", [address])
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
     monkeypatch.setenv("PRUNING_DATA", str(folder))
-    yield address, datasets.MNIST.resources, asked, folder
+    yield datasets.MNIST.resources, asked, folder
     server.shutdown(), server.server_close()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of threads, of which the children have none
 @pytest.mark.parametrize("left", [None, ".DS_Store"])
 def test_two_processes_that_miss_the_same_data_download_them_once(mirror, left):
     """left: what lies in the folder of the data, which is there."""
-    address, resources, asked, folder = mirror
+    resources, asked, folder = mirror
     raw = folder / "MNIST" / "raw"
     if left:
         raw.mkdir(parents=True), (raw / left).write_bytes(b"left")
-    script = ELSEWHERE.format(root=str(sets.ROOT), mirror=address, resources=resources)
-    both = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [process.communicate(timeout=120)[0].splitlines()[-1:] for process in both]
-    assert told == [[sets.load("mnist").checksum]] * 2 and len(asked) == len(resources)
+    fork = multiprocessing.get_context("fork")
+    told = fork.SimpleQueue()
+    both = [fork.Process(target=lambda: told.put(sets.load("mnist").checksum)) for _ in range(2)]
+    [process.start() for process in both], [process.join(120) for process in both]
+    assert [process.exitcode for process in both] == [0, 0]
+    assert {told.get() for _ in both} == {sets.load("mnist").checksum} and len(asked) == len(resources)
     assert not left or (raw / left).read_bytes() == b"left"
 
 
