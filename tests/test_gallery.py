@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.figure import Figure
 
-from lib import gallery
+from lib import gallery, looks
 from tests.test_summaries import SUMMARIES, summarised
 from workflow.plan import Plan
 
@@ -17,19 +17,27 @@ ROOT = gallery.README.parent
 RESULTS = re.compile(r"<!-- results of [\w ]+ -->\n.*?<!-- end -->", re.DOTALL)
 
 
-@pytest.fixture
-def committed(monkeypatch, tmp_path):
-    """The records that git keeps, and figures that are drawn but not painted."""
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Return a folder of links to the records that git keeps."""
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("without git nobody knows which records are committed")
     found = subprocess.run(["git", "ls-files", "-z", "runs"], cwd=ROOT, capture_output=True, check=True).stdout
+    folder = tmp_path_factory.mktemp("committed")
     for name in found.decode().split("\0"):
         if name and (ROOT / name).exists():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).symlink_to(ROOT / name)
-    monkeypatch.setenv("PRUNING_RUNS", str(tmp_path / "runs"))
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).symlink_to(ROOT / name)
+    return folder / "runs"
+
+
+@pytest.fixture
+def committed(kept, monkeypatch, tmp_path):
+    """The records that git keeps, and figures that are drawn but not painted, nor are their hyphens looked for."""
+    monkeypatch.setenv("PRUNING_RUNS", str(kept))
     monkeypatch.setenv("PRUNING_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).touch())
+    monkeypatch.setattr(looks, "minus", lambda figure: None)  # makes every tick, where there is nothing to paint
     yield tmp_path / "figures"
     plt.close("all")
 
