@@ -3,4 +3,4 @@
 cd "$(dirname "$0")" || exit
 . ./env.sh || exit
 # A worker that died is not replaced: the run ends and names its test. Replacements can make xdist fail or wait for ever.
-exec python -m pytest -n auto --maxprocesses 8 --dist loadfile --max-worker-restart 0 "$@"
+exec python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "$@"
