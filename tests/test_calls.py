@@ -65,6 +65,12 @@ def locked():
     return net
 
 
+def without_gradient():
+    net = module()
+    net.forward = torch.no_grad()(net.forward)
+    return net
+
+
 def diverged_module():
     net = module()
     net[0].weight.data[0, 0] = np.nan
@@ -176,6 +182,11 @@ TOLD = {
     "a weight that is no number": (lambda: shrink.shrink(diverged_module(), {}, inputs=X), "that are not finite"),
     "a run by its text": (lambda: shrink.shrink(stack(), {}, "0"), r"run is '0'; allowed .*\[0, 2\)"),
     "testing on inputs": (lambda: Trainer(stack(), (X, Y), X, [0, 1]), "test is a Tensor; needed is .*split..test"),
+    "training on classes that are not there": (lambda: trainer(train=(X, Y + 1)), "labels are 1 to 3; 3 logits"),
+    "a row alone": (lambda: shrink.shrink(module(), {}, inputs=X[0]), r"x has shape \(6,\); needed are examples along"),
+    "names of a wrapped module": (lambda: masks.apply_(nn.DataParallel(module()), {"module.0.weight": X.bool()}),
+                                  "must be one of 0.weight, .*mean '0.weight'"),
+    "no gradient": (lambda: methods.prune(without_gradient(), "snip", 0.5, X, Y), "has no gradient: no_grad or detach"),
     "another column": (lambda: trainer().curve("acc"), "column is 'acc'; allowed are epoch, .*test_accuracy"),
     "no experiment": (lambda: runs.table(None), "no notebook .*None.ipynb.*There are: arena"),
     "no name of one": (lambda: runs.table(""), "no notebook .*There are: arena"),

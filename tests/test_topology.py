@@ -189,6 +189,10 @@ REFUSED = {
         lambda: Lambda(lambda s, x: s.a(x), a=nn.Linear(4, 3), b=nn.Linear(4, 3)),
         r"no output depends.*\['b'\]",
     ),
+    "unpooled": (
+        lambda: nn.Sequential(conv(3, 4), nn.MaxPool2d(2, return_indices=True)),
+        "MaxPool2d '1' .* calls max_pool2d_with_indices",
+    ),
     "written into": (
         lambda: Lambda(lambda s, x: torch.zeros(2, 3).copy_(s.a(x)), a=nn.Linear(4, 3)),
         "calls copy_",

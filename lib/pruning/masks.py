@@ -197,7 +197,8 @@ def assert_named(masks, what="mask"):
 def assert_like(masks, tensors):
     """Raise ValueError for a mask that is not bool, or has not the shape of the tensor of its name."""
     for name, mask in assert_named(masks).items():
-        wanted = f"bool {tuple(tensors[name].shape)}" if name in tensors else f"one of {listed(tensors)}"
+        other = f"one of {listed(tensors)}.{hint(name, tensors)}"
+        wanted = f"bool {tuple(tensors[name].shape)}" if name in tensors else other
         if f"{str(mask.dtype).removeprefix('torch.')} {tuple(mask.shape)}" != wanted:
             raise ValueError(f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}; it must be {wanted}")
 

@@ -116,6 +116,8 @@ class One(nn.Module):
         if not isinstance(logits, torch.Tensor):
             told = f"{type(self._own).__name__} returns a {type(logits).__name__}"
             raise ParameterError(f"{told}; scores of examples are of logits: pass a module that returns them alone")
+        if torch.is_grad_enabled() and not logits.requires_grad and any(x.requires_grad for x in tensors.values()):
+            raise ParameterError(f"{type(self._own).__name__} returns what has no gradient: no_grad or detach is in it")
         return logits[None]
 
 

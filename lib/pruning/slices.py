@@ -19,6 +19,7 @@ from lib.pruning import hops as h
 from lib.pruning import paths, topology
 from lib.pruning.coupled import Coupled
 from lib.pruning.masks import COMPUTED, apply_, computed
+from lib.pruning.modules import assert_tensors
 
 # Two numbers computed in float64 by differently ordered sums: apart by less than this share, they are one number.
 ROUNDING = 1e-13
@@ -42,6 +43,7 @@ def sliced(module, masks, inputs=None):
     which stay whole. ValueError for what cannot be read, or would compute otherwise: then Torch-Pruning, which it
     names, takes units out.
     """
+    isinstance(inputs, torch.Tensor) and assert_tensors(inputs)
     work = h.copied(h.unwrapped(module)).eval()
     try:
         coupled = Coupled(work, inputs)

@@ -226,7 +226,7 @@ class Reader(TorchFunctionMode):
             return self._layer(func, args, kwargs)
         if name in JOINS:
             return self._joined(func, args, kwargs, known)
-        if "pool" in name or name in ("interpolate", "upsample"):
+        if "_pool" in name and name[-1] == "d" or name in ("interpolate", "upsample"):
             return self._pooled(func, args, kwargs)
         if name == "glu":
             halves = self.moved(torch.chunk, "chunk", (known[0], 2, [*args, *kwargs.values(), -1][1]), {}, known[0])

@@ -79,7 +79,9 @@ class Trainer:
         drops=(), drop=0.1, shuffle=True, batches=None, objective=None, bf16=False, epoch=0, bar=True, every=60.0,
     ):  # fmt: skip
         drops = (drops,) if isinstance(drops, int) else tuple(drops)
-        _check(net, train, seeds), _check(net, test, seeds, "test"), optimizers.assert_numbers(locals())
+        for what, part in (("train", train), ("test", test)):
+            _check(net, part, seeds, objective, what)
+        optimizers.assert_numbers(locals())
         if wrong := optimizers.complaint(rule, momentum, nesterov):
             raise ValueError(wrong)
         self.net, self.train, self.test, self.seeds = net, train, test, list(seeds)
@@ -254,9 +256,12 @@ def _rows(x, at):
     return x[:, at] if at.dim() == 1 else x.gather(1, at[:, :, None].expand(-1, -1, x.shape[2]))
 
 
-def _check(net, part, seeds, what="train"):
+def _check(net, part, seeds, objective, what):
     one_each(nets.runs(net), seeds=seeds)
     x, y = instance(f"{what} is", part, tuple, f'(x, y), as split("{what}") of the data gives them')
     modules.assert_tensors(x, y)
     if x.shape[-2] != len(y) or not len(y) or y.dtype != torch.int64:
         raise ValueError(f"{x.shape[-2]} examples with {len(y)} labels, {y.dtype}; needed is one each, torch.int64")
+    classes = [*nets.weights(net).values()][-1].shape[1]
+    if objective is None and not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise ValueError(f"labels are {int(y.min())} to {int(y.max())}; {classes} logits have 0 to {classes - 1}")
