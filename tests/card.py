@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
+import torch.utils.benchmark  # noqa: F401  asks as it is imported, on torch 2.11, whether there is a card
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
