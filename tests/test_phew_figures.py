@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import runs
-from lib.studies.phew import figures
+from lib import drawing, runs
+from lib.studies.phew import figures, study
 
 
 def test_the_parts_of_a_network_hold_all_its_weights():
@@ -154,3 +154,9 @@ def test_a_curve_is_of_seeds_that_were_run_at_all_its_densities(axes):
     figures.against_density(axes, curve, "accuracy")
     assert axes.lines[-1].get_ydata().tolist() == [50, 60]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.02", "0.1"]
+
+
+def test_no_two_types_have_one_colour_and_marker():
+    """In the scatter of a figure there are no lines to tell them apart by."""
+    looks = [drawing.look(kind)[1:3] for kind in study.types() if kind in drawing.LOOKS]
+    assert len(looks) == len(set(looks)) > 20
