@@ -160,3 +160,16 @@ def test_no_two_types_have_one_colour_and_marker():
     """In the scatter of a figure there are no lines to tell them apart by."""
     looks = [drawing.look(kind)[1:3] for kind in study.types() if kind in drawing.LOOKS]
     assert len(looks) == len(set(looks)) > 20
+
+
+def test_a_wider_shuffle_is_compared_with_the_narrowest_and_with_none(axes):
+    shares = [("synflow", seed, share, 50 + 10 * share + seed) for seed in range(6) for share in (0.3, 0.5, 1.0)]
+    rows = pd.DataFrame(shares, columns=["type", "seed", "share", "accuracy"])
+    own = pd.DataFrame({"type": ["synflow"] * 6 + ["phew"] * 6, "seed": [*range(6)] * 2, "accuracy": 40.0})
+    none, least = figures.widened(rows, own, "Here")
+    assert none["text"] == "Here: SynFlow shuffled among 100 % of its idle units is above itself"
+    assert none["mean"] == pytest.approx(20 + 2.5) and least["mean"] == pytest.approx(7) and least["n"] == 6
+    assert least["text"] == "Here: SynFlow shuffled among 100 % of its idle units is above among 30 %"
+    assert figures.widened(rows.query("share == 1"), own[:0], "Here")[0]["n"] == 0
+    figures.levels(axes, own, ["synflow", "synflow_l2"])
+    assert [line.get_ydata() for line in axes.lines] == [[40, 40]]

@@ -251,3 +251,28 @@ def changes(rows, setting):
             said = f"{setting}: {drawing.look(kind)[0]} is above itself with its {CHANGES[change]}"
             claims.append(gallery.claim(said, evidence.apart(both, kind, kind + change, "accuracy")))
     return claims
+
+
+def widened(rows, own, setting):
+    """Return the claims that a type gets better with the units its shuffle may use, paired by seed.
+
+    rows: of `phew_width`, tidy, with type, seed, share of the idle units and accuracy in percent; own: the same without
+    a share, of masks that are not shuffled; setting: of all of them, in words.
+    """
+    claims = []
+    for kind in drawing.ordered(rows["type"]):
+        mine = rows[rows["type"] == kind]
+        least, most = mine["share"].min(), mine["share"].max()
+        steps = pd.concat([mine.assign(type=mine["share"]), own[own["type"] == kind].assign(type="as it is")])
+        name, wide = drawing.look(kind)[0], f"shuffled among {100 * most:g} % of its idle units"
+        for other, told in (("as it is", "itself"), (least, f"among {100 * least:g} %")):
+            said = f"{setting}: {name} {wide} is above {told}"
+            claims += [gallery.claim(said, evidence.apart(steps, most, other, "accuracy"))] if other != most else []
+    return claims
+
+
+def levels(axes, rows, kinds):
+    """Draw the mean accuracy of each of `kinds` in `rows` as a horizontal line; nothing where there is none."""
+    for kind, own in rows[rows["type"].isin(kinds)].groupby("type"):
+        _, colour, _, dashes = drawing.look(kind)
+        axes.axhline(own["accuracy"].mean(), color=colour, linewidth=0.6, linestyle=dashes)
