@@ -35,6 +35,9 @@ from lib.errors import ParameterError, RecordError
 
 SIZES, STOPS = (16, 12, 8, 4), (0.0, 0.5, 0.9)
 EXPLORED = [(kind, name) for kind in controls.KINDS for name in controls.explorable(kind)]
+# Of what is painted there are two sorts, with scores and drawn without: one method of each, and of every kind.
+PAINTED = {kind: {methods.get(name, kind).draws: name for one, name in EXPLORED if one == kind}.values()
+           for kind in controls.KINDS}  # fmt: skip
 
 
 def made(bias=True):
@@ -109,11 +112,16 @@ def test_a_sweep_is_what_its_method_leaves_at_every_stop(subject, kind, name):
 @pytest.mark.parametrize(("kind", "name"), EXPLORED)
 def test_filters_go_as_units_do(kind, name):
     subject = of_convolutions()
-    for cut in sweep.sweep(subject, name, kind, STOPS).cuts:
+    found = sweep.sweep(subject, name, kind, STOPS)
+    for cut in found.cuts:
         assert torch.allclose(cut.logits, convolved(subject.net, cut.masks, subject.test[0]))
     asked = [int(mask.sum()) for key, mask in cut.masks.items() if key.endswith("bias")]
     assert asked == [0, 1, 1] if kind == "units" else abs(cut.left["sparsity"] - 0.9) < 0.002
-    board.Board(subject, [sweep.sweep(subject, name, kind, STOPS)] * 2).png([cut, cut])
+    if name in PAINTED[kind]:
+        board.Board(subject, [found] * 2).png([cut, cut])
+    elif found.scores is not None:
+        bars = sweep.histogram(found.scores)
+        assert np.isfinite(bars.edges).all() and bars.counts.sum() == sum(s.numel() for s in found.scores.values())
 
 
 def test_a_filter_goes_and_comes_back_by_hand():
