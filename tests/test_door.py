@@ -241,7 +241,7 @@ DIGITS = {"dataset": "digits", "train_examples": 10}
 IMAGES = {"dataset": "digits32", "train_examples": 10, "nesterov": False, "seed": 2**64 - 1, "width": 1}
 SMALL = {  # what goes together, and what keeps a run within a second
     "mnist_prune": DIGITS | {"levels": [-1], "batch_size": 10, "width": 8},
-    "cifar_prune": {"dataset": "digits32", "train_examples": 10, "levels": [-1], "batch_size": 10, "width": 2},
+    "cifar_prune": {"dataset": "digits32", "train_examples": 10, "levels": [-1], "batch_size": 5, "width": 2},
     "dpp_prune": DIGITS | {"hidden": [2], "keep": [1], "type": ["dpp_node", "dpp_edge"], "seed": 2**64 - 1},
     "dpp_teacher_student": {"keep": [1], "students": 2, "seed": 2**54 - 1},
     "phew_density": IMAGES | {"net": "vgg11_bn", "type": ["synflow", "random", "reinit"], "densities": [5e-4, 1.0]},
