@@ -13,7 +13,7 @@ from matplotlib_inline.config import InlineBackend
 from PIL import Image
 from scipy import stats
 
-from lib import drawing, evidence, plots, twins
+from lib import drawing, errors, evidence, plots, twins
 from lib.studies.ewn import figures as ewn
 
 
@@ -88,6 +88,13 @@ def test_the_screen_changes_no_saved_figure(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNING_FIGURES", str(tmp_path))
     drawing.style()
     assert saved("one", 110) == saved("two", 150)
+
+
+def test_a_folder_of_figures_that_is_none_is_told_in_a_sentence(tmp_path, monkeypatch, axes):
+    monkeypatch.setenv("PRUNING_FIGURES", str(tmp_path / "file"))
+    (tmp_path / "file").touch(), axes.plot([1, 2])
+    with pytest.raises(errors.RecordError, match=r"cannot write .*file \(File exists\).*take a folder of yours"):
+        drawing.save(axes.figure, "any")
 
 
 def test_types_are_told_apart_by_more_than_colour():

@@ -22,7 +22,7 @@ from matplotlib_inline.config import InlineBackend
 from lib.figures import evidence, looks
 from lib.figures.legends import legend, seeds, told  # noqa: F401
 from lib.figures.looks import BLACK, BLUE, COLOURS, CYAN, DASHES, GREEN, GREY, LOOKS, MARKERS, RED, WORDS, YELLOW  # noqa: F401
-from lib.records.disk import place
+from lib.records.disk import assert_writable, place
 
 ROOT = Path(__file__).resolve().parents[2]
 NARROW, WIDE = 3.3, 6.8  # inches: one column of a page, two columns
@@ -61,7 +61,7 @@ def save(figure, name):
         plt.close(figure)
         return None
     looks.minus(figure)
-    folder().mkdir(parents=True, exist_ok=True)
+    assert_writable(folder())
     figure.savefig(folder() / f"{name}.pdf", metadata={"CreationDate": None})
     figure.savefig(folder() / f"{name}.png")
     return folder() / f"{name}.png"
