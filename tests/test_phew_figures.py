@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import drawing, runs
+from lib import drawing, gallery, runs, tables
 from lib.studies.phew import figures, study
 
 
@@ -173,3 +173,16 @@ def test_a_wider_shuffle_is_compared_with_the_narrowest_and_with_none(axes):
     assert figures.widened(rows.query("share == 1"), own[:0], "Here")[0]["n"] == 0
     figures.levels(axes, own, ["synflow", "synflow_l2"])
     assert [line.get_ydata() for line in axes.lines] == [[40, 40]]
+
+
+def test_more_methods_than_fit_side_by_side_have_a_row_each():
+    """Two densities, of which nobody has both; hand-drawn."""
+    kinds = ["dense", "phew", *(f"kind {k}" for k in range(gallery.COLUMNS - 2))]
+    rows = pd.DataFrame({"density": [0.1, *[0.02] * (len(kinds) - 1)], "type": kinds, "seed": 1, "accuracy": 50.0})
+    side = gallery.grid(tables.beside(rows, rows[:0], ["density", "type"], "accuracy"), "density").splitlines()
+    assert side[0].startswith("| density | dense | PHEW | kind 0 |") and len(side) == 4
+    assert side[2].startswith("| 0.02 |  | 50.00 |") and side[3].startswith("| 0.1 | 50.00 |  |")
+    rows = pd.concat([rows, rows[:1].assign(type="one more")])
+    below = gallery.grid(tables.beside(rows, rows[:0], ["density", "type"], "accuracy"), "density").splitlines()
+    assert below[0] == "|  | density 0.02 | density 0.1 |" and len(below) == 2 + len(kinds) + 1
+    assert below[2:4] == ["| dense |  | 50.00 |", "| PHEW | 50.00 |  |"]

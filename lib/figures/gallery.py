@@ -15,6 +15,7 @@ from lib.records import disk
 
 GALLERY, README = drawing.ROOT / "figures" / "README.md", drawing.ROOT / "README.md"
 COUNTED = re.compile(r"Claims: (\d+)\. Confirmed: (\d+)\. Refuted: (\d+)\. Undecided: (\d+), of which (\d+)")
+COLUMNS = 8  # methods that fit side by side into the width of a page
 SENTENCE = re.compile(r"\*\*(?P<question>[^*]+\?)\*\* (?P<verdict>[\w ]+)\. (?P<number>[^\n]*)")
 
 
@@ -87,15 +88,19 @@ def folded(title, *blocks):
 def grid(table, row, digits=2):
     """Return a table of means ± sd, types as columns and `row` as rows, published means in italics.
 
-    table: of `tables.beside`, its index `row` and type. A mean of one has no spread.
+    table: of `tables.beside`, its index `row` and type. A mean of one has no spread. Of more types than fit side by
+    side (`COLUMNS`) each has a row.
     """
-    kinds = drawing.ordered(table.index.unique("type"))
-    rows = []
-    for key, own in table.groupby(level=row, sort=False):
-        own = own.droplevel(row)
-        cells = [_cell(own.loc[kind], digits) if kind in own.index else "" for kind in kinds]
-        rows.append([f"{key:g}" if isinstance(key, float) else key, *cells])
-    return pipes([row, *(drawing.look(kind)[0] for kind in kinds)], rows)
+    kinds, keys = drawing.ordered(table.index.unique("type")), list(table.index.unique(row))
+    names = [f"{key:g}" if isinstance(key, float) else key for key in keys]
+    cells = [
+        [_cell(table.loc[key, kind], digits) if (key, kind) in table.index else "" for key in keys] for kind in kinds
+    ]
+    labels = [drawing.look(kind)[0] for kind in kinds]
+    if len(kinds) > COLUMNS:
+        rows = [[label, *own] for label, own in zip(labels, cells, strict=True)]
+        return pipes(["", *(f"{row} {name}" for name in names)], rows)
+    return pipes([row, *labels], [[name, *own] for name, own in zip(names, zip(*cells, strict=True), strict=True)])
 
 
 def _cell(own, digits):
