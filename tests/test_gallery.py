@@ -75,6 +75,7 @@ def test_every_summary_has_a_place_and_no_figure_is_left_over():
     assert set(re.findall(r'<a id="(\w+)">', text)) == {"cost", *(name.removeprefix("summary_") for name in SUMMARIES)}
     assert shown == {path.stem for path in gallery.GALLERY.parent.glob("*.png")}
     assert shown == {path.stem for path in gallery.GALLERY.parent.glob("*.pdf")}
+    assert shown - {"cost_of_runs"} <= set().union(*SUMMARIES.values()), "`./run_all.sh figures/NAME.png` makes it"
 
 
 def test_the_readme_is_one_screen():
