@@ -116,7 +116,7 @@ def test_an_ablation_is_compared_with_the_walks_that_it_changes_in_one_thing():
     said = figures.pairs(kinds)
     assert ("phew_res", "inverse") in said and ("phew", "inverse") not in said
     assert ("phew", "evci_random") in said and ("magnitude_trained", "phew") in said
-    assert set(figures.MAIN) | set(figures.FREE) <= set(said) and len(said) == len(set(said)) == 9
+    assert {*figures.MAIN, *figures.OTHERS} <= set(said) and len(said) == len(set(said)) == 9
     assert figures.pairs(["phew", "inverse"]) == []
 
 
@@ -165,14 +165,18 @@ def test_no_two_types_have_one_colour_and_marker():
 def test_a_wider_shuffle_is_compared_with_the_narrowest_and_with_none(axes):
     shares = [("synflow", seed, share, 50 + 10 * share + seed) for seed in range(6) for share in (0.3, 0.5, 1.0)]
     rows = pd.DataFrame(shares, columns=["type", "seed", "share", "accuracy"])
-    own = pd.DataFrame({"type": ["synflow"] * 6 + ["phew"] * 6, "seed": [*range(6)] * 2, "accuracy": 40.0})
-    none, least = figures.widened(rows, own, "Here")
+    own = pd.DataFrame({"type": ["synflow"] * 6 + ["phew"] * 6, "seed": [*range(6)] * 2})
+    own["accuracy"] = 40.0 + 5 * (own["type"] == "phew")
+    none, least, *phew = figures.widened(rows, own, "Here")
     assert none["text"] == "Here: SynFlow shuffled among 100 % of its idle units is above itself"
     assert none["mean"] == pytest.approx(20 + 2.5) and least["mean"] == pytest.approx(7) and least["n"] == 6
-    assert least["text"] == "Here: SynFlow shuffled among 100 % of its idle units is above among 30 %"
-    assert figures.widened(rows.query("share == 1"), own[:0], "Here")[0]["n"] == 0
+    assert least["text"] == "Here: SynFlow shuffled among 100 % of its idle units is above the same among 30 %"
+    assert [claim["mean"] for claim in phew] == pytest.approx([60 + 2.5 - 45, 53 + 2.5 - 45])
+    assert phew[1]["text"] == "Here: SynFlow shuffled among 30 % of its idle units is above PHEW"
+    assert [claim["n"] for claim in figures.widened(rows.query("share == 1"), own[:0], "Here")] == [0, 0]
     figures.levels(axes, own, ["synflow", "synflow_l2"])
     assert [line.get_ydata() for line in axes.lines] == [[40, 40]]
+    assert [text.get_text() for text in axes.texts] == ["SynFlow, not shuffled"]
 
 
 def test_more_methods_than_fit_side_by_side_have_a_row_each():

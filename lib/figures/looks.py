@@ -55,7 +55,7 @@ LOOKS = {  # type -> (label, colour, marker, dashes)
     "kernel_walk": ("PHEW, kernel walk", BLUE, "X", "--"),
     "normal_init": ("PHEW, normal start", BLUE, "d", ":"),
     "xavier_init": ("PHEW, Xavier start", BLUE, "*", "-."),
-    "reinit": ("PHEW, drawn anew", BLUE, "<", "--"),
+    "reinit": ("PHEW, nested, drawn anew", BLUE, "<", "--"),
     "evci": ("PHEW, Evci start", BLUE, ">", ":"),
     "liu": ("PHEW, Liu start", BLUE, "p", "-."),
     "evci_random": ("Evci, random", GREY, "<", "--"),

@@ -12,8 +12,11 @@ from lib.studies.phew.study import ABLATIONS
 
 DASHES = {"ours": "-", "ours, norms as they start": "--", "ours, one round": ":"}  # of masks without training
 ABOUT = ["type", "rounds", "width", "seed"]
-MAIN = ("phew", "synflow"), ("phew", "synflow_l2"), ("synflow", "synflow_l2")  # the order that the study claims
-FREE = [(kind, "random") for kind in ("phew", "synflow", "synflow_l2")]  # and what costs nothing
+MAIN = ("phew", "synflow"), ("phew", "synflow_l2")  # what the answer stands on
+OTHERS = [
+    ("synflow", "synflow_l2"),
+    *((kind, "random") for kind in ("phew", "synflow", "synflow_l2")),
+]  # told at all densities
 CHANGES = {"shuffled": "masks shuffled"}  # of what was pruned, before training, in words
 CHANGES |= {scheme: f"weights drawn anew ({scheme})" for scheme in ("phew", "evci", "liu")}
 
@@ -74,19 +77,19 @@ def pairs(kinds):
     other = {kind: "phew_res" for kind, (method, _) in ABLATIONS.items() if method == "phew"}
     none = "phew", "phew_res", "magnitude_trained"  # walks are drawn alike, and the last is claimed to be above
     found = [(other.get(kind, "phew"), kind) for kind in kinds if kind not in none]
-    found += [MAIN[-1], *FREE[1:], ("magnitude_trained", "phew")]
-    return [pair for pair in found if set(pair) <= set(kinds)]
+    found += [*OTHERS, ("magnitude_trained", "phew")]
+    return [pair for pair in dict.fromkeys(found) if set(pair) <= set(kinds)]
 
 
 def ranked(rows, lowest):
-    """Return the claims of who is more accurate: all `pairs` at the density `lowest`, elsewhere `MAIN` and `FREE`.
+    """Return the claims of who is more accurate: all `pairs` at the density `lowest`, elsewhere `MAIN` and `OTHERS`.
 
     rows: tidy, with type, seed, density and accuracy in percent.
     """
     claims = []
     for density, own in rows[rows["type"] != "dense"].groupby("density"):
         found, decisive = pairs(drawing.ordered(own["type"])), MAIN if density == lowest else ()
-        shown = found if density == lowest else [pair for pair in found if pair in (*MAIN, *FREE)]
+        shown = found if density == lowest else [pair for pair in found if pair in (*MAIN, *OTHERS)]
         claims += ahead(own, shown, "accuracy", f"Density {density:g}: {{}} is above {{}}", decisive)
     return claims
 
@@ -254,25 +257,28 @@ def changes(rows, setting):
 
 
 def widened(rows, own, setting):
-    """Return the claims that a type gets better with the units its shuffle may use, paired by seed.
+    """Return the claims that a type gets better with the units its shuffle may use, and better than PHEW, by seed.
 
     rows: of `phew_width`, tidy, with type, seed, share of the idle units and accuracy in percent; own: the same without
-    a share, of masks that are not shuffled; setting: of all of them, in words.
+    a share, of masks that are not shuffled; setting: of all of them, in words. The narrowest and widest shuffle count.
     """
     claims = []
     for kind in drawing.ordered(rows["type"]):
-        mine = rows[rows["type"] == kind]
+        mine, name = rows[rows["type"] == kind], drawing.look(kind)[0]
+        every = pd.concat([mine.assign(type=mine["share"]), own])
         least, most = mine["share"].min(), mine["share"].max()
-        steps = pd.concat([mine.assign(type=mine["share"]), own[own["type"] == kind].assign(type="as it is")])
-        name, wide = drawing.look(kind)[0], f"shuffled among {100 * most:g} % of its idle units"
-        for other, told in (("as it is", "itself"), (least, f"among {100 * least:g} %")):
-            said = f"{setting}: {name} {wide} is above {told}"
-            claims += [gallery.claim(said, evidence.apart(steps, most, other, "accuracy"))] if other != most else []
+        pairs = [(most, kind, "itself"), (most, least, f"the same among {100 * least:g} %"), (most, "phew", "PHEW"),
+                 (least, "phew", "PHEW")]  # fmt: skip
+        for share, other, told in pairs[::2] if least == most else pairs:
+            said = f"{setting}: {name} shuffled among {100 * share:g} % of its idle units is above {told}"
+            claims.append(gallery.claim(said, evidence.apart(every, share, other, "accuracy")))
     return claims
 
 
 def levels(axes, rows, kinds):
-    """Draw the mean accuracy of each of `kinds` in `rows` as a horizontal line; nothing where there is none."""
+    """Draw the mean accuracy of each of `kinds` in `rows` as a horizontal line with its name, where there is one."""
     for kind, own in rows[rows["type"].isin(kinds)].groupby("type"):
-        _, colour, _, dashes = drawing.look(kind)
-        axes.axhline(own["accuracy"].mean(), color=colour, linewidth=0.6, linestyle=dashes)
+        (label, colour, _, dashes), mean = drawing.look(kind), own["accuracy"].mean()
+        axes.axhline(mean, color=colour, linewidth=0.6, linestyle=dashes)
+        axes.text(0.02, mean, f"{label}, not shuffled", color=colour, va="bottom", fontsize=6,
+                  transform=axes.get_yaxis_transform())  # fmt: skip
