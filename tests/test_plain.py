@@ -63,7 +63,8 @@ def same(module, x, folder):
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     expected, again = module(x.clone()), plain.load(plain.save(module, folder).parent)
     found = again(x.clone())
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    # With AVX2 the same weights were seen to round otherwise by 1.5e-6; another option makes more of a difference.
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert {name: (t.dtype, t.shape) for name, t in again.state_dict().items()} == {
         name: (t.dtype, t.shape) for name, t in before.items()
     }
