@@ -136,7 +136,7 @@ def test_the_verdict_stands_on_the_lowest_density_with_seeds_enough():
                         columns=["type", "seed", "density", "accuracy"])  # fmt: skip
     assert figures.lowest(rows) == 0.02
     assert figures.lowest(rows.query("density == 1")) == 1.0
-    said = {claim["text"]: claim for claim in figures.ranked(rows, 0.02)}
+    said = {claim["text"]: claim for claim in figures.ranked(rows)}
     assert list(said) == [
         "Density 0.01: PHEW is above SynFlow",
         "Density 0.02: PHEW is above SynFlow", "Density 0.02: PHEW is above SNIP",

@@ -81,15 +81,15 @@ def pairs(kinds):
     return [pair for pair in dict.fromkeys(found) if set(pair) <= set(kinds)]
 
 
-def ranked(rows, lowest):
-    """Return the claims of who is more accurate: all `pairs` at the density `lowest`, elsewhere `MAIN` and `OTHERS`.
+def ranked(rows):
+    """Return the claims of who is more accurate: all `pairs` at the `lowest` density, elsewhere `MAIN` and `OTHERS`.
 
     rows: tidy, with type, seed, density and accuracy in percent.
     """
-    claims = []
+    claims, least = [], lowest(rows)
     for density, own in rows[rows["type"] != "dense"].groupby("density"):
-        found, decisive = pairs(drawing.ordered(own["type"])), MAIN if density == lowest else ()
-        shown = found if density == lowest else [pair for pair in found if pair in (*MAIN, *OTHERS)]
+        found, decisive = pairs(drawing.ordered(own["type"])), MAIN if density == least else ()
+        shown = found if density == least else [pair for pair in found if pair in (*MAIN, *OTHERS)]
         claims += ahead(own, shown, "accuracy", f"Density {density:g}: {{}} is above {{}}", decisive)
     return claims
 
