@@ -48,7 +48,7 @@ class Hop(NamedTuple):
 
 
 def unwrapped(network):
-    """Return the module inside of DataParallel and torch.compile; ValueError for a script, and what has no numbers."""
+    """Return the module inside of (Distributed)DataParallel and torch.compile; ValueError for what cannot be read."""
     if not isinstance(network, nn.Module):
         raise ValueError(f"the network is a {type(network).__name__}; needed is a network itself, a torch module")
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
