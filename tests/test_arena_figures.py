@@ -316,8 +316,12 @@ def test_the_front_is_what_nothing_is_cheaper_and_better_than(axes):
                           "error": [5.0, 4, 3, 3, 1]})  # fmt: skip
     best = figures.front(axes, found, "ms")
     assert list(best["type"]) == ["a", "c"]
-    assert words.cheapest(best, "time") == (
-        "- By time nothing is both cheaper and better than, from cheap to good: a at 90 %, c at 90 %."
+    front = "nothing is both cheaper and better than, from cheap to good: a at 90 %, c at 90 %."
+    assert words.cheapest("X", {"work": best}) == f"**X**:\n\n- By work {front}\n- By milliseconds: not measured."
+    other = best[1:].assign(type="none")
+    assert words.cheapest("X", {"work": best, "time": other, "size": best}) == (
+        f"**X**:\n\n- By work, by size {front}\n"
+        "- By time nothing is both cheaper and better than, from cheap to good: not pruned."
     )
 
 
@@ -392,7 +396,12 @@ def test_panels_fill_the_shortest_column_in_order():
 
 def test_networks_agree_by_the_rank_correlation_of_their_types(table):
     other = table.assign(tuned=-table["tuned"]).drop(index="none")
-    assert words.agreement({"A": table, "B": other}) == [
-        f"The orders of A and B correlate by −1.00 (Spearman, {len(KINDS) - 1} types)."
+    found = words.agreement({"A": table, "B": table[:5], "C": other}).split("\n")
+    assert found == [
+        "|  | network | 1 | 2 |",
+        "| --- | --- | --- | --- |",
+        "| 1 | A |  |  |",
+        "| 2 | B |  |  |",
+        f"| 3 | C | −1.00 ({len(KINDS) - 1}) |  |",
     ]
-    assert words.agreement({"A": table}) == words.agreement({"A": table, "B": table[:5]}) == []
+    assert words.agreement({"A": table}) is words.agreement({"A": table, "B": table[:5]}) is None

@@ -128,11 +128,17 @@ def trained(found):
     return f"How networks were trained. {'; '.join(each)}."
 
 
-def cheapest(best, what):
-    """Return a sentence about the rows that `front` returned."""
-    each = ", ".join(label(kind) + (f" at {gallery.percent(at)}" if kind != "none" else "")
-                     for kind, at in zip(best["type"], best["sparsity"], strict=True))  # fmt: skip
-    return f"- By {what} nothing is both cheaper and better than, from cheap to good: {each}."
+def cheapest(title, fronts):
+    """Return what the rows of `front` say of one network, for each cost, `{what: rows}`: equal fronts in one line."""
+    said = {}
+    for what, best in fronts.items():
+        each = ", ".join(label(kind) + (f" at {gallery.percent(at)}" if kind != "none" else "")
+                         for kind, at in zip(best["type"], best["sparsity"], strict=True))  # fmt: skip
+        said.setdefault(each, []).append(what)
+    lines = [f"- By {', by '.join(costs)} nothing is both cheaper and better than, from cheap to good: {each}."
+             for each, costs in said.items()]  # fmt: skip
+    lines += ["- By milliseconds: not measured."] * (len(fronts) == 1)
+    return "\n".join([f"**{title}**:\n", *lines])
 
 
 def uncut(title, frame):
@@ -143,17 +149,18 @@ def uncut(title, frame):
 
 
 def agreement(tables):
-    """Return sentences on how far two networks agree on the order of the types that both have, if these are enough.
+    """Return a table as Markdown: how far every two networks agree on the order of the types that both have.
 
-    tables: of `ladder`.
+    tables: of `ladder`, by network. A pair with few types in common has an empty cell; None where all have.
     """
-    said = []
-    for (one, first), (other, second) in itertools.combinations(tables.items(), 2):
-        ranks = first[["tuned"]].join(second["tuned"].rename("other"), how="inner")
-        if len(ranks) > 5:  # five agree by chance in one order of 120
-            rho = gallery.number(scipy.stats.spearmanr(*ranks.to_numpy().T).statistic)
-            said.append(f"The orders of {one} and {other} correlate by {rho} (Spearman, {len(ranks)} types).")
-    return said
+    lines, cells = [], {}
+    for k, (title, own) in enumerate(tables.items(), 1):
+        for j, other in enumerate(list(tables.values())[: k - 1], 1):
+            ranks = own[["tuned"]].join(other["tuned"].rename("other"), how="inner")
+            if len(ranks) > 5:  # five agree by chance in one order of 120
+                cells[k, j] = f"{gallery.number(scipy.stats.spearmanr(*ranks.to_numpy().T).statistic)} ({len(ranks)})"
+        lines.append([k, title, *(cells.get((k, j), "") for j in range(1, len(tables)))])
+    return gallery.pipes(["", "network", *range(1, len(tables))], lines) if cells else None
 
 
 def _listed(kinds):
