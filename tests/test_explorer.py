@@ -395,7 +395,7 @@ def test_a_method_that_is_registered_appears_and_its_errors_are_told(explorer, m
 
     @methods.method("broken", of="units")
     def broken(net, x, y, seeds):
-        raise ValueError("it is <broken>")
+        raise KeyError("it is <broken>")
 
     assert {"first_come", "broken"} < set(controls.explorable("units"))
     explorer.kind.value = "weights"
@@ -403,9 +403,27 @@ def test_a_method_that_is_registered_appears_and_its_errors_are_told(explorer, m
     explorer.first.value, explorer.slider.value = "first_come", 0.5
     assert sweep.there(explorer.subject.net, explorer.cuts[0].masks).tolist() == [True] * 6 + [False] * 6
     explorer.first.value = "broken"
-    assert "ValueError: it is &lt;broken&gt;" in explorer.status.value
-    explorer.first.value = "contribution"
-    assert explorer.status.value == ""
+    assert "KeyError: &#x27;it is &lt;broken&gt;&#x27;" in explorer.status.value and explorer.slider.disabled
+    monkeypatch.setitem(explorer._subjects, "digits32", of_convolutions())
+    explorer.network.value = "digits32"
+    assert explorer.subject.name == "made", "what is shown is of one network, that of the last choice that succeeded"
+    explorer.units[11].click()
+    assert explorer.saved.value == "" and [*explorer.by_hand] == [int(explorer.ranked[11])]
+    explorer.network.value, explorer.first.value = "digits", "contribution"
+    assert explorer.status.value == "" and not explorer.slider.disabled
+
+
+def test_another_network_has_its_own_units_and_a_second_display_follows_too(explorer, monkeypatch):
+    monkeypatch.setitem(explorer._subjects, "digits32", of_convolutions())
+    explorer.network.value = "digits32"
+    assert len(explorer.grid.children) == len(explorer.ranked) == 4
+    explorer.network.value, places = "digits", [place.display_id for place in explorer.places]
+    assert len(explorer.grid.children) == 12
+    explorer.show()
+    assert [place.display_id for place in explorer.places] == places
+    monkeypatch.setattr(explorer, "_undo", dict().popitem)
+    explorer.back.click()
+    assert "KeyError" in explorer.saved.value and explorer.status.value == "", "an error is told beside its button"
 
 
 def test_only_a_network_that_is_saved_is_written(explorer, shared_runs):
@@ -413,10 +431,17 @@ def test_only_a_network_that_is_saved_is_written(explorer, shared_runs):
     explorer.slider.value = 0.5
     explorer.save.click()
     (file,) = shared_runs.rglob("*.safetensors")
-    assert file.parent == shared_runs / "explored" / "made-contribution-0.5"
+    assert file.parent == shared_runs / "explored" / "made-units-contribution-0.5"
     again = plain.load(file.parent)(explorer.subject.test[0])
     assert torch.allclose(again.float(), explorer.cuts[0].logits.float(), atol=1e-5)
     assert f"{file.stat().st_size:,} bytes" in explorer.saved.value and "of 344 parameters" in explorer.saved.value
+    kept = file.read_bytes()
+    explorer.units[0].click()
+    explorer.save.click()
+    explorer.kind.value, explorer.first.value = "weights", "magnitude"
+    explorer.save.click()
+    assert file.read_bytes() == kept, "what was saved stays, whatever else is saved at that sparsity"
+    assert len(list(shared_runs.rglob("*.safetensors"))) == 3
 
 
 def test_exported_html_stands_still(explorer, capsys, monkeypatch):

@@ -60,7 +60,7 @@ class Explorer:
     # ---- the controls
 
     def _make(self, network, kind, first, second, sparsity):
-        wide = widgets.Layout(width="100%")
+        wide = widgets.Layout(width="auto")  # all there is but its margins
         self.network = widgets.Dropdown(
             options=[*subjects.NOW, *subjects.networks()], description="network", layout=wide
         )
@@ -70,18 +70,15 @@ class Explorer:
             for word, name in (("method", first), ("beside", second))
         )
         nearest = min(of.STOPS, key=lambda stop: abs(stop - sparsity))
-        self.slider = widgets.SelectionSlider(
-            options=[(gallery.percent(stop), stop) for stop in of.STOPS],
-            value=nearest,
-            description="sparsity",
-            layout=wide,
-        )
-        self.status, self.places = widgets.HTML(), []
-        self.bar = widgets.IntProgress(max=len(of.STOPS) - 1, layout=widgets.Layout(width="100%", height="6px"))
+        stops = [(gallery.percent(stop), stop) for stop in of.STOPS]
+        self.slider = widgets.SelectionSlider(options=stops, value=nearest, description="sparsity", layout=wide)
+        self.status, self.places = widgets.HTML(), (DisplayHandle(), DisplayHandle())
+        self.bar = widgets.IntProgress(max=len(of.STOPS) - 1, layout=widgets.Layout(width="auto", height="6px"))
         self.units = [
             widgets.Button(layout=widgets.Layout(width=f"{SIDE}px", height=f"{SIDE}px")) for _ in range(SHOWN)
         ]
-        self.looks = widgets.HTML()
+        columns = widgets.Layout(grid_template_columns=f"repeat({ACROSS}, {SIDE + 4}px)")
+        self.grid, self.looks = widgets.GridBox(layout=columns), widgets.HTML()
         self.back = widgets.Button(description="Undo all clicks")
         self.save = widgets.Button(
             description="Shrink and save", tooltip="what the first method leaves, as it is shown"
@@ -94,24 +91,24 @@ class Explorer:
 
     def _listen(self):
         for control in (self.network, self.first, self.second):
-            control.observe(lambda change: self._told(self._prepare), "value")
-        self.kind.observe(lambda change: self._told(self._other_kind), "value")
-        self.slider.observe(lambda change: self._told(self.draw), "value")
+            control.observe(lambda change: self._told(self.status, self._prepare), "value")
+        self.kind.observe(lambda change: self._told(self.status, self._other_kind), "value")
+        self.slider.observe(lambda change: self._told(self.status, self.draw), "value")
         for place, button in enumerate(self.units):
             button.add_class(self._class).add_class(f"{self._class}-{place}")
-            button.on_click(lambda _, place=place: self._told(self._click, place))
-        self.back.on_click(lambda _: self._told(self._undo))
-        self.save.on_click(lambda _: self._told(self._save))
+            button.on_click(lambda _, place=place: self._told(self.saved, self._click, place))
+        self.back.on_click(lambda _: self._told(self.saved, self._undo))
+        self.save.on_click(lambda _: self._told(self.saved, self._save))
 
-    def _told(self, action, *arguments):
-        """Do what a control asks for; what goes wrong is said beside the controls, where errors would go unseen."""
+    def _told(self, where, action, *arguments):
+        """Do what a control asks for; whatever goes wrong is said beside it, since errors of a callback go unseen."""
         if self._quiet:
             return
-        self.status.value = ""
+        where.value = ""
         try:
             action(*arguments)
-        except (ValueError, RuntimeError, OSError) as error:
-            self.status.value = f"<b>{html.escape(f'{type(error).__name__}: {error}')}</b>"
+        except Exception as error:
+            where.value = f"<b>{html.escape(f'{type(error).__name__}: {error}')}</b>"
 
     def _other_kind(self):
         names, self._quiet = explorable(self.kind.value), True
@@ -124,22 +121,24 @@ class Explorer:
     # ---- what is shown
 
     def _prepare(self):
-        """Compute what the slider moves over, if that was not done before, and draw."""
-        label, kind = self.network.value, self.kind.value
+        """Compute what the slider moves over, if that was not done before, and draw; until then it does not move."""
+        label, kind, self.slider.disabled = self.network.value, self.kind.value, True
         if label not in self._subjects:
             self.status.value = f"{html.escape(label)}: one moment …"
             self._subjects[label] = subjects.subject(label, self.seed, self.examples)
-        self.subject = self._subjects[label]
-        self.sweeps = [self._sweep(label, name, kind) for name in (self.first.value, self.second.value)]
-        self.board = board.Board(self.subject, self.sweeps)
-        self.ranked, self.by_hand, self.status.value = ranked(self.subject.net), {}, ""
+        subject = self._subjects[label]
+        sweeps = [self._sweep(subject, name, kind) for name in (self.first.value, self.second.value)]
+        self.board, self.subject, self.sweeps = board.Board(subject, sweeps), subject, sweeps
+        self.ranked, self.by_hand = ranked(subject.net), {}
+        self.grid.children = self.units[: len(self.ranked)]
         self.draw()
+        self.slider.disabled, self.status.value = False, ""
 
-    def _sweep(self, label, name, kind):
-        if (label, name, kind) not in self._sweeps:
+    def _sweep(self, subject, name, kind):
+        if (key := (subject.name, name, kind)) not in self._sweeps:
             self.status.value = f"{name}: one moment …"
-            self._sweeps[label, name, kind] = of.sweep(self.subject, name, kind, of.STOPS, self._progress)
-        return self._sweeps[label, name, kind]
+            self._sweeps[key] = of.sweep(subject, name, kind, of.STOPS, self._progress)
+        return self._sweeps[key]
 
     def _progress(self, stops):
         for self.bar.value, stop in enumerate(stops):
@@ -152,7 +151,7 @@ class Explorer:
         if self.by_hand:
             self.cuts = [of.changed(self.subject, cut, self.by_hand) for cut in self.cuts]
         self.looks.value = f"<style>{self._style()}</style>"
-        for place, content in zip(self.places, self.contents(), strict=False):
+        for place, content in zip(self.places, self.contents(), strict=True):
             place.update(content)
 
     def contents(self):
@@ -162,18 +161,16 @@ class Explorer:
 
     def show(self):
         """Compute, and display the controls, the table, the figure, and the units to be clicked at; returns nothing."""
-        choices = widgets.HBox([self.kind, self.first, self.second])
+        choices = widgets.HBox([self.kind, self.first, self.second], layout=widgets.Layout(flex_flow="row wrap"))
         rows = [self.network, choices, self.slider, self.bar, self.status]
         _display(widgets.VBox(rows), "<p><i>The controls need a kernel.</i></p>")
         self._prepare()
-        self.places = [DisplayHandle(), DisplayHandle()]
         for place, content in zip(self.places, self.contents(), strict=True):
             place.display(content)
-        columns = widgets.Layout(grid_template_columns=f"repeat({ACROSS}, {SIDE + 4}px)")
-        grid = widgets.GridBox(self.units[: len(self.ranked)], layout=columns)
         said = widgets.HTML("Units of the first layer, from the largest: a click takes one out, or brings it back.")
         _display(
-            widgets.VBox([said, self.looks, grid, widgets.HBox([self.back, self.save]), self.saved]), self._picture()
+            widgets.VBox([said, self.looks, self.grid, widgets.HBox([self.back, self.save]), self.saved]),
+            self._picture(),
         )
 
     # ---- units
@@ -221,7 +218,8 @@ class Explorer:
 
     def _save(self):
         cut, one = self.cuts[0], self.sweeps[0]
-        path = plain.save(cut.small, subjects.saved_in(self.subject.name, one.method, cut.asked))
+        place = subjects.saved_in(self.subject.name, one.of, one.method, cut.asked, bool(self.by_hand))
+        path = plain.save(cut.small, place)
         whole = one.cuts[0]
         before, after = plain.parameters(shrink.unshrunk(self.subject.net)), plain.parameters(cut.small)
         self.saved.value = (

@@ -133,6 +133,7 @@ def _of(name, net, data, statistics, seed, examples):
     return Subject(name, nets.fold(net).eval(), train, (x[spaced], y[spaced]), data.test_x[spaced], seed)
 
 
-def saved_in(label, method, sparsity):
+def saved_in(label, kind, method, sparsity, by_hand=False):
     """Return the folder, below that of the runs and ignored by git, of a network that is shrunk and saved."""
-    return Path(runs.folder(), "explored", f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', label)}-{method}-{sparsity:g}")
+    name = f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', label)}-{kind}-{method}-{sparsity:g}"
+    return Path(runs.folder(), "explored", name + "-by-hand" * by_hand)
