@@ -330,7 +330,7 @@ def _plan(hops, back, avoided, early, open_to):
 
     every: all branches are taken; else ways `(branches, units)`, or None for all, says which are open to which unit.
     """
-    plan, whole = {}, torch.stack([units.all() for units in open_to]).tolist()
+    plan = {}
     for number, (name, source, target, _) in sorted(enumerate(hops), reverse=back):
         here, there = (target, source) if back else (early.get(name, source), target)
         plan.setdefault(here, []).append((number, name, there))
@@ -339,11 +339,6 @@ def _plan(hops, back, avoided, early, open_to):
             plan[here] = branches, True, None
             continue
         branches.sort()
-        best = [branch for branch in branches if branch[1] is not None]
-        best = [branch for branch in best if branch[1] not in avoided] or best or branches
-        if all(whole[number] for number, *_ in best):
-            plan[here] = best, len(best) == 1, None
-            continue
         weighted = torch.tensor([[name is not None] for _, name, _ in branches])
         walked = weighted & ~torch.tensor([[name in avoided] for _, name, _ in branches])
         open_ways = torch.stack([open_to[number] for number, *_ in branches])
