@@ -191,17 +191,13 @@ def convolve(x, w, bias, stride=1, padding=None):
     is half a filter, which keeps height and width at stride 1.
     """
     (x, stride), bias = _spaced(x, w, stride, padding), None if bias is None else bias.flatten()
-    runs, padding = w.shape[0], _padding(w, padding)
+    runs, padding = w.shape[0], [side // 2 if padding is None else padding for side in w.shape[3:]]
     if runs == 1 and x.shape[-1] * x.shape[-2] <= small_images.TINY and x.device.type == "cpu":
         out = small_images.convolved(_fold_runs(x), w[0], bias, stride, padding)
         if out is not None:
             return out[None]
-    out = torch.conv2d(_fold_runs(x), w.flatten(0, 1), bias, stride, padding, groups=_groups(x, w))
+    out = torch.conv2d(_fold_runs(x), w.flatten(0, 1), bias, stride, padding, groups=1 if x.dim() == 4 else runs)
     return _unfold_runs(out, runs)
-
-
-def _padding(w, padding):
-    return [side // 2 if padding is None else padding for side in w.shape[3:]]
 
 
 def _fold_runs(x):
@@ -214,10 +210,6 @@ def _fold_runs(x):
 def _unfold_runs(x, runs):
     """Return `(R, N, C, H, W)` of `x (N, R·C, H, W)`."""
     return x.unsqueeze(0) if runs == 1 else x.unflatten(1, (runs, -1)).transpose(0, 1)
-
-
-def _groups(x, w):
-    return 1 if x.dim() == 4 else w.shape[0]
 
 
 def conv2d(x, v, s, bias, norm, normalised=True, stride=1, padding=None):
