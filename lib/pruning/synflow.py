@@ -75,8 +75,7 @@ def flow(net, power=1, dtype=None):
     own = next(iter(nets.weights(net).values())).dtype
     made = net if _powers(net) == power and dtype in (None, own) else powered(net, power, dtype or own)
     _, weights = vars(made)[POWERED]
-    with torch.enable_grad():
-        total = made(_ones(made, next(iter(weights.values())))).sum((1, 2))
+    total = made(_ones(made, next(iter(weights.values())))).sum((1, 2))
     if dtype is None and own != torch.float64 and not bool(((total > SAFE[0]) & (total < SAFE[1])).all()):
         return flow(net, power, torch.float64)
     slopes = torch.autograd.grad(total.sum(), list(weights.values()), materialize_grads=True)
