@@ -176,7 +176,8 @@ def _scored(chosen, net, x, y, seeds, layers=None, **options):
     if layers is None:
         own = nets.hidden(net) if chosen.of == "units" and isinstance(net, modules.One) else made
         if not own:
-            raise ParameterError(f"{type(net).__name__} has no hidden units to prune: all its layers make outputs")
+            kind = type(getattr(net, "_own", net)).__name__
+            raise ParameterError(f"{kind} has no hidden units to prune: all its layers make outputs")
         return {name: score for name, score in made.items() if name in own}
     own = {name.removesuffix(".weight"): name for name in made}
     return {own[choice("a layer", layer, own)]: made[own[layer]] for layer in layers}

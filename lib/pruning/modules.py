@@ -82,9 +82,6 @@ class One(nn.Module):
         if odd := [name for name in found if isinstance(self._own.get_submodule(name), TRANSPOSED)]:
             told = "transposed convolutions, whose weights (I, O, ...) have no row for a unit"
             raise ParameterError(f"{listed(odd)} are {told}: say whose units may go without them, layers=[...]")
-        if not found:
-            told = "has no hidden units to prune: all its layers make outputs"
-            raise ParameterError(f"{type(self._own).__name__} {told}")
         return found
 
     def _hidden(self):
