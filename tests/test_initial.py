@@ -269,7 +269,8 @@ def test_nothing_left_has_no_path_kernel():
 def test_a_record_names_its_axes():
     found = {"test_accuracy": np.zeros((2, 3)), "layer_sparsity": np.zeros((2, 3, 22)), "score_in": np.zeros((2, 7)),
              "train_loss": np.zeros((2, 3, 5))}  # fmt: skip
-    content = outcome.content(found, 1, "share", [0.1, 0.2, 0.3], lab().network())
+    content = outcome.record(found, study.Start(lab().network(), {}), 1, "share", [0.1, 0.2, 0.3])
+    assert content["scores"] == {"test_accuracy_last": 0} and content["cost"]["dense_parameters"] > 0
     assert {name: axes for name, (_, axes) in content["arrays"].items()} == {
         "test_accuracy": ("share",), "layer_sparsity": ("share", "layer"), "score_in": ("unit",),
         "train_loss": ("share", "epoch"),

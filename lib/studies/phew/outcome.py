@@ -104,23 +104,18 @@ def _tested(lab, net, history):
     }  # fmt: skip
 
 
-def last(arrays, run):
-    """Return what a record's table shows of one run: accuracies at the last density, {} where nothing was trained."""
-    return {f"{name}_last": arrays[name][run, -1] for name in ("test_accuracy", "test_top5") if name in arrays}
+def record(arrays, start, run, along, at):
+    """Return the scores, cost, arrays and axes of one run's record, for `Run.save`.
 
-
-def cost(start):
-    """Return what a record says of one mask and of the dense network: seconds, multiplications, parameters."""
-    whole = {"dense_macs": nets.macs_per_run(start.net), "dense_parameters": nets.parameters_per_run(start.net)}
-    return {"mask_seconds": start.seconds, **whole}
-
-
-def content(arrays, run, along, at, net):
-    """Return the arrays and axes of one run's record, for `Run.save`.
-
-    arrays: arrays with the runs first, see `AXES`; along, at: what the axis behind the runs is called, and its
-    coordinates; net: a network, which names the layers.
+    arrays: with the runs first, see `AXES`; start: the first of its `Start`s; along, at: what the axis behind the runs
+    is called, and its coordinates. Scores are accuracies at the last of these, none where nothing was trained; cost is
+    the seconds of one mask, and what the dense network has.
     """
     axes = {name: (along, AXES[name])[-(values.ndim - 1) :] if name in AXES else (along,)
             for name, values in arrays.items()}  # fmt: skip
-    return store.of_run(arrays, run, axes, {"layer": list(nets.layers(net)), along: at})
+    whole = {"dense_macs": nets.macs_per_run(start.net), "dense_parameters": nets.parameters_per_run(start.net)}
+    return {
+        "scores": {f"{name}_last": arrays[name][run, -1] for name in ("test_accuracy", "test_top5") if name in arrays},
+        "cost": {"mask_seconds": start.seconds, **whole},
+        **store.of_run(arrays, run, axes, {"layer": list(nets.layers(start.net)), along: at}),
+    }
