@@ -176,16 +176,16 @@ def test_during(kind):
 @pytest.mark.parametrize("kind, scope", [("neuron", "layer"), ("weight", "global")])
 def test_masks_made_otherwise_do_not_go_on_from_a_killed_training(kind, scope, tmp_path, monkeypatch):
     """The dense weights behind the masks, all that the state of a training holds, say nothing of how they are made."""
-    keep = checkpoint.State.keep
+    save = checkpoint.save
 
-    def killed(state, over):
-        keep(state, over)
+    def killed(*state):
+        save(*state)
         raise KeyboardInterrupt
 
     here = lab(states=checkpoint.States(tmp_path), scope=scope)
     here.rule["every"] = 0.0
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint.State, "keep", killed)
+        patch.setattr(checkpoint, "save", killed)
         modes.during(replace(here, scope="layer"), "weight", SPARSITIES)
     assert list(tmp_path.glob("training-*"))
     for found, alone in zip(

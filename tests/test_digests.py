@@ -71,8 +71,8 @@ def test_flipped_bits_of_a_network_of_a_state_and_of_a_level_are_errors(tmp_path
     trainer = Trainer(net, examples, examples, [1], bar=False, every=0)
     states, recipe = checkpoint.States(tmp_path), {"name": "toy", "type": "EWN", "seed": 1}
     network, level = (tmp_path / f"{name}.safetensors" for name in ("network", "level-1"))
-    states.state(trainer, {}).keep(over=True)
-    refused(states.paths[0], lambda: states.state(trainer, {}))
+    states.keeper(trainer, {})(over=True)
+    refused(states.paths[0], lambda: states.keeper(trainer, {}))
     once.save(network, net, {"epoch": [0.0, 1.0]}, recipe)
     refused(network, lambda: once.load(network, net, recipe))
     descent.save(level, descend.start(net, [1], [trainer.train, trainer.test]))

@@ -454,6 +454,6 @@ def test_a_file_that_was_made_by_another_recipe_is_an_error(recipe):
 
 def test_a_state_of_a_training_passes_for_no_network(recipe):
     trainer, path = begin(stack([5]), [1], "sgd", every=0), kept(recipe(1))
-    checkpoint.State(checkpoint.States(path.parent), trainer, path, {"kind": checkpoint.KIND}).keep(over=True)
+    checkpoint.save(trainer, path, {"kind": checkpoint.KIND})
     with pytest.raises(RecordError, match="holds kind 'state of a training'.*asked for is kind 'trained network'"):
         once.obtain(stack([5]), [recipe(1)], Counted([1]))

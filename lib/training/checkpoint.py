@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,53 +74,48 @@ class States:
         self.folder, self.paths, self.began = Path(folder), [], time.monotonic()
         self.written = self.began
 
-    def state(self, trainer, of):
-        """Return the `State` of a trainer that begins `of`, fit for json; where it has a file, that is read."""
+    def keeper(self, trainer, of):
+        """Return what writes the state of a trainer that begins `of`, fit for json; where it has a file, that is read.
+
+        To be called after every epoch, `over` after the last of all rounds: it writes where that is due.
+        """
         name = digest([identity(trainer), of])
-        self.paths.append(self.folder / f"training-{name}.safetensors")
-        return State(self, trainer, self.paths[-1], {"kind": KIND, "digest": name})
-
-    def due(self, every, over):
-        """Return whether a state is to be written now, at the end (`over`) of a training or on its way."""
-        now = time.monotonic()
-        due = now - (self.began if over else self.written) >= every
-        self.written = now if due else self.written
-        return due
-
-
-class State:
-    """The state of one trainer, and its file: what was there is taken at once."""
-
-    def __init__(self, states, trainer, path, holds):
-        self.states, self.trainer, self.path, self.holds = states, trainer, path, holds
+        path, holds = self.folder / f"training-{name}.safetensors", {"kind": KIND, "digest": name}
+        self.paths.append(path)
         if path.exists():
-            self._restore()
+            _restore(trainer, path, holds)
+        return partial(self._keep, trainer, path, holds)
 
-    def keep(self, over):
-        """Write the state if that is due; over: after the last epoch of all rounds."""
-        trainer = self.trainer
-        if not self.states.due(trainer.every, over):
-            return
-        arrays = {f"masks/{name}": mask for name, mask in trainer.masks.items()}
-        for key, stack in trainer.memory().items():
-            arrays |= {f"memory/{key}/{name}": p for name, p in stack.named_parameters()}
-        for kind, columns in (("history", trainer.history), ("notes", trainer.notes)):
-            arrays |= {f"{kind}/{name}": np.stack(rows) for name, rows in columns.items()}
-        counts = {name: getattr(trainer, name) for name in COUNTS}
-        weights.save(self.path, trainer.net, arrays, {"holds": self.holds, "names": list(arrays), **counts})
+    def _keep(self, trainer, path, holds, over):
+        now = time.monotonic()
+        if now - (self.began if over else self.written) >= trainer.every:
+            self.written = now
+            save(trainer, path, holds)
 
-    def _restore(self):
-        trainer, way_out = self.trainer, "Delete it to train from the start."
-        tensors, arrays, meta = weights.load(self.path, self.holds, way_out)
-        arrays = {name: arrays[name] for name in meta["names"]}  # the order of masks is that of layers
-        net = nets.load_(_narrowed(trainer.net, tensors), tensors)
-        trainer.resume(net, _memory(net, weights.under("memory/", arrays)), meta["steps"])
-        device = next(net.parameters()).device
-        trainer.masks = {k: torch.from_numpy(v).to(device) for k, v in weights.under("masks/", arrays).items()}
-        trainer.epoch, trainer.steps, trainer.seconds = (meta[name] for name in COUNTS)
-        trainer.history, trainer.notes = (
-            {name: list(rows) for name, rows in weights.under(kind, arrays).items()} for kind in ("history/", "notes/")
-        )
+
+def save(trainer, path, holds):
+    """Write the state of a trainer as one file, see `weights.save`."""
+    arrays = {f"masks/{name}": mask for name, mask in trainer.masks.items()}
+    for key, stack in trainer.memory().items():
+        arrays |= {f"memory/{key}/{name}": p for name, p in stack.named_parameters()}
+    for kind, columns in (("history", trainer.history), ("notes", trainer.notes)):
+        arrays |= {f"{kind}/{name}": np.stack(rows) for name, rows in columns.items()}
+    counts = {name: getattr(trainer, name) for name in COUNTS}
+    weights.save(path, trainer.net, arrays, {"holds": holds, "names": list(arrays), **counts})
+
+
+def _restore(trainer, path, holds):
+    """Take what `save` wrote."""
+    tensors, arrays, meta = weights.load(path, holds, "Delete it to train from the start.")
+    arrays = {name: arrays[name] for name in meta["names"]}  # the order of masks is that of layers
+    net = nets.load_(_narrowed(trainer.net, tensors), tensors)
+    trainer.resume(net, _memory(net, weights.under("memory/", arrays)), meta["steps"])
+    device = next(net.parameters()).device
+    trainer.masks = {k: torch.from_numpy(v).to(device) for k, v in weights.under("masks/", arrays).items()}
+    trainer.epoch, trainer.steps, trainer.seconds = (meta[name] for name in COUNTS)
+    trainer.history, trainer.notes = (
+        {name: list(rows) for name, rows in weights.under(kind, arrays).items()} for kind in ("history/", "notes/")
+    )
 
 
 def _narrowed(net, tensors):

@@ -164,7 +164,7 @@ class Trainer:
         """
         each = [number("epochs", epochs, "[0, 2^31)", whole=True) for epochs in each]
         ends = (self.epoch + np.cumsum(each)).tolist()
-        state = keep and keep.state(self, {"rounds": each, **(of or {})})
+        write = keep and keep.keeper(self, {"rounds": each, **(of or {})})
         for k, (epochs, end) in enumerate(zip(each, ends, strict=True)):
             if self.epoch <= end - epochs:
                 yield k
@@ -172,8 +172,8 @@ class Trainer:
             before = epochs - len(passes)
             for _ in tqdm(passes, "training", epochs, initial=before, unit="epoch", disable=not self.bar):
                 self._epoch()
-                if state:
-                    state.keep(over=self.epoch == ends[-1])
+                if write:
+                    write(over=self.epoch == ends[-1])
 
     def _epoch(self):
         """Take one pass, and write a row of the history."""
