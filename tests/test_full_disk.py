@@ -173,10 +173,9 @@ def test_a_stack_that_finds_the_disk_full_leaves_all_its_files_or_none_and_no_ha
     paths = [tmp_path / str(k) / "network.safetensors" for k in range(2)]
 
     def save(value):
-        with disk.writing(paths[0], *map(disk.new, paths)):
+        with disk.together(paths, tmp_path):
             for path in paths:
                 disk.save_tensors(path, {"w": np.full(9, value)}, {}, later=True)
-        disk.commit(paths, tmp_path)
 
     for path in paths:
         path.parent.mkdir()

@@ -193,16 +193,18 @@ def move(source: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def commit(targets: list[Path], folder: Path) -> None:
-    """Return nothing, once every target is what lies beside it as `<target>.new`: all of them or, killed before, none.
+@contextmanager
+def together(targets: list[Path], folder: Path) -> Iterator[None]:
+    """Return a context in which every target is written as `<target>.new`; at its end all are there or, killed, none.
 
     A list of them in `folder`, there from one instant to the next, is what decides: `recover` makes the moves that a
-    killed process left. Call it under the locks of the targets.
+    killed process left. Use it under the locks of the targets.
     """
     names = [os.path.relpath(target, folder) for target in targets]
     intent = folder / _intent(names)
     with ExitStack() as held:
         with writing(targets[0], new(intent), *map(new, targets)):
+            yield
             held.enter_context(lock(intent))
             put(new(intent), json.dumps(names).encode())
             for place in {target.parent for target in targets}:
@@ -211,16 +213,8 @@ def commit(targets: list[Path], folder: Path) -> None:
         _finish(intent)
 
 
-@contextmanager
-def together(targets: list[Path], folder: Path) -> Iterator[None]:
-    """Return a context in which every target is written as `<target>.new`; at its end all are there: see `commit`."""
-    with writing(targets[0], *map(new, targets)):
-        yield
-    commit(targets, folder)
-
-
 def recover(folder: Path) -> None:
-    """Return nothing; make the moves in `folder` that a process left which was killed in `commit`."""
+    """Return nothing; make the moves in `folder` that a process left which was killed at the end of `together`."""
     for intent in sorted(Path(folder).glob(INTENT + 16 * "[0-9a-f]")):
         with lock(intent):  # a living one is at it itself
             if intent.exists():
@@ -273,7 +267,7 @@ def save_tensors(path: Path, tensors: dict[str, np.ndarray], meta: dict, later: 
 
     With them goes a digest of both, which `load_tensors` checks. What the file holds (seed, type, recipe, level)
     belongs into `meta`, to be compared by `assert_holds`. Atomic: killed at any instant, `path` is what it was or
-    what it was to be. later: it waits beside `path` for `commit`.
+    what it was to be. later: it waits beside `path` for `together`.
     """
     path = Path(path)
     # safetensors copies memory as it lies, and would store a transposed array untransposed

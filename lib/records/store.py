@@ -3,7 +3,7 @@
 A record is two files: `<name>.json` (parameters, scores, provenance) and `<name>.npz` (arrays). The json is
 moved into place last and carries the checksum of the npz and a digest of its own text, so **a record exists if and
 only if its json does**, and what disagrees is never believed. All files of a record, and of all records of a stack,
-are there together or not at all (`disk.commit`): who finds some of them moved makes the other moves.
+are there together or not at all (`disk.together`): who finds some of them moved makes the other moves.
 
 Nothing here knows of notebooks: see `lib/records/runs.py`. pandas is imported where it is needed: slowly.
 """

@@ -14,7 +14,7 @@ from lib.records import disk
 def save(path, net, arrays, meta, later=False):
     """Return nothing, once a stack, tensors or arrays by name, and `meta` are one file: see `disk.save_tensors`.
 
-    What it holds stands in `meta["holds"]`, which `load` compares. later: it waits beside `path` for `disk.commit`.
+    What it holds stands in `meta["holds"]`, which `load` compares. later: it waits beside `path` for `disk.together`.
     """
     tensors = {f"net/{name}": tensor for name, tensor in net.state_dict().items()} | arrays
     found = {k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else v for k, v in tensors.items()}
