@@ -44,8 +44,7 @@ def conservation(lab, kind):
     if method is None or method.draws or method.name == "random":
         return {}
     net = lab.network()
-    x, y = study.examples(lab, method)
-    options = study.quirks(lab, method.name) | without(options, study.AROUND)
+    x, y, options = study.given(lab, method, without(options, study.AROUND))
     scores = methods.score(net, method.name, x, y, lab.seeds, **options)
     into, out_of = balance(nets.graph(net), {name: score.double() for name, score in scores.items()})
     scale = into.mean(1, keepdim=True)

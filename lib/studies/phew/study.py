@@ -227,20 +227,16 @@ def _masks(lab, net, method, densities, options):
     """Return masks of all layers for each density, by a method that needs no training; None prunes nothing."""
     if method is None:
         return [paths.complete({}, nets.weights(net))] * len(densities)
-    options = quirks(lab, method.name) | options
+    x, y, options = given(lab, method, options)
     rounds = lab.rounds if method.rounds > 1 else 1
-    return methods.prune_each(net, method.name, densities, *examples(lab, method), lab.seeds, rounding=lab.rounding,
-                              rounds=rounds, **options)  # fmt: skip
+    return methods.prune_each(net, method.name, densities, x, y, lab.seeds, rounding=lab.rounding, rounds=rounds,
+                              **options)  # fmt: skip
 
 
-def quirks(lab, name):
-    """Return the keywords of a method with which it does as the published code, if that is asked for."""
-    return QUIRKS.get(name, {}) if lab.as_published else {}
-
-
-def examples(lab, method):
-    """Return (x, y) that a method reads, twice None if it reads none."""
-    return lab.examples() if method.needs == "examples" else (None, None)
+def given(lab, method, options):
+    """Return (x, y, keywords) for a method: examples if it reads any, and its published ways if those are asked for."""
+    x, y = lab.examples() if method.needs == "examples" else (None, None)
+    return x, y, (QUIRKS.get(method.name, {}) if lab.as_published else {}) | options
 
 
 def _gradual(lab, densities):
