@@ -37,7 +37,7 @@ def test_the_first_of_a_pair_has_more():
     rows = pd.DataFrame([(kind, seed, value + seed) for kind, value in (("phew", 3.0), ("synflow", 1.0))
                          for seed in range(6)], columns=["type", "seed", "units"])  # fmt: skip
     pairs = [("phew", "synflow"), ("synflow", "phew"), ("phew", "snip")]
-    one, other, none = figures.ahead(rows, pairs, "units", "{} is wider than {}", pairs[:1], " units")
+    one, other, none = gallery.ahead(rows, pairs, "units", "{} is wider than {}", pairs[:1], " units")
     assert one["text"] == "PHEW is wider than SynFlow" and one["effect"].startswith("2.00 units") and one["main"]
     assert (one["verdict"], other["verdict"], none["n"], other["main"]) == ("confirmed", "refuted", 0, False)
 

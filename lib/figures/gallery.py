@@ -30,6 +30,16 @@ def claim(text, gains, than=0.0, unit=" points", main=False):
     return {"text": text, "effect": effect, "main": main, **judged}
 
 
+def ahead(rows, pairs, value, said, main=(), unit=" points"):
+    """Return the claims that the first type of each of `pairs` has more of the column `value` than the second.
+
+    rows: with type and seed; said: that claim in words, with a place for either type; main: pairs that the verdict
+    stands on.
+    """
+    return [claim(said.format(*(drawing.look(kind)[0] for kind in pair)), evidence.apart(rows, *pair, value), unit=unit,
+                  main=pair in main) for pair in pairs]  # fmt: skip
+
+
 def share(text, hits, main=False):
     """Return the row of a claim about most seeds, which `hits (n,)` are for or against; see `evidence.counted`."""
     counted = evidence.counted(hits)

@@ -63,10 +63,9 @@ def compared(mode, rows):
     claims = []
     for at, own in rows[rows["asked"].isin(TOLD)].groupby("asked"):
         here = f"{HOW[mode]} at {gallery.percent(at)}"
-        for first, second in (("weight", "neuron"), ("neuron", "small")):
-            text = f"{here}: {drawing.look(first)[0]} are above {drawing.look(second)[0]}"
-            main = (mode, at) in (("posthoc", 0.8), ("finetune", 0.9)) and first == "weight"
-            claims.append(gallery.claim(text, evidence.apart(own, first, second, "accuracy"), main=main))
+        main = [("weight", "neuron")] if (mode, at) in (("posthoc", 0.8), ("finetune", 0.9)) else ()
+        pairs = ("weight", "neuron"), ("neuron", "small")
+        claims += gallery.ahead(own, pairs, "accuracy", f"{here}: {{}} are above {{}}", main)
         for kind in KINDS[:2] if mode in ("finetune", "rewind") else ():
             text = f"{here}: {drawing.look(kind)[0]} are within half a point of the whole network"
             whole = rows[(rows["type"] == kind) & (rows["asked"] == 0)].set_index("seed")["accuracy"]

@@ -132,11 +132,9 @@ def claims(title, frame, ends, main):
     text = f"{title}: {gone:.0f} % of the units go for less than half a point"
     gains = evidence.apart(here, "contribution", "none", "test")
     told = [gallery.claim(text, gains, than=-0.5, main=main)] if len(gains) else []
-    for other in ("random", "magnitude", "worst", "small"):
-        text = f"{title}: contribution ends above {drawing.look(other)[0]}"
-        gains = evidence.apart(ends, "contribution", other, "test")
-        told.append(gallery.claim(text, gains, main=main and other in ("random", "small")))
-    return told
+    pairs = [("contribution", other) for other in ("random", "magnitude", "worst", "small")]
+    decisive = [pairs[0], pairs[-1]] if main else ()
+    return told + gallery.ahead(ends, pairs, "test", f"{title}: {{}} ends above {{}}", decisive)
 
 
 def differences(axes, gains):

@@ -90,18 +90,8 @@ def ranked(rows):
     for density, own in rows[rows["type"] != "dense"].groupby("density"):
         found, decisive = pairs(drawing.ordered(own["type"])), MAIN if density == least else ()
         shown = found if density == least else [pair for pair in found if pair in (*MAIN, *OTHERS)]
-        claims += ahead(own, shown, "accuracy", f"Density {density:g}: {{}} is above {{}}", decisive)
+        claims += gallery.ahead(own, shown, "accuracy", f"Density {density:g}: {{}} is above {{}}", decisive)
     return claims
-
-
-def ahead(rows, pairs, value, said, main=(), unit=" points"):
-    """Return the claims that the first type of each of `pairs` has more of the column `value` than the second.
-
-    rows: with type and seed; said: that claim in words, with a place for either type; main: pairs that the verdict
-    stands on.
-    """
-    return [gallery.claim(said.format(*(drawing.look(kind)[0] for kind in pair)), evidence.apart(rows, *pair, value),
-                          unit=unit, main=pair in main) for pair in pairs]  # fmt: skip
 
 
 def behind(axes, gains, kinds):
