@@ -15,16 +15,17 @@ GONE = ("own_order", "batch_mean_loss")
 def largest_group(experiment, free=(), **where):
     """Return the parameters shared by the largest set of comparable records, as a filter for `runs.curves`.
 
-    Comparable are records that differ in nothing but seed, type, how they were computed, and the parameters in
-    `free`. `where` narrows the choice. RecordError if there is no record at all.
+    free: parameters in which they may differ, see `comparable`; where: narrows the choice. RecordError if there is no
+    record at all.
     """
-    return _commonest(_found(experiment, where), free)
+    return _setting(comparable(_found(experiment, where), free)[0], free)
 
 
-def comparable(records):
-    """Return those of `records` that differ in nothing but seed, type and how they were computed, the largest set."""
-    setting = _commonest(records, ())
-    return [record for record in records if _setting(record, ()) == setting]
+def comparable(records, free=()):
+    """Return the largest set of `records` that differ in nothing but seed, type, how they were computed, and `free`."""
+    settings = [_setting(record, free) for record in records]
+    largest = max(settings, key=settings.count)
+    return [record for record, setting in zip(records, settings, strict=True) if setting == largest]
 
 
 def deep_groups(experiment, **where):
@@ -55,12 +56,6 @@ def _found(experiment, where):
     if not records:
         raise RecordError(f"no run of {experiment} {where or ''} has a record yet: ./run_all.sh makes them.")
     return records
-
-
-def _commonest(records, free):
-    """Return the parameters that most of `records` share, but for those that vary in a group."""
-    settings = [_setting(record, free) for record in records]
-    return max(settings, key=settings.count)
 
 
 def _setting(record, free):
