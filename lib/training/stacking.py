@@ -24,13 +24,6 @@ class MemoryWarning(UserWarning):
     """A stack did not fit into memory and goes on in smaller parts."""
 
 
-def alone(net, kind=""):
-    """Return whether a CPU trains the runs of `net` one by one; kind: "descent", or "" for what fits."""
-    flat = all(layer.weight.dim() == 3 for layer in nets.layers(net).values())
-    most = TOO_LARGE_TO_STACK[(kind or "dense") if flat else "convolutions"]
-    return next(net.parameters()).device.type == "cpu" and nets.parameters_per_run(net) > most
-
-
 def bytes_per_run(net, batch):
     """Return about how many bytes the training of one run of `net` holds, by batches of `batch` examples."""
     parameters = sum(p[0].numel() * p.element_size() for p in net.parameters())
@@ -38,12 +31,15 @@ def bytes_per_run(net, batch):
     return COPIES * parameters + TRACES * batch * units * next(net.parameters()).element_size()
 
 
-def width(net, batch, most=0, kind=""):
+def width(net, batch, most=0, kind="dense"):
     """Return how many runs of `net` are trained together: one where a CPU does better so, else what memory allows.
 
-    most: at most so many, 0 for no bound; kind: as for `alone`.
+    most: at most so many, 0 for no bound; kind: of networks without convolutions, how they are trained: "descent", or
+    "dense" for what fits.
     """
-    best = 1 if alone(net, kind) else fits(net, batch)
+    flat = all(layer.weight.dim() == 3 for layer in nets.layers(net).values())
+    large = nets.parameters_per_run(net) > TOO_LARGE_TO_STACK[kind if flat else "convolutions"]
+    best = 1 if large and next(net.parameters()).device.type == "cpu" else fits(net, batch)
     return min(most, best) if most else best
 
 
