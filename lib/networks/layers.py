@@ -67,7 +67,8 @@ class Conv2d(Layer):
 
     def __init__(self, runs, inputs, units, side=3, bias=True, norm=None, positions=1, stride=1, padding=None):
         super().__init__(runs, units, (inputs, side, side), bias, norm)
-        self.positions, self.options = positions, {"stride": stride, "padding": padding}
+        self.positions = positions
+        self.options = {"stride": stride, "padding": side // 2 if padding is None else padding}
 
 
 class BatchNorm(nn.Module):

@@ -161,7 +161,5 @@ def _rows(layer, x):
     """Return what a layer multiplies its weights by, `(R, examples, inputs of a unit)`."""
     if not isinstance(layer, Conv2d):
         return x
-    side = layer.weight.shape[-1]
-    options = {name: side // 2 if value is None else value for name, value in layer.options.items()}
-    patches = unfold(x.flatten(0, 1), side, **options)
+    patches = unfold(x.flatten(0, 1), layer.weight.shape[-1], **layer.options)
     return patches.mT.reshape(len(x), -1, math.prod(layer.weight.shape[2:]))

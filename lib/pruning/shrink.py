@@ -94,10 +94,7 @@ def _part(net, hop, masks, run, inside):
         weight, bias = (tensor[0] for tensor in norm.folded(weight[None], bias[None]))
     if not (weight.isfinite().all() and bias.isfinite().all()):
         raise ValueError(f"{hop.layer} has weights that are not finite, as of a run that diverged: nothing to shrink")
-    options = dict(layer.options)
-    if options.get("padding", 0) is None:
-        options["padding"] = tuple(side // 2 for side in weight.shape[2:])
-    return Part(hop, weight, bias, inside, options)
+    return Part(hop, weight, bias, inside, layer.options)
 
 
 def _inside(net):
