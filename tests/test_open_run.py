@@ -134,8 +134,16 @@ def test_a_check_may_be_a_function(root):
 
 
 def test_a_parameter_without_a_value_is_named(root):
-    with pytest.raises(ParameterError, match="epochs have no value: run the parameters cell first"):
+    with pytest.raises(ParameterError, match="epochs has no value: run the parameters cell, which has a line for each"):
         runs.open_run("toy", {name: value for name, value in DEFAULTS.items() if name != "epochs"})
+
+
+def test_a_name_mistyped_in_the_parameters_cell_is_refused(root):
+    """What it was to be has its old value in a kernel that ran the cell before, and would be run with that."""
+    mistyped = PARAMETERS.replace("epochs: int = 5", "epoch: int = 7")
+    with pytest.raises(ParameterError, match="no parameter 'epoch'. Did you mean 'epochs'"):
+        opened(epoch=7, In=["", PARAMETERS, mistyped, "note: str = 'of a person'"])
+    assert opened(epoch=7, In=["", mistyped, PARAMETERS, "note: str = 'of a person'"]).todo == [(1, "EWN")]
 
 
 def test_only_what_papermill_injected_counts_as_a_parameter(root):

@@ -248,18 +248,18 @@ def reject_unallowed(parameters: dict, allowed: dict[str, Sequence | Callable]) 
                 raise ParameterError(f"{name} = {value!r} is not a choice.{way} Allowed: {listed(choices)}.")
 
 
-def injected(namespace: dict) -> list[str]:
-    """Return the names that papermill injected into this kernel; none where a person runs the cells.
+def given(namespace: dict, defaults: dict) -> list[str]:
+    """Return the names that papermill injected into this kernel, and those that a person wrote among the parameters.
 
-    Those that it injects on its own account (`--inject-paths`) begin with PAPERMILL_ and are none of them.
-
-    papermill only warns of a name that the notebook does not declare. Its cell is found in IPython's history
-    by the comment it begins with, so that the variables of a person at work are never taken for parameters.
+    papermill only warns of a name that the notebook does not declare, Python takes any. The last cell of each sort in
+    IPython's history counts, by the comment it begins with or the annotation of a parameter: other variables of a
+    person at work are never taken for one, nor what papermill injects on its own account (`--inject-paths`).
     """
-    cells = [source for source in namespace.get("In", []) if source.startswith("# Parameters\n")]
-    statements = ast.parse(cells[-1]).body if cells else []
-    names = [ast.unparse(line.targets[0]) for line in statements if isinstance(line, ast.Assign)]
-    return [name for name in names if not name.startswith("PAPERMILL_")]
+    history = namespace.get("In", [])
+    injected = [source for source in history if source.startswith("# Parameters\n")][-1:]
+    written = [re.findall(r"^(\w+) *: *\w+ *=", source, re.M) for source in history]
+    names = [re.findall(r"^(?!PAPERMILL_)(\w+) = ", source, re.M) for source in injected]
+    return sum(names + [cell for cell in written if defaults.keys() & cell][-1:], [])
 
 
 # ---- what that is called

@@ -135,10 +135,10 @@ def settle(notebook: str, namespace: dict, **allowed: Sequence | Callable) -> No
 
 def _parameters(notebook: str, namespace: dict, defaults: dict, allowed: dict) -> dict:
     """Return the parameters in `namespace` in canonical form; ParameterError for an unknown or invalid one."""
-    naming.reject_unknown(naming.injected(namespace), defaults)
+    naming.reject_unknown(naming.given(namespace, defaults), defaults)
     absent = [name for name in defaults if name not in namespace]
     if absent:
-        raise ParameterError(f"the parameters {listed(absent)} have no value: run the parameters cell first.")
+        raise ParameterError(f"{listed(absent)} has no value: run the parameters cell, which has a line for each.")
     parameters = naming.checked({name: namespace[name] for name in defaults}, defaults)
     reject_outside(notebook, parameters)
     naming.reject_unallowed(parameters, allowed)
