@@ -61,12 +61,12 @@ class Explorer:
 
     def _make(self, network, kind, first, second, sparsity):
         wide = widgets.Layout(width="auto")  # all there is but its margins
-        self.network = widgets.Dropdown(
-            options=[*subjects.NOW, *subjects.networks()], description="network", layout=wide
-        )
-        self.kind = widgets.Dropdown(options=KINDS, value=kind, description="prune")
+        known = [*subjects.NOW, *subjects.networks()]
+        self.network = widgets.Dropdown(options=known, description="network", layout=wide)
+        beside = widgets.Layout(width="auto", flex="1 1 240px")  # or one below the other, where a window is narrow
+        self.kind = widgets.Dropdown(options=KINDS, value=kind, description="prune", layout=beside)
         self.first, self.second = (
-            widgets.Dropdown(options=explorable(kind), value=name, description=word)
+            widgets.Dropdown(options=explorable(kind), value=name, description=word, layout=beside)
             for word, name in (("method", first), ("beside", second))
         )
         nearest = min(of.STOPS, key=lambda stop: abs(stop - sparsity))
@@ -80,11 +80,9 @@ class Explorer:
         columns = widgets.Layout(grid_template_columns=f"repeat({ACROSS}, {SIDE + 4}px)")
         self.grid, self.looks = widgets.GridBox(layout=columns), widgets.HTML()
         self.back = widgets.Button(description="Undo all clicks")
-        self.save = widgets.Button(
-            description="Shrink and save", tooltip="what the first method leaves, as it is shown"
-        )
+        self.save = widgets.Button(description="Shrink and save", tooltip="what the first method leaves, as shown")
         self.saved = widgets.HTML()
-        if network not in self.network.options:
+        if network not in known:
             subjects.subject(network)  # which says what there is
         self.network.value = network
         self._listen()
