@@ -58,7 +58,8 @@ def unwrapped(network):
     if scripts := [name or type(network).__name__ for name, part in network.named_modules() if isinstance(part, kind)]:
         raise ValueError(f"{scripts[0]} is a script, which cannot be read; pass the module that it was made from")
     if odd := [name for name, p in network.named_parameters() if nn.parameter.is_lazy(p) or p.is_complex()]:
-        raise ValueError(f"parameters {odd} hold no real numbers; run a lazy module once")
+        told = "run a lazy module once; rank complex weights yourself, masks.top(scores, density)"
+        raise ValueError(f"parameters {odd} hold no real numbers: {told}")
     return network
 
 

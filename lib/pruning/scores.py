@@ -52,7 +52,8 @@ def drawn(like, seeds, keys, draw):
 
     keys: `{name: (purpose, *position)}` of each draw, see `draws.generator`; draw: `(generator, shape)` to numbers.
     """
-    one_each(len(next(iter(like.values()), seeds)), seeds=seeds)
+    if like:
+        one_each(len(next(iter(like.values()))), seeds=seeds)
     shapes = {name: tuple(like[name].shape[1:]) for name in keys}
     made = {name: np.stack([draw(draws.generator(seed, *keys[name]), shape) for seed in seeds])
             for name, shape in shapes.items()}  # fmt: skip
