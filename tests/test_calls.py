@@ -375,3 +375,12 @@ def test_a_dropout_is_drawn_alike_each_time_and_leaves_the_stream_alone():
         [(w * g).abs().flatten() for w, g in zip(weights, torch.autograd.grad(losses, weights), strict=True)]
     )
     assert torch.equal(torch.cat([mask.flatten() for mask in found.values()]), scores >= scores.sort().values[-18])
+
+
+@pytest.mark.parametrize("name", ["synflow", "snip", "grasp"])
+def test_a_score_has_its_gradients_whatever_the_callers_mode(name):
+    net = stack()
+    asked = methods.score(net, name, X, Y)
+    with torch.inference_mode():
+        found = methods.score(net, name, X, Y)
+    assert all(torch.equal(found[key], asked[key]) for key in asked | found)

@@ -144,6 +144,7 @@ def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds,
     return [_kept(made, density, scope, rounding, within) for density in densities]
 
 
+@torch.inference_mode(False)
 def score(net, name, x=None, y=None, seeds=None, of="weights", layers=None, **options):
     """Return what a method ranks by, `{name: (R, O, *F)}`, of units `{layer: (R, O)}`, of a module without R."""
     chosen, layers = get(name, of), modules.named(layers)
