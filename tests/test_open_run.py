@@ -134,7 +134,7 @@ def test_a_check_may_be_a_function(root):
 
 
 def test_a_parameter_without_a_value_is_named(root):
-    with pytest.raises(ParameterError, match="epochs has no value: run the parameters cell, which has a line for each"):
+    with pytest.raises(ParameterError, match="no value for epochs: run the parameters cell, which has a line for each"):
         runs.open_run("toy", {name: value for name, value in DEFAULTS.items() if name != "epochs"})
 
 

@@ -138,7 +138,7 @@ def _parameters(notebook: str, namespace: dict, defaults: dict, allowed: dict) -
     naming.reject_unknown(naming.given(namespace, defaults), defaults)
     absent = [name for name in defaults if name not in namespace]
     if absent:
-        raise ParameterError(f"{listed(absent)} has no value: run the parameters cell, which has a line for each.")
+        raise ParameterError(f"no value for {listed(absent)}: run the parameters cell, which has a line for each.")
     parameters = naming.checked({name: namespace[name] for name in defaults}, defaults)
     reject_outside(notebook, parameters)
     naming.reject_unallowed(parameters, allowed)
