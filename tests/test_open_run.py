@@ -341,7 +341,8 @@ def test_of_two_processes_on_one_record_the_second_waits_and_finds_it_done(other
     first = other()
     assert first.stdout.readline() == "todo [(1, 'EWN')]\n"
     second = other()
-    assert re.fullmatch(f"waiting for EWN-1: process {first.pid} on .* is at work on it\n", second.stdout.readline())
+    said = f"waiting for EWN-1: process {first.pid} on .* has it until it saves it or is shut down\n"
+    assert re.fullmatch(said, second.stdout.readline())
     first.communicate("save\n", timeout=20)
     assert second.communicate("\n", timeout=20)[0] == "already done: EWN-1\ntodo []\n"
 

@@ -1,6 +1,9 @@
 """The trainer against literal loops of torch.nn and torch.optim, alone and in stacks; and trained networks as files."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,6 +215,37 @@ def test_a_fresh_optimizer_remembers_nothing():
     trainer.reset_optimizer()
     trainer.fit(1)
     same_weights(net, 0, literal.model)
+
+
+INTERRUPTED = """
+import os, signal, sys
+import torch
+from lib import optimizers
+
+class Interrupt:
+    once = ["sympy.geometry"]
+
+    def find_spec(self, name, path=None, target=None):
+        if name in self.once:
+            self.once.remove(name)
+            os.kill(os.getpid(), signal.SIGINT)
+
+def make():
+    options = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    return optimizers.make("sgd", [torch.nn.Parameter(torch.ones(2))], 0.1, options)
+
+sys.meta_path.insert(0, Interrupt())
+try:
+    make()
+except KeyboardInterrupt:
+    print(type(make()).__name__)
+"""
+
+
+def test_an_interrupt_in_the_imports_of_an_optimizer_breaks_none_of_them():
+    command, root = [sys.executable, "-c", INTERRUPTED], Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.stdout == "SGD\n", done.stderr
 
 
 def test_bfloat16_is_near():

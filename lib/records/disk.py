@@ -90,7 +90,7 @@ def _wait(lock: FileLock, path: Path) -> None:
     except Timeout:
         owner = _owner_file(path)
         who = (owner.read_text() if owner.exists() else "") or "another process"
-        print(f"waiting for {path.name}: {who} is at work on it", flush=True)
+        print(f"waiting for {path.name}: {who} has it until it saves it or is shut down", flush=True)
         lock.acquire()
 
 

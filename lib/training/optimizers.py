@@ -1,5 +1,7 @@
 """The optimizers that train stacks, by rule: torch's own."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 
 from lib.errors import ParameterError, flags, number
@@ -8,7 +10,6 @@ RULES = ("sgd", "adam", "rms")
 # What a `Trainer` takes: numbers, and whole ones.
 RATES = {"lr": "(0, inf)", "momentum": "[0, 1)", "weight_decay": "[0, inf)", "drop": "(0, 1]", "every": "[0, inf]"}
 COUNTS = {"batch": "[1, 2^31)", "epoch": "[0, 2^31)"}
-FLAGS = dict.fromkeys(("nesterov", "shuffle", "bf16", "bar"), False)
 
 
 def make(rule, parameters, lr, options, recorded=False):
@@ -17,6 +18,9 @@ def make(rule, parameters, lr, options, recorded=False):
     recorded: its steps will be replayed from a CUDA graph, so that its rate is a tensor and its count is on the GPU.
     Fused ones step all tensors in one pass over memory: a tenth of a training step's time on a CPU, a quarter unfused.
     """
+    # An import of seconds, of which no kernel gets over a half: an interrupt, the main thread's alone, waits for all.
+    with ThreadPoolExecutor(1) as aside:
+        aside.submit(__import__, "torch._dynamo").result()
     decay, momentum, nesterov = (options[name] for name in ("weight_decay", "momentum", "nesterov"))
     lr = torch.tensor(lr, device=parameters[0].device) if recorded else lr
     if rule == "sgd":
@@ -45,7 +49,7 @@ def assert_numbers(given):
 
     Or neither True nor False.
     """
-    flags(FLAGS, given)
+    flags(dict.fromkeys(("nesterov", "shuffle", "bf16", "bar"), False), given)
     for name, interval in (RATES | COUNTS).items():
         number(name, given[name], interval, whole=name in COUNTS)
     drops = [number("an epoch of drops", when, "[0, 2^31)", whole=True) for when in given["drops"]]
@@ -56,7 +60,4 @@ def assert_numbers(given):
 def set_rate(optimizer, rate):
     """Set the rate of all parameters, in place where it is a tensor, which a recording reads."""
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], torch.Tensor) else rate
