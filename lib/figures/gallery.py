@@ -146,7 +146,7 @@ def write(study, title, question, claims, figures, *blocks, missing=()):
     lines += [f"Not run: {', '.join(missing)}."] if missing else []
     there = [name for name in figures if (drawing.folder() / f"{name}.png").exists()]
     shown = [f"![{name}]({name}.png)\n*{figures[name]}*" for name in there]
-    more = [folded("All claims", claims_table(rest))] if rest else []
+    more = [folded("The other claims", claims_table(rest))] if rest else []
     more += [folded("More figures", *shown[1:])] if shown[1:] else []
     text = "\n\n".join([*lines, *shown[:1], tally(claims), claims_table(main), *blocks, *more]) + "\n"
     return _put(path, text)
