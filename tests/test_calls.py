@@ -1,6 +1,7 @@
 """Calls from Python with what is not meant: each is told what is wanted, before anything is computed."""
 
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -59,6 +60,20 @@ def torch_pruned():
     return net
 
 
+def sparse():
+    net = module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that sparse tensors are in beta
+        net[0].weight = nn.Parameter(net[0].weight.detach().to_sparse_csr())
+    return net
+
+
+def without_units():
+    net = module()
+    net[0].weight, net[2].weight = nn.Parameter(torch.ones(0, 6)), nn.Parameter(torch.ones(3, 0))
+    return net
+
+
 def locked():
     net = module()
     net.lock = threading.Lock()
@@ -68,6 +83,12 @@ def locked():
 def without_gradient():
     net = module()
     net.forward = torch.no_grad()(net.forward)
+    return net
+
+
+def keyed():
+    net = module()
+    net.forward = lambda x, *, scale: net[2](net[0](x) * scale)
     return net
 
 
@@ -172,7 +193,17 @@ TOLD = {
     "a lazy module of walks": (lambda: phew.phew_masks(nn.Sequential(nn.LazyLinear(3)), 50, inputs=X), "no real.*once"),
     "a module of no device": (lambda: methods.prune(module().to("meta"), "magnitude", 0.5), "'2.bias'. hold no real"),
     "complex weights": (lambda: phew.phew_masks(nn.Sequential(nn.Linear(6, 3, dtype=torch.complex64)), 50),
-                        r"'0.weight', '0.bias'. hold no real numbers: .*masks.top\(scores"),
+                        r"'0.weight', '0.bias'. hold no real numbers.*masks.top\(scores"),
+    "sparse weights": (lambda: shrink.shrink(sparse(), {}), r"'0.weight'. hold no .* in dense form.*to_dense"),
+    "a layer without units": (lambda: methods.prune(without_units(), "magnitude", 0.5), r"'0', '2'. have no weights"),
+    "a layer without units to be read": (lambda: shrink.shrink(without_units(), {}, inputs=X), "'2'. have no weights"),
+    "rows of another width": (lambda: methods.prune(stack(), "snip", 0.5, X[:, 1:], Y), r"\(4, 5\); .*rows \(N, 6\)"),
+    "rows of another type": (lambda: methods.prune(stack(), "snip", 0.5, [X.double()], [Y]),
+                             "x is torch.float64 .*are torch.float32, rows"),
+    "examples for moments": (lambda: methods.prune(stack(), "dpp", 0.5, X), "x is a Tensor; .* dict by layers, of mom"),
+    "examples for history": (lambda: methods.prune(module(), "growth", 0.5, X, of="units"), "dict by layers, of hist"),
+    "a second input by name": (lambda: methods.prune(keyed(), "magnitude", 0.5, X, of="units"),
+                               "missing 1 required keyword-only argument: 'scale'. Or say which .*layers="),
     "what torch had pruned": (lambda: masks.apply_(torch_pruned(), {"0.weight": torch.ones(5, 6).bool()}),
                               r"layers \['0'\] compute their weights.*prune.remove"),
     "a lock in a module": (lambda: methods.prune(locked(), "magnitude", 0.5), "cannot be copied, take it out: .*lock"),

@@ -161,6 +161,11 @@ ODD = {  # what a method of one's own makes of the weights or the units of a sta
     "a score of each weight": ("units", lambda weights: {"layers.0": weights["layers.0.weight"]}, r"needed.*\(2, 5\)"),
     "names of weights": ("units", lambda weights: {name: w.abs().sum(2) for name, w in weights.items()},
                          "'layers.0.weight'; allowed are layers.0, layers.1"),
+    "complex numbers": ("weights", lambda weights: {name: w + 0j for name, w in weights.items()},
+                        "is torch.complex64, torch.strided, on cpu; needed are real numbers, torch.strided, on cpu"),
+    "another device": ("weights", lambda weights: {name: w.to("meta") for name, w in weights.items()}, "on meta; need"),
+    "sparse numbers": ("units", lambda weights: {"layers.0": weights["layers.0.weight"].detach().sum(2).to_sparse()},
+                       "torch.sparse_coo, on cpu; needed"),
 }  # fmt: skip
 
 
@@ -173,6 +178,70 @@ def test_odd_scores_of_a_method_of_ones_own_are_told(case, monkeypatch):
     for rounds in (1, 2) if of == "weights" else (1,):
         with pytest.raises(ParameterError, match=told.replace("(2,", "(1,") if rounds == 2 else told):
             methods.prune(nets.init_(nets.MLP([6, 5, 3], ["no-WN"] * 2), [0, 1]), "mine", 0.5, of=of, rounds=rounds)
+
+
+DRAWN = {  # what a method that draws makes of the weights
+    "one dict": (lambda weights: weights, "mine draws a dict; needed is a list of masks, one for each density: 2"),
+    "one of two": (lambda weights: [{}], "mine draws 1; needed is a list"),
+    "numbers": (lambda weights: [weights, weights], r"layers.0.weight is torch.float32.*must be bool \(1, 5, 6\)"),
+    "no runs": (lambda weights: [{name: w[0] > 0 for name, w in weights.items()}] * 2, r"must be bool \(1, 5, 6\)"),
+    "units": (lambda weights: [{"layers.0": weights["layers.0.weight"][0] > 0}] * 2, "0 is torch.bool.*must be one of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DRAWN)
+def test_odd_masks_of_a_method_of_ones_own_are_told(case, monkeypatch):
+    made, told = DRAWN[case]
+    methods.names()
+    function = lambda net, densities, x, y, seeds: made(nets.weights(net))  # noqa: E731
+    monkeypatch.setitem(
+        methods.METHODS["weights"], "mine", methods.Method("mine", "weights", "nothing", True, 1, function)
+    )
+    with pytest.raises(ValueError, match=told):
+        methods.prune_each(nets.init_(nets.MLP([6, 5, 3], "no-WN"), [0]), "mine", [0.5, 0.1], seeds=[0])
+
+
+@pytest.mark.parametrize("name, function, told", [
+    (3, lambda net, x, y, seeds: {}, "a method is called 3; needed are letters"),
+    ("a/b", lambda net, x, y, seeds: {}, "a method is called 'a/b'; needed"),
+    (lambda net, x, y, seeds: {}, None, "a method is called <function"),
+    ("mine", lambda net, x: {}, r"mine has \(net, x\); it is called with \(net, x, y, seeds\): too many"),
+    ("mine", lambda net, x, y, seeds, power: {}, "missing a required argument: 'power'"),
+    ("mine", dict, r"mine is a type; needed is a function \(net, x, y, seeds\)"),
+])  # fmt: skip
+def test_what_cannot_be_a_method_is_told_where_it_is_made_one(name, function, told):
+    with pytest.raises(ParameterError, match=told):
+        methods.method(name)(function)
+    assert not {3, "a/b", "mine"} & {*methods.METHODS["weights"]}
+
+
+def test_a_stack_stays_what_it_is_whatever_a_method_does(monkeypatch):
+    def careless(net, x, y, seeds):
+        made = {name: w.detach().abs() for name, w in nets.weights(net).items()}
+        net.eval().requires_grad_(False)
+        for part in net.modules():
+            part.register_forward_hook(lambda *_: None)
+        for weight in net.parameters():
+            weight.data.zero_()
+        return made
+
+    methods.names()
+    monkeypatch.setitem(methods.METHODS["weights"], "careless", methods.Method(
+        "careless", "weights", "nothing", False, 1, careless))  # fmt: skip
+    net = nets.init_(nets.MLP([6, 5, 3], ["no-WN"] * 2), [0, 1])
+    before, expected = {name: x.clone() for name, x in net.state_dict().items()}, methods.prune(net, "magnitude", 0.5)
+    assert same(methods.prune(net, "careless", 0.5), expected)
+    assert same(net.state_dict(), before) and net.training and all(p.requires_grad for p in net.parameters())
+    assert not any(part._forward_hooks for part in net.modules())
+
+
+def test_units_that_are_outputs_stay_of_a_stack_too(monkeypatch):
+    """Whatever layers a method of units has scores of."""
+    every = lambda net, x, y, seeds: {name: layer.weight.abs().sum(2) for name, layer in nets.layers(net).items()}  # noqa: E731
+    methods.names()
+    monkeypatch.setitem(methods.METHODS["units"], "every", methods.Method("every", "units", "nothing", False, 1, every))
+    net = nets.init_(nets.MLP([6, 5, 3], ["no-WN"] * 2), [0, 1])
+    assert list(methods.prune(net, "every", 0.5, of="units")) == ["layers.0"]
 
 
 def test_densities_by_run_and_by_layer():

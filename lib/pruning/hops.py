@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 WEIGHTED = (
@@ -54,12 +55,12 @@ def unwrapped(network):
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
     while inner := getattr(network, "_orig_mod", None) or (network.module if isinstance(network, wrappers) else None):
         network = inner
-    kind = torch.jit.ScriptModule
-    if scripts := [name or type(network).__name__ for name, part in network.named_modules() if isinstance(part, kind)]:
-        raise ValueError(f"{scripts[0]} is a script, which cannot be read; pass the module that it was made from")
-    if odd := [name for name, p in network.named_parameters() if nn.parameter.is_lazy(p) or p.is_complex()]:
-        told = "run a lazy module once; rank complex weights yourself, masks.top(scores, density)"
-        raise ValueError(f"parameters {odd} hold no real numbers: {told}")
+    if scripts := [name for name, part in network.named_modules() if isinstance(part, torch.jit.ScriptModule)]:
+        name = scripts[0] or type(network).__name__
+        raise ValueError(f"{name} is a script, which cannot be read; pass the module that it was made from")
+    if odd := [n for n, p in network.named_parameters() if is_lazy(p) or p.is_complex() or p.layout != torch.strided]:
+        told = "run a lazy module once; take to_dense() of sparse ones; rank complex ones, masks.top(scores, density)"
+        raise ValueError(f"parameters {odd} hold no real numbers in dense form: {told}")
     return network
 
 
@@ -77,7 +78,10 @@ def copied(network, memo=None):
 
 def weighted(network):
     """Return the convolutions and linear layers by name, in the order in which they are registered."""
-    return {name: module for name, module in unwrapped(network).named_modules() if isinstance(module, WEIGHTED)}
+    layers = {name: module for name, module in unwrapped(network).named_modules() if isinstance(module, WEIGHTED)}
+    if odd := [name for name, part in layers.items() if 0 in getattr(part._parameters.get("weight"), "shape", ())]:
+        raise ValueError(f"layers {odd} have no weights, as one of their sides is 0: take them out of the network")
+    return layers
 
 
 def weight_of(layer):
@@ -88,11 +92,8 @@ def weight_of(layer):
 
 def shared(network):
     """Return `{name: name}` of all layers: which is the first, itself or another, that has the same weight."""
-    first, names = {}, {}
-    for name, layer in weighted(network).items():
-        weight = layer._parameters.get("weight")
-        names[name] = name if weight is None else first.setdefault(id(weight), name)
-    return names
+    first, layers = {}, weighted(network)
+    return {name: first.setdefault(id(layer._parameters.get("weight", layer)), name) for name, layer in layers.items()}
 
 
 def pairs_of(reads, width, features):

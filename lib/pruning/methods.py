@@ -21,16 +21,18 @@ import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import NamedTuple
 
 import torch
 
-from lib.errors import ParameterError, choice, flags, hint, listed, one_each
+from lib.errors import ParameterError, choice, flags, hint, instance, listed, one_each
 from lib.networks import nets
-from lib.pruning import anneal, masks, modules, paths
+from lib.pruning import anneal, hops, masks, modules, paths
 
 NEEDS = ("nothing", "examples", "moments", "history")
 SCOPES = {"weights": "global", "units": "layer"}  # of what is pruned: what shares one count, if nothing else is said
+CALLED = {False: "(net, x, y, seeds)", True: "(net, densities, x, y, seeds)"}  # how a method is, if it draws or not
 METHODS = {of: {} for of in SCOPES}  # {"weights": {name: Method}, …} of the files imported; see `names` and `get`
 
 
@@ -49,11 +51,19 @@ def method(name, of="weights", needs="nothing", draws=False, rounds=1):
     """Return a decorator that makes a function the method of this name; the function stays what it is.
 
     of, needs, draws: see above; rounds: in how many `anneal` reaches a density, if nothing else is said. ParameterError
-    for other values, and for a name that another function has.
+    for other values, for a name that another function has, and for what cannot be called as a method is.
     """
     choice("of", of, SCOPES), choice("needs", needs, NEEDS)
+    if not (isinstance(name, str) and name.isidentifier()):
+        raise ParameterError(f'a method is called {name!r}; needed are letters, digits and _, as in @method("mine")')
 
     def register(function):
+        instance(f"{name} is", function, FunctionType, f"a function {CALLED[draws]}")
+        own = inspect.signature(function)
+        try:
+            own.bind(*CALLED[draws].split(", "))
+        except TypeError as error:
+            raise ParameterError(f"{name} has {own}; it is called with {CALLED[draws]}: {error}") from error
         other = METHODS[of].setdefault(name, Method(name, of, needs, draws, rounds, function)).function
         if (other.__module__, other.__qualname__) != (function.__module__, function.__qualname__):
             raise ParameterError(f"{other.__module__} has a method of {of} called {name!r}; take another name")
@@ -90,10 +100,11 @@ def get(name, of="weights"):
 def prune(net, name, density, x=None, y=None, seeds=None, **how):
     """Return masks of `net` by the method called `name`: see `prune_each`, which makes those of several densities.
 
-    ParameterError where a run of a stack is left with nothing.
+    A stack stays what it is whatever the method does. ParameterError where a run of it is left with nothing.
     """
-    made = prune_each(net, name, [density], x, y, seeds, **how)
-    return modules.some(made, [density])[0] if nets.layers(net, stack=False) else made[0]
+    stack = nets.layers(net, stack=False)
+    made = prune_each(hops.copied(net) if stack else net, name, [density], x, y, seeds, **how)
+    return modules.some(made, [density])[0] if stack else made[0]
 
 
 @torch.inference_mode(False)  # of gradients, whatever the caller's mode
@@ -132,7 +143,8 @@ def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds,
         one_each(nets.runs(net), seeds=seeds)
         if odd := [what for what, given in (("layers", layers), ("scope", scope), ("within", within)) if given]:
             raise ParameterError(f"{name} draws masks of all layers at once, and takes no {listed(odd)}: leave it out")
-        return chosen.function(net, densities, x, y, seeds, **options)
+        made = chosen.function(net, densities, x, y, seeds, **options)
+        return modules.assert_drawn(made, net, name, of, densities)
     scope, rounds = scope or SCOPES[of], chosen.rounds if rounds is None else rounds
     score = functools.partial(_scored, chosen, layers=layers, **options)
     if rounds != 1:
@@ -162,6 +174,8 @@ def _ready(chosen, x, y, options):
         raise ParameterError(f"{chosen.name} needs {chosen.needs}: pass them as x, see lib/pruning/methods.py")
     elif chosen.needs == "examples":
         modules.assert_tensors(x, y)
+    else:
+        instance("x is", x, dict, f"a dict by layers, of {chosen.needs}, see lib/pruning/methods.py")
     own = inspect.signature(chosen.function).parameters
     if odd := [key for key in options if key not in own and "options" not in own]:
         has = listed([*own][5 if chosen.draws else 4 :])
@@ -175,7 +189,7 @@ def _scored(chosen, net, x, y, seeds, layers=None, **options):
     made = chosen.function(net, x, y, seeds, **options)
     modules.assert_scores(made, net, chosen.of)
     if layers is None:
-        own = nets.hidden(net) if chosen.of == "units" and isinstance(net, modules.One) else made
+        own = nets.hidden(net) if chosen.of == "units" else made
         if not own:
             kind = type(getattr(net, "_own", net)).__name__
             raise ParameterError(f"{kind} has no hidden units to prune: all its layers make outputs")

@@ -1,5 +1,6 @@
 """Any torch module as a stack of one, so that methods made for stacks prune it too."""
 
+import math
 import warnings
 from contextlib import contextmanager
 
@@ -12,7 +13,7 @@ from lib.errors import ParameterError, hint, listed
 from lib.networks import nets
 from lib.networks.layers import Layer
 from lib.pruning import hops, topology
-from lib.pruning.masks import COMPUTED, computed
+from lib.pruning.masks import COMPUTED, assert_like, assert_units, computed
 
 NO_SUMS = (
     nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
@@ -88,7 +89,7 @@ class One(nn.Module):
         """Return the names of the layers whose units are no outputs, also not as terms or parts of one."""
         try:
             reader = topology.read(self._own, self._example)
-        except ValueError as error:
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise ParameterError(f"{error}. Or say which layers' units may go, layers=[...]") from error
         outputs = {reader.output}
         for hop in reversed(reader.hops):
@@ -134,8 +135,13 @@ def opened(net, needs, x, y, seeds, layers):
     """Return `net` as a stack, a torch module as `One`, the examples as that reads them, and the seeds of its runs."""
     if nets.layers(net, stack=False):
         batches = (x if isinstance(x, list | tuple) else [x]) if needs == "examples" else []
-        if odd := [tuple(batch.shape) for batch in batches if isinstance(batch, torch.Tensor) and batch.dim() > 3]:
-            raise ParameterError(f"x has shape {odd[0]}; needed for a stack are rows (N, I), of images x.flatten(1)")
+        own = next(iter(nets.weights(net).values()))
+        inputs = math.prod(net.image) if hasattr(net, "image") else own.shape[-1]
+        for batch in (batch for batch in batches if isinstance(batch, torch.Tensor)):
+            # Bytes are what autoencoders read.
+            if batch.dim() > 3 or batch.shape[-1:] != (inputs,) or batch.dtype not in (own.dtype, torch.uint8):
+                told = f"x is {batch.dtype} of shape {tuple(batch.shape)}; needed for a stack are {own.dtype}"
+                raise ParameterError(f"{told}, rows (N, {inputs}), of images x.flatten(1)")
         return net, x, seeds
     alone = One(net, x if needs in ("nothing", "examples") else None, needs == "nothing", layers)
     x = examples(x, y) if needs == "examples" and x is not None else x
@@ -149,12 +155,26 @@ def assert_scores(made, net, of="weights", where=""):
     shapes = {name: tuple(weight.shape) for name, weight in nets.weights(net).items()}
     if of == "units":
         shapes = {name: (len(part.weight), _units(part)) for name, part in nets.layers(net).items()}
+    device = next(net.parameters()).device
     for name, score in made.items():
         if name not in shapes:
             raise ParameterError(f"a score is of {name!r}; allowed{where} are {listed(shapes)}.{hint(name, shapes)}")
         if not isinstance(score, torch.Tensor) or score.shape != shapes[name]:
             told = f"the score of {name} is a {type(score).__name__} {tuple(getattr(score, 'shape', ()))}"
             raise ParameterError(f"{told}; needed is a Tensor {shapes[name]}, of which runs are the first axis")
+        if score.is_complex() or score.layout != torch.strided or score.device != device:
+            told = f"the score of {name} is {score.dtype}, {score.layout}, on {score.device}"
+            raise ParameterError(f"{told}; needed are real numbers, torch.strided, on {device}")
+
+
+def assert_drawn(made, net, name, of, densities):
+    """Return masks that a method draws; ParameterError or ValueError where they are not one dict for each density."""
+    found = len(made) if isinstance(made, list) else f"a {type(made).__name__}"
+    if found != len(densities):
+        raise ParameterError(f"{name} draws {found}; needed is a list of masks, one for each density: {len(densities)}")
+    for kept in made:
+        assert_like(kept, nets.weights(net)) if of == "weights" else assert_units(kept, nets.weights(net), 2)
+    return made
 
 
 def _units(layer):
