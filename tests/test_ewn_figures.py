@@ -147,3 +147,18 @@ def test_what_is_left_has_a_column_for_each_part_and_gains_by_seed(seeds, bands)
                                         ("since_-100", "growth since −100")])  # fmt: skip
 def test_criteria_have_words(name, said):
     assert figures.words(name) == said
+
+
+def test_hours_of_training_beside_those_that_were_logged(monkeypatch):
+    def records(_, train_examples):
+        kinds = {0: {"no-WN": [3600, 7200], "EWN": [360]}, 5000: {"EWN": [18000]}}[train_examples]
+        level = [-10] if train_examples == 0 else [-10, -300]
+        return [SimpleNamespace(type=kind, parameters={"levels": level}, provenance={"seconds": seconds})
+                for kind, own in kinds.items() for seconds in own]  # fmt: skip
+
+    monkeypatch.setattr(runs, "records", records)
+    told = pd.DataFrame({"type": ["EWN"] * 3, "level": [-10, -10, -300], "value": [30, 60, 1200]})
+    found = figures.hours([{"train_examples": 5000}, {"train_examples": 0}], told).splitlines()
+    assert found[0] == "| trained on | down to | no-WN | EWN |"
+    assert found[2:] == ["| all images | −10 | 1.5 | 0.1 *0.75* |", "| all images | −300 |  | *20* |",
+                         "| 5,000 images | −300 |  | 5 |"]  # fmt: skip

@@ -137,6 +137,27 @@ def _epochs(own):
     return f"{came.mean():,.0f}{few}" if len(came) else "none"
 
 
+def hours(settings, told):
+    """Return a Markdown table of the hours that training a network took on one core, means over seeds.
+
+    settings: as of `descents`; told: published rows of the metric time_taken, in italics, which is taken for minutes:
+    as seconds it would be less than the images of an epoch take to be read.
+    """
+    rows = [(_which(setting, settings), min(record.parameters["levels"]), record.type, "{:.2g}",
+             record.provenance["seconds"] / 3600)
+            for setting in sorted(settings, key=_images)
+            for record in runs.records("mnist_prune", **setting)]  # fmt: skip
+    rows += [("all images", row.level, row.type, "*{:.2g}*", row.value / 60) for row in told.itertuples()]
+    frame = pd.DataFrame(rows, columns=["which", "level", "type", "text", "hours"])
+    means = frame.groupby(["which", "level", "type", "text"], sort=False, as_index=False)["hours"].mean()
+    means["cell"] = [text.format(value) for text, value in zip(means["text"], means["hours"], strict=True)]
+    cells = means.groupby(["which", "level", "type"])["cell"].agg(" ".join).unstack(fill_value="")
+    kinds = [kind for kind in KINDS if kind in cells]
+    lines = [[which, gallery.number(level, 0), *own[kinds]] for which in frame["which"].unique()
+             for level, own in cells.loc[which].sort_index(ascending=False).iterrows()]  # fmt: skip
+    return gallery.pipes(["trained on", "down to", *kinds], lines)
+
+
 def stale(group, pruned):
     """Return sentences on how much it changes that norms are ranked one epoch late, as in the study; [] without runs.
 
