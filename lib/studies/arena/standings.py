@@ -10,8 +10,9 @@ from lib.studies.arena import bout, entrants
 RANDOM = {"units": "random_units", "after": "random", "during": "random_gradual", "before": "random_init"}
 FREE = ("none", "small", *RANDOM.values())  # what methods are measured against
 WANTED = (  # what a summary says is missing; a verdict stands on the first two
-    "MNIST, MLP 1024", "FashionMNIST, MLP 1024", "CIFAR-10, ResNet20", "MNIST, MLP 1024, EWN to −5",
-    "MNIST, MLP 1024, SWN to −5", "MNIST, MLP 1000-1000-500-200", "FashionMNIST, MLP 1000-1000-500-200",
+    "MNIST, MLP 1024", "FashionMNIST, MLP 1024", "CIFAR-10, ResNet20", "MNIST, MLP 1024, EWN to −10",
+    "MNIST, MLP 1024, SWN to −10", "MNIST, MLP 1024, no-WN to −10", "MNIST, MLP 1000-1000-500-200",
+    "FashionMNIST, MLP 1000-1000-500-200",
 )  # fmt: skip
 ENDS = {when: end for end, when in entrants.WHEN.items()}  # of the types of weights, by the moment of pruning
 PAIRS = ("during", "after"), ("before", "after"), ("during", "before")  # moments of pruning that are compared
