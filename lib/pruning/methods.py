@@ -189,11 +189,11 @@ def _scored(chosen, net, x, y, seeds, layers=None, **options):
     made = chosen.function(net, x, y, seeds, **options)
     modules.assert_scores(made, net, chosen.of)
     if layers is None:
-        own = nets.hidden(net) if chosen.of == "units" else made
-        if not own:
+        hidden = nets.hidden(net) if chosen.of == "units" else made
+        if not (own := {name: score for name, score in made.items() if name in hidden}):
             kind = type(getattr(net, "_own", net)).__name__
             raise ParameterError(f"{kind} has no hidden units to prune: all its layers make outputs")
-        return {name: score for name, score in made.items() if name in own}
+        return own
     own = {name.removesuffix(".weight"): name for name in made}
     return {own[choice("a layer", layer, own)]: made[own[layer]] for layer in layers}
 
