@@ -10,6 +10,7 @@ RULES = ("sgd", "adam", "rms")
 # What a `Trainer` takes: numbers, and whole ones.
 RATES = {"lr": "(0, inf)", "momentum": "[0, 1)", "weight_decay": "[0, inf)", "drop": "(0, 1]", "every": "[0, inf]"}
 COUNTS = {"batch": "[1, 2^31)", "epoch": "[0, 2^31)"}
+FLAGS = dict.fromkeys(("nesterov", "shuffle", "bf16", "bar"), False)
 
 
 def make(rule, parameters, lr, options, recorded=False):
@@ -49,7 +50,7 @@ def assert_numbers(given):
 
     Or neither True nor False.
     """
-    flags(dict.fromkeys(("nesterov", "shuffle", "bf16", "bar"), False), given)
+    flags(FLAGS, given)
     for name, interval in (RATES | COUNTS).items():
         number(name, given[name], interval, whole=name in COUNTS)
     drops = [number("an epoch of drops", when, "[0, 2^31)", whole=True) for when in given["drops"]]
@@ -60,4 +61,7 @@ def assert_numbers(given):
 def set_rate(optimizer, rate):
     """Set the rate of all parameters, in place where it is a tensor, which a recording reads."""
     for group in optimizer.param_groups:
-        group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], torch.Tensor) else rate
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
