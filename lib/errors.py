@@ -40,6 +40,14 @@ def choice(what: str, value, allowed):
     return value
 
 
+def distinct(types) -> list[str]:
+    """Return the types of a notebook, as a list; ParameterError if two have one name, as a method may call itself."""
+    found = [*types]
+    if twice := [name for name in dict.fromkeys(found) if found.count(name) > 1]:
+        raise ParameterError(f"two types are called {twice[0]!r}, one of them by a method: give it another name")
+    return found
+
+
 def number(what: str, value, interval: str, whole: bool = False):
     """Return `value` as Python has it; ParameterError if it is no number, or no `whole` one, in "[0, 1)" say."""
     plain = value.item() if getattr(value, "shape", None) == () else value  # of an array or a tensor without axes

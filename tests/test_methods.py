@@ -17,6 +17,11 @@ from torch.nn.functional import cross_entropy
 
 from lib import drawing, masks, methods, nets, phew, runs
 from lib.errors import ParameterError
+from lib.studies.arena import entrants
+from lib.studies.challenge import modes
+from lib.studies.importance import study as importance
+from lib.studies.importance import vae_study
+from lib.studies.phew import study as initial
 from tests.test_door import CELLS
 from tests.test_summaries import summarised
 
@@ -213,6 +218,28 @@ def test_what_cannot_be_a_method_is_told_where_it_is_made_one(name, function, to
     with pytest.raises(ParameterError, match=told):
         methods.method(name)(function)
     assert not {3, "a/b", "mine"} & {*methods.METHODS["weights"]}
+
+
+@pytest.mark.parametrize("types, of, name", [
+    (entrants.entrants, "weights", "none"), (entrants.entrants, "weights", "taylor"),
+    (entrants.entrants, "weights", "magnitude_layer"), (importance.types, "units", "small"),
+    (vae_study.types, "units", "none"), (initial.types, "weights", "reinit"), (initial.types, "weights", "phew_res"),
+])  # fmt: skip
+def test_a_method_cannot_take_the_name_of_a_type_that_is_something_else(types, of, name, monkeypatch):
+    before = types()
+    assert name in before
+    other = methods.METHODS[of].get("magnitude")._replace(name=name)
+    monkeypatch.setitem(methods.METHODS[of], name, other)
+    with pytest.raises(ParameterError, match=f"two types are called '{name}', one of them by a method: give it anoth"):
+        types()
+
+
+def test_a_method_whose_name_begins_as_another_s_is_a_type_too(monkeypatch):
+    for of in modes.OF.values():
+        methods.names(of)
+        mine = methods.METHODS[of]["magnitude"]._replace(name="magnitude_mine")
+        monkeypatch.setitem(methods.METHODS[of], "magnitude_mine", mine)
+    assert {"magnitude_mine_weight", "magnitude_mine_neuron"} <= set(modes.types())
 
 
 def test_a_stack_stays_what_it_is_whatever_a_method_does(monkeypatch):

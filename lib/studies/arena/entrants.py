@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from lib.data.sets import SHAPES
-from lib.errors import choice, listed
+from lib.errors import choice, distinct, listed
 from lib.networks import convnets, nets
 from lib.pruning import masks, methods, paths
 from lib.training import optimizers
@@ -35,15 +35,16 @@ def entrants():
 
     A method of units that has the name of a type of weights has "_units" behind its own.
     """
-    weights = {name: (name, {}) for name in methods.names("weights", ("nothing", "examples", "moments"))} | VARIANTS
-    found = {"none": Entrant("none"), "small": Entrant("small", when="before")}
-    for kind, (name, options) in weights.items():
+    weights = [(name, (name, {})) for name in methods.names("weights", ("nothing", "examples", "moments"))]
+    found = [("none", Entrant("none")), ("small", Entrant("small", when="before"))]
+    for kind, (name, options) in [*weights, *VARIANTS.items()]:
         rank = not methods.get(name).draws
-        found |= {kind + end: Entrant(name, "weights", when, options) for end, when in WHEN.items()
-                  if when != "during" or rank}  # fmt: skip
-    for name in methods.names("units", methods.NEEDS):
-        found[f"{name}_units" if name in found else name] = Entrant(name, "units")
-    return found
+        found += [(kind + end, Entrant(name, "weights", when, options)) for end, when in WHEN.items()
+                  if when != "during" or rank]  # fmt: skip
+    known = dict(found)
+    found += [(f"{name}_units" if name in known else name, Entrant(name, "units"))
+              for name in methods.names("units", methods.NEEDS)]  # fmt: skip
+    return dict(zip(distinct(kind for kind, _ in found), (one for _, one in found), strict=True))
 
 
 def get(kind):

@@ -61,8 +61,9 @@ class Lab(frame.Lab):
 
 def types():
     """Return the types of `weight_vs_neuron`: by magnitude, by every other score that needs nothing, the control."""
-    scores = [f"{name}_{word}" for word, of in OF.items() for name in methods.names(of, ["nothing"], draws=False)]
-    return [*KINDS, *(kind for kind in scores if not kind.startswith("magnitude")), "small"]
+    scores = [f"{name}_{word}" for word, of in OF.items() for name in methods.names(of, ["nothing"], draws=False)
+              if name != "magnitude"]  # fmt: skip
+    return [*KINDS, *scores, "small"]
 
 
 def complaint(p):

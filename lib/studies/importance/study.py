@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lib import draws
-from lib.errors import ParameterError
+from lib.errors import ParameterError, distinct
 from lib.networks import convnets, nets, plain
 from lib.networks.layers import Linear
 from lib.pruning import anatomy, contribution, masks, methods, shrink
@@ -35,7 +35,7 @@ TIMED = 10_000  # training examples of the pass whose time is measured, at most
 
 def types():
     """Return the types of `train_time_prune`: not pruned, every method of units, and the control."""
-    return ["none", *methods.names("units"), "small"]
+    return distinct(["none", *methods.names("units"), "small"])
 
 
 # ---- when, and how many

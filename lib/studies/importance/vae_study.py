@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lib import draws
-from lib.errors import ParameterError
+from lib.errors import ParameterError, distinct
 from lib.networks import nets
 from lib.pruning import methods
 from lib.records import store
@@ -161,7 +161,7 @@ def _carrier(net, memory):
 
 def types():
     """Return the types of `vae_prune`: not pruned, and every method of units that reads no labels."""
-    return ["none", *(name for name in methods.names("units") if name != "taylor")]
+    return distinct(["none", *(name for name in methods.names("units") if name != "taylor")])
 
 
 def chosen(lab, net, kind, number):

@@ -14,7 +14,7 @@ import torch
 from lib import draws
 from lib.data import images
 from lib.data.sets import NAMES, SHAPES, Data
-from lib.errors import choice, hint, listed
+from lib.errors import choice, distinct, hint, listed
 from lib.networks import convnets, nets
 from lib.pruning import methods, paths
 from lib.pruning.sampled import derived
@@ -60,7 +60,7 @@ def types():
     """Return the types of `phew_density`: the dense network, all methods, what is made of them, and ablations."""
     renamed = [name for name, options in VARIANTS.values() if not options]
     plain = [name for name in methods.names() if name not in renamed]
-    return ["dense", *plain, *VARIANTS, "magnitude_trained", *ABLATIONS]
+    return distinct(["dense", *plain, *VARIANTS, "magnitude_trained", *ABLATIONS])
 
 
 def method_of(kind):
