@@ -158,7 +158,12 @@ def test_hours_of_training_beside_those_that_were_logged(monkeypatch):
 
     monkeypatch.setattr(runs, "records", records)
     told = pd.DataFrame({"type": ["EWN"] * 3, "level": [-10, -10, -300], "value": [30, 60, 1200]})
-    found = figures.hours([{"train_examples": 5000}, {"train_examples": 0}], told).splitlines()
+    means = figures.hours([{"train_examples": 5000}, {"train_examples": 0}], told)
+    found = figures.hours_table(means).splitlines()
     assert found[0] == "| trained on | down to | no-WN | EWN |"
     assert found[2:] == ["| all images | −10 | 1.5 | 0.1 *0.75* |", "| all images | −300 |  | *20* |",
                          "| 5,000 images | −300 |  | 5 |"]  # fmt: skip
+    assert figures.hours_said(means, "all images") == (
+        "; 0.1 to 1.5 hours a network on one core (the study's, all images to −300: 20 to 20)"
+    )
+    assert figures.hours_said(means, "7 images") == figures.hours_said(means[means["level"] == 0], "all images") == ""

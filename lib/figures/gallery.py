@@ -124,13 +124,13 @@ def pipes(columns, rows):
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def write(study, title, question, claims, figures, *blocks, missing=()):
+def write(study, title, question, claims, figures, *blocks, missing=(), said=""):
     """Return the part of `study`, after writing it where figures are saved, and into the gallery and the README.
 
-    claims: rows of `claim` and `share`; the README tells the first decided main one. figures: name -> what it shows;
-    the first is the key figure, those that are not there are left out. blocks: tables and sentences from records.
-    missing: what was not run. Without any claim None is returned, and what is written says that nothing was run; a part
-    that is there stays.
+    claims: rows of `claim` and `share`; the README tells the first decided main one, and what is `said` after it.
+    figures: name -> what it shows; the first is the key figure, those that are not there are left out. blocks: tables
+    and sentences from records. missing: what was not run. Without any claim None is returned, and what is written says
+    that nothing was run; a part that is there stays.
     """
     claims, path = [one for one in claims if one["n"]], drawing.folder() / f"{study}.md"
     if not claims:
@@ -142,7 +142,7 @@ def write(study, title, question, claims, figures, *blocks, missing=()):
     rest = [one for one in claims if one not in main]
     first = next((one for one in main if one["verdict"] != "undecided"), main[0])
     lines = [f"## {title}"]
-    lines += [f"**{question}** {answer(main)}. {first['text']}: {first['effect']}, n = {first['n']}"]
+    lines += [f"**{question}** {answer(main)}. {first['text']}: {first['effect']}, n = {first['n']}{said}"]
     lines += [f"Not run: {', '.join(missing)}."] if missing else []
     there = [name for name in figures if (drawing.folder() / f"{name}.png").exists()]
     shown = [f"![{name}]({name}.png)\n*{figures[name]}*" for name in there]

@@ -138,7 +138,7 @@ def _epochs(own):
 
 
 def hours(settings, told):
-    """Return a Markdown table of the hours that training a network took on one core, means over seeds.
+    """Return one row per type and end of training: which images, level, text, and the mean hours of a network.
 
     settings: as of `descents`; told: published rows of the metric time_taken, in italics, which is taken for minutes:
     as seconds it would be less than the images of an epoch take to be read.
@@ -149,13 +149,29 @@ def hours(settings, told):
             for record in runs.records("mnist_prune", **setting)]  # fmt: skip
     rows += [("all images", row.level, row.type, "*{:.2g}*", row.value / 60) for row in told.itertuples()]
     frame = pd.DataFrame(rows, columns=["which", "level", "type", "text", "hours"])
-    means = frame.groupby(["which", "level", "type", "text"], sort=False, as_index=False)["hours"].mean()
-    means["cell"] = [text.format(value) for text, value in zip(means["text"], means["hours"], strict=True)]
+    return frame.groupby(["which", "level", "type", "text"], sort=False, as_index=False)["hours"].mean()
+
+
+def hours_table(means):
+    """Return a Markdown table of `hours`."""
+    means = means.assign(cell=[text.format(value) for text, value in zip(means["text"], means["hours"], strict=True)])
     cells = means.groupby(["which", "level", "type"])["cell"].agg(" ".join).unstack(fill_value="")
     kinds = [kind for kind in KINDS if kind in cells]
-    lines = [[which, gallery.number(level, 0), *own[kinds]] for which in frame["which"].unique()
+    lines = [[which, gallery.number(level, 0), *own[kinds]] for which in means["which"].unique()
              for level, own in cells.loc[which].sort_index(ascending=False).iterrows()]  # fmt: skip
     return gallery.pipes(["trained on", "down to", *kinds], lines)
+
+
+def hours_said(means, images):
+    """Return, from `hours`, how many a network on these images took, and the study's at its deepest, as a clause."""
+    logged = means["text"].str.contains("*", regex=False)
+    ours, theirs = means[~logged & (means["which"] == images)], means[logged]
+    theirs = theirs[theirs["level"] == theirs["level"].min()]
+    said = [f"{own['hours'].min():.2g} to {own['hours'].max():.2g}" for own in (ours, theirs) if len(own)]
+    if len(said) < 2:
+        return ""
+    level = gallery.number(theirs["level"].min(), 0)
+    return f"; {said[0]} hours a network on one core (the study's, all images to {level}: {said[1]})"
 
 
 def stale(group, pruned):
