@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -105,8 +104,10 @@ class One(nn.Module):
         """Return the logits `(1, N, classes)` of `x (N, I)` or `(1, N, I)`; ParameterError if there are several."""
         own, x = _named(self), x.flatten(0, -2).unflatten(1, self.image)
         tensors = {name: own[first][0] for name, first in self._first.items()}
-        try:
-            with _stream(x):
+        try:  # what it draws, as its dropouts do, comes from one fixed seed, and torch's own stream stays as it was
+            with torch.random.fork_rng([x.device] if x.is_cuda else []):
+                stream = torch.cuda.default_generators[x.device.index] if x.is_cuda else torch.default_generator
+                stream.manual_seed(0)
                 logits = functional_call(self._own, tensors, (x,), tie_weights=False)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             told = f"{type(self._own).__name__} does not run on {x.dtype} (N, {str(self.image)[1:]}: {error}"
@@ -117,18 +118,6 @@ class One(nn.Module):
         if torch.is_grad_enabled() and not logits.requires_grad and any(x.requires_grad for x in tensors.values()):
             raise ParameterError(f"{type(self._own).__name__} returns what has no gradient: no_grad or detach is in it")
         return logits[None]
-
-
-@contextmanager
-def _stream(x):
-    """Draw what a module draws, as its dropouts do, from one fixed seed, and leave torch's own stream as it was."""
-    stream = torch.cuda.default_generators[x.device.index] if x.is_cuda else torch.default_generator
-    before = stream.get_state()
-    stream.manual_seed(0)
-    try:
-        yield
-    finally:
-        stream.set_state(before)
 
 
 def opened(net, needs, x, y, seeds, layers):

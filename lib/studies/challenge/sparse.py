@@ -12,7 +12,6 @@ shrunk           the units without a path are gone, the rest is full matrices; s
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,6 +26,9 @@ from lib.studies.challenge import modes
 
 BLOCK = 8  # the fastest of 4, 8, 16, 32 and 64 for products of 1024×768 and 768×256, at 50 to 95 % sparsity on one core
 SEMI_ALIGNMENT = 64  # rows and columns that torch's 2:4 products take, in float16, are multiples of 32 and 64
+
+# Of notices that torch's sparse tensors may change: tests compare what is used of them with full matrices.
+QUIET = partial(warnings.catch_warnings, action="ignore", category=UserWarning)
 
 
 @dataclass(frozen=True)
@@ -121,22 +123,11 @@ def _rows(form, net, kept, run, block):
 def _compressed(weight, form, side):
     """Return the matrix as compressed rows, of square blocks of this side if `form` is "block"; indices are int32."""
     checked = torch.sparse.check_sparse_tensor_invariants()
-    with _no_notice("Sparse (CSR|BSR) tensor support is in beta state"), checked:
+    with QUIET(), checked:
         rows = weight.to_sparse_bsr((side, side)) if form == "block" else weight.to_sparse_csr()
         # MKL works with int32, to which torch would convert int64 at every product: a third of the time of one example.
         indices = rows.crow_indices().int(), rows.col_indices().int()
         return torch.sparse_compressed_tensor(*indices, rows.values(), rows.shape, layout=rows.layout)
-
-
-@contextmanager
-def _no_notice(start):
-    """Return a context without the one warning that begins so: torch says of its sparse tensors that they may change.
-
-    What is used of them here is compared with full matrices by tests, and a user could do nothing about it.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=start, category=UserWarning)
-        yield
 
 
 def _semi_structured(net, kept, run, block):
@@ -161,7 +152,7 @@ def _semi(weight):
     """Return the matrix as torch's 2:4 tensor; as it is, if it is a whole one."""
     if not _has_two_of_four(weight):
         return weight
-    with _no_notice("The PyTorch API of SparseSemiStructuredTensor is in prototype stage"):
+    with QUIET():
         return torch.sparse.to_sparse_semi_structured(weight)
 
 
