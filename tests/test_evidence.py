@@ -118,7 +118,8 @@ def test_numbers(value, text):
 @pytest.mark.parametrize(
     "verdicts, text",
     [(("confirmed", "confirmed"), "Yes"), (("refuted",), "No"), (("confirmed", "undecided"), "Partly"),
-     (("confirmed", "refuted"), "Partly"), (("undecided",), "Undecided")],
+     (("confirmed", "refuted"), "Partly"), (("undecided",), "Undecided"),
+     (("refuted", "undecided"), "Not confirmed")],
 )  # fmt: skip
 def test_the_answer_is_what_the_main_claims_say(verdicts, text):
     assert gallery.answer([{"verdict": one} for one in verdicts]) == text

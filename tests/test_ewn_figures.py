@@ -151,19 +151,34 @@ def test_criteria_have_words(name, said):
 
 def test_hours_of_training_beside_those_that_were_logged(monkeypatch):
     def records(_, train_examples):
-        kinds = {0: {"no-WN": [3600, 7200], "EWN": [360]}, 5000: {"EWN": [18000]}}[train_examples]
+        kinds = {0: {"no-WN": [3600, 7200], "EWN": [360]}, 5000: {"EWN": [18000, 1800]}}[train_examples]
         level = [-10] if train_examples == 0 else [-10, -300]
-        return [SimpleNamespace(type=kind, parameters={"levels": level}, provenance={"seconds": seconds})
+        return [SimpleNamespace(type=kind, parameters={"levels": level}, provenance={"seconds": seconds},
+                                scores={f"epoch_at_{level[-1]}": None if seconds == 18000 else 9.0})
                 for kind, own in kinds.items() for seconds in own]  # fmt: skip
 
     monkeypatch.setattr(runs, "records", records)
     told = pd.DataFrame({"type": ["EWN"] * 3, "level": [-10, -10, -300], "value": [30, 60, 1200]})
-    means = figures.hours([{"train_examples": 5000}, {"train_examples": 0}], told)
-    found = figures.hours_table(means).splitlines()
+    took = figures.hours([{"train_examples": 5000}, {"train_examples": 0}], told)
+    found = figures.hours_table(took).splitlines()
     assert found[0] == "| trained on | down to | no-WN | EWN |"
     assert found[2:] == ["| all images | −10 | 1.5 | 0.1 *0.75* |", "| all images | −300 |  | *20* |",
-                         "| 5,000 images | −300 |  | 5 |"]  # fmt: skip
-    assert figures.hours_said(means, "all images") == (
-        "; 0.1 to 1.5 hours a network on one core (the study's, all images to −300: 20 to 20)"
-    )
-    assert figures.hours_said(means, "7 images") == figures.hours_said(means[means["level"] == 0], "all images") == ""
+                         "| 5,000 images | −300 or 10,000 epochs |  | 2.8 |"]  # fmt: skip
+    frame = made(lambda level: 5 if level == -100 else 2).assign(criterion="norm")
+    claims = figures.claims(frame[frame["level"] > -300], "5,000 images", True)
+    began = frame.query("level == -10 and sparsity == 0.5").pivot(index="seed", columns="type", values="accuracy")
+    began = (began["EWN"] - began["no-WN"]).mean()
+    begun, *spent = figures.aside(claims, took).split(");")
+    assert begun.startswith(f"; at −10 already {began:.2f} (")
+    assert spent == [" 0.5 to 5 hours a network on one core, to −300 or 10,000 epochs"
+                     " (the study's, all images to −300: 20 to 20)"]  # fmt: skip
+    assert figures.aside(claims, took[took["whose"] == "ours"]).count(";") == 1
+    assert figures.aside([], took) == figures.aside(figures.claims(frame[frame["level"] == -10], "7", True), took) == ""
+
+
+def test_levels_that_few_reached_are_told():
+    frame = made(lambda level: 1)
+    gone = (frame["level"] == -300) & (frame["seed"] > 1) & (frame["type"] == "EWN")
+    (said,) = figures.not_reached(frame[~gone], "7 images")
+    assert said.endswith("accepted epochs: to −300 by 2 of 6 EWN, 6 of 6 SWN, 6 of 6 no-WN.") and "7 images" in said
+    assert figures.not_reached(frame, "7 images") == figures.not_reached(made(lambda level: 1, 3), "7 images") == []

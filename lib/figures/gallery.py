@@ -64,10 +64,22 @@ def images(setting):
 
 
 def answer(claims):
-    """Return Yes, No, Partly or Undecided: what `claims` say together."""
+    """Return Yes, No, Partly, Undecided or Not confirmed: what `claims` say together."""
     verdicts = {one["verdict"] for one in claims}
-    known = {frozenset(["confirmed"]): "Yes", frozenset(["refuted"]): "No", frozenset(["undecided"]): "Undecided"}
-    return known.get(frozenset(verdicts), "Partly")
+    if len(verdicts) > 1:
+        return "Partly" if "confirmed" in verdicts else "Not confirmed"
+    return {"confirmed": "Yes", "refuted": "No", "undecided": "Undecided"}[verdicts.pop()]
+
+
+def chief(claims):
+    """Return the claims that the answer stands on: the main ones, or the first."""
+    return [one for one in claims if one["main"]] or claims[:1]
+
+
+def headline(claims):
+    """Return the claim that is told beside the answer: the first main one that is decided."""
+    main = chief(claims)
+    return next((one for one in main if one["verdict"] != "undecided"), main[0])
 
 
 def claims_table(claims):
@@ -138,9 +150,9 @@ def write(study, title, question, claims, figures, *blocks, missing=(), said="")
         if not path.exists():
             _put(path, f"## {title}\n\n**{question}** Not run. `./run_all.sh` makes its records.\n")
         return None
-    main = [one for one in claims if one["main"]] or claims[:1]
+    main = chief(claims)
     rest = [one for one in claims if one not in main]
-    first = next((one for one in main if one["verdict"] != "undecided"), main[0])
+    first = headline(claims)
     lines = [f"## {title}"]
     lines += [f"**{question}** {answer(main)}. {first['text']}: {first['effect']}, n = {first['n']}{said}"]
     lines += [f"Not run: {', '.join(missing)}."] if missing else []

@@ -14,7 +14,7 @@ from lib.studies.arena.standings import FREE, PAIRS, RANDOM
 
 def leaderboard(table, records):
     """Return the table of `ladder` as Markdown, with the milliseconds of one image and of a batch where measured."""
-    took = {f"ms, {batch} image{'s' * (batch > 1)}": standings.timed(table, own)["ms"].to_numpy()
+    took = {f"ms of such widths, {batch} image{'s' * (batch > 1)}": standings.timed(table, own)["ms"].to_numpy()
             for batch, own in standings.speeds(records).groupby("batch")}  # fmt: skip
     lines = []
     for k, (kind, own) in enumerate(table.iterrows()):
@@ -102,7 +102,8 @@ def by_moment(frame):
 
 def _effect(row):
     mean, low, high = (gallery.number(row[name]) for name in ("mean", "low", "high"))
-    return f"**{mean}** ({low} to {high})" if row["clear"] else f"{mean} ({low} to {high})"
+    span = f" ({low} to {high})" if row["n"] > 1 else ""
+    return (f"**{mean}**" if row["clear"] else mean) + span
 
 
 def _when(frame):

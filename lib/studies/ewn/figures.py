@@ -138,40 +138,85 @@ def _epochs(own):
 
 
 def hours(settings, told):
-    """Return one row per type and end of training: which images, level, text, and the mean hours of a network.
+    """Return the hours that a network took, rows of which images, type, level, whose, hours, and whether it came there.
 
-    settings: as of `descents`; told: published rows of the metric time_taken, in italics, which is taken for minutes:
-    as seconds it would be less than the images of an epoch take to be read.
+    settings: as of `descents`; told: published rows of the metric time_taken, which is taken for minutes: as seconds
+    it would be less than the images of an epoch take to be read. level: the deepest that was asked for.
     """
-    rows = [(_which(setting, settings), min(record.parameters["levels"]), record.type, "{:.2g}",
-             record.provenance["seconds"] / 3600)
-            for setting in sorted(settings, key=_images)
-            for record in runs.records("mnist_prune", **setting)]  # fmt: skip
-    rows += [("all images", row.level, row.type, "*{:.2g}*", row.value / 60) for row in told.itertuples()]
-    frame = pd.DataFrame(rows, columns=["which", "level", "type", "text", "hours"])
-    return frame.groupby(["which", "level", "type", "text"], sort=False, as_index=False)["hours"].mean()
+    rows = []
+    for setting in sorted(settings, key=_images):
+        for record in runs.records("mnist_prune", **setting):
+            level = min(record.parameters["levels"])
+            came = record.scores[f"epoch_at_{level:g}"] is not None
+            rows.append((_which(setting, settings), record.type, level, "ours", record.provenance["seconds"], came))
+    rows += [("all images", row.type, row.level, "study", 60 * row.value, True) for row in told.itertuples()]
+    frame = pd.DataFrame(rows, columns=["which", "type", "level", "whose", "seconds", "came"])
+    return frame.assign(hours=frame["seconds"] / 3600)
 
 
-def hours_table(means):
-    """Return a Markdown table of `hours`."""
-    means = means.assign(cell=[text.format(value) for text, value in zip(means["text"], means["hours"], strict=True)])
-    cells = means.groupby(["which", "level", "type"])["cell"].agg(" ".join).unstack(fill_value="")
-    kinds = [kind for kind in KINDS if kind in cells]
-    lines = [[which, gallery.number(level, 0), *own[kinds]] for which in means["which"].unique()
-             for level, own in cells.loc[which].sort_index(ascending=False).iterrows()]  # fmt: skip
+def hours_table(took):
+    """Return a Markdown table of `hours`: medians over networks, those of the study in italics."""
+    by = ["which", "level", "type", "whose"]
+    cells = took.groupby(by)["hours"].median().map("{:.2g}".format).unstack("whose")
+    cells = cells.reindex(columns=["ours", "study"]).apply(lambda column: column.str.strip())
+    text = cells["ours"].fillna("") + (" *" + cells["study"] + "*").fillna("")
+    text = text.str.strip().unstack("type", fill_value="")
+    kinds, lines = [kind for kind in KINDS if kind in text], []
+    for which in took["which"].unique():
+        for level, own in text.loc[which].sort_index(ascending=False).iterrows():
+            lines.append([which, _end(took[(took["which"] == which) & (took["level"] == level)]), *own[kinds]])
     return gallery.pipes(["trained on", "down to", *kinds], lines)
 
 
-def hours_said(means, images):
-    """Return, from `hours`, how many a network on these images took, and the study's at its deepest, as a clause."""
-    logged = means["text"].str.contains("*", regex=False)
-    ours, theirs = means[~logged & (means["which"] == images)], means[logged]
-    theirs = theirs[theirs["level"] == theirs["level"].min()]
-    said = [f"{own['hours'].min():.2g} to {own['hours'].max():.2g}" for own in (ours, theirs) if len(own)]
-    if len(said) < 2:
+def _end(took):
+    """Return where networks of `hours` were to end, and that 10,000 epochs ended some before."""
+    return gallery.number(took["level"].min(), 0) + ("" if took["came"].all() else " or 10,000 epochs")
+
+
+def not_reached(pruned, images):
+    """Return a sentence on the levels that fewer seeds reached than would decide, in a list; [] where there is none.
+
+    pruned: as of `claims`; images: which they are, as of `descents`.
+    """
+    every = pruned.groupby("type")["seed"].nunique()
+    seeds = pruned.groupby(["level", "type"])["seed"].nunique().unstack(fill_value=0)
+    few = seeds[(seeds < np.minimum(every, evidence.NEEDED)).any(axis=1)].sort_index(ascending=False)
+    each = [f"{gallery.number(level, 0)} by " + ", ".join(f"{n} of {every[kind]} {kind}" for kind, n in own.items())
+            for level, own in few.iterrows()]  # fmt: skip
+    said = f"With {images} not all networks came to the end within 10,000 accepted epochs: to {'; to '.join(each)}."
+    return [said] if each else []
+
+
+def aside(claims, took):
+    """Return what is said behind the claim that tells the answer: how it began, and what it cost; or "".
+
+    claims: rows of `claims`; took: of `hours`.
+    """
+    there = [one for one in claims if one["n"]]
+    first = gallery.headline(there) if there else None
+    return _before(first, there) + _hours(took, first["images"]) if first else ""
+
+
+def _before(first, claims):
+    """Return by how much EWN is ahead at the study's first level, of the images, share and other type of `first`."""
+    same, level = ("images", "share", "second"), LEVELS[0]
+    found = [one for one in claims if one["level"] == level and all(one[key] == first[key] for key in same)]
+    if first["level"] == level or not found:
         return ""
-    level = gallery.number(theirs["level"].min(), 0)
-    return f"; {said[0]} hours a network on one core (the study's, all images to {level}: {said[1]})"
+    # There the claim is that EWN is behind.
+    mean, low, high = (gallery.number(-found[0][name]) for name in ("mean", "high", "low"))
+    return f"; at {gallery.number(level, 0)} already {mean} ({low} to {high})"
+
+
+def _hours(took, images):
+    """Return how many hours networks on these images took, and the study's at its deepest."""
+    ours, theirs = took[(took["whose"] == "ours") & (took["which"] == images)], took[took["whose"] == "study"]
+    theirs = theirs[theirs["level"] == theirs["level"].min()]
+    if ours.empty or theirs.empty:
+        return ""
+    least, most, low, high = (f"{own['hours'].agg(end):.2g}" for own in (ours, theirs) for end in ("min", "max"))
+    return (f"; {least} to {most} hours a network on one core, to {_end(ours)}"
+            f" (the study's, all images to {_end(theirs)}: {low} to {high})")  # fmt: skip
 
 
 def stale(group, pruned):
@@ -196,7 +241,7 @@ def claims(pruned, images, main):
 
     At the study's first level it has EWN behind, and that is the claim, unless the verdict stands on that level.
     pruned: as of `left`, of all criteria; images: which they are, as of `descents`; main: whether the verdict stands on
-    the deepest of these levels.
+    the deepest of these levels. Besides what `gallery.claim` says, a row has images, level, share and second.
     """
     furthest, rows = deepest(pruned), []
     of = "" if images == "all images" else f" of {images}"
@@ -210,7 +255,8 @@ def claims(pruned, images, main):
                 behind = level == LEVELS[0] and not stands
                 claimed = f"{second} is ahead of EWN" if behind else f"EWN is ahead of {second}"
                 stands = stands and second == "no-WN" and share in (0.5, 0.9)
-                rows.append(gallery.claim(f"{said}: {claimed}", -gains if behind else gains, main=stands))
+                row = gallery.claim(f"{said}: {claimed}", -gains if behind else gains, main=stands)
+                rows.append(row | {"images": images, "level": level, "share": share, "second": second})
     return rows
 
 
