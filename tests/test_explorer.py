@@ -373,6 +373,15 @@ def test_a_click_takes_a_unit_out_and_the_next_brings_it_back(explorer):
     assert "outline" not in explorer.looks.value and explorer.by_hand == {}
 
 
+def test_units_that_have_all_gone_are_faint(explorer):
+    explorer.slider.value = 0.0
+    before = [colour(explorer, place) for place in range(12)]
+    for unit in explorer.units[:12]:
+        unit.click()
+    assert all(colour(explorer, place) < 0.4 * old for place, old in enumerate(before))
+    explorer.back.click()
+
+
 def test_other_methods_and_weights_are_chosen(explorer):
     explorer.kind.value = "weights"
     assert (explorer.first.value, explorer.second.value) == ("magnitude", "random") and explorer.status.value == ""

@@ -178,11 +178,14 @@ def tile(pictures):
     return sheet.reshape(DOWN * (height + GAP), -1, 3)
 
 
-def sheet(images, across):
-    """Return images of weights `(n, C, H, W)` as one, `(H', W', 3)` bytes: red pulls up, blue down, white is none."""
-    flat = images.mean(1).numpy()
+def sheet(images, across, beside=None):
+    """Return images of weights `(n, C, H, W)` as one, `(H', W', 3)` bytes: red pulls up, blue down, white is none.
+
+    beside: images whose largest value has the full colour, where that is not the largest of these.
+    """
+    flat, largest = images.mean(1).numpy(), (images if beside is None else beside).mean(1).abs().max().item()
     count, height, width = flat.shape
-    shades = colormaps["RdBu_r"](0.5 + 0.5 * flat / max(abs(flat).max(), 1e-12), bytes=True)[..., :3]
+    shades = colormaps["RdBu_r"](0.5 + 0.5 * flat / max(largest, 1e-12), bytes=True)[..., :3]
     full = np.full((-(-count // across) * across, height, width, 3), 255, np.uint8)
     full[:count] = shades
     return full.reshape(-1, across, height, width, 3).swapaxes(1, 2).reshape(-1, across * width, 3)
