@@ -412,14 +412,33 @@ def test_a_method_that_is_registered_appears_and_its_errors_are_told(explorer, m
     explorer.first.value, explorer.slider.value = "first_come", 0.5
     assert sweep.there(explorer.subject.net, explorer.cuts[0].masks).tolist() == [True] * 6 + [False] * 6
     explorer.first.value = "broken"
-    assert "KeyError: &#x27;it is &lt;broken&gt;&#x27;" in explorer.status.value and explorer.slider.disabled
-    monkeypatch.setitem(explorer._subjects, "digits32", of_convolutions())
-    explorer.network.value = "digits32"
-    assert explorer.subject.name == "made", "what is shown is of one network, that of the last choice that succeeded"
+    assert "KeyError: &#x27;it is &lt;broken&gt;&#x27;" in explorer.status.value and not explorer.slider.disabled
+    assert explorer.first.value == "first_come" and explorer.sweeps[0].method == "first_come", "what is shown"
     explorer.units[11].click()
     assert explorer.saved.value == "" and [*explorer.by_hand] == [int(explorer.ranked[11])]
-    explorer.network.value, explorer.first.value = "digits", "contribution"
+    explorer.first.value = "contribution"
     assert explorer.status.value == "" and not explorer.slider.disabled
+
+
+def test_what_was_interrupted_can_be_chosen_again(explorer, monkeypatch):
+    explorer.kind.value, asked, compute = "units", [], sweep.sweep
+
+    def interrupted(subject, name, of, stops, bar):
+        asked.append((name, of))
+        if len(asked) == 1:
+            for stop in bar(stops):
+                if stop == stops[-1]:
+                    raise KeyboardInterrupt
+        return compute(subject, name, of, stops, bar)
+
+    monkeypatch.setattr(sweep, "sweep", interrupted)
+    monkeypatch.setattr(explorer, "_sweeps", {})
+    shown = explorer.kind.value, explorer.first.value, explorer.second.value
+    for said, chosen in (("<b>KeyboardInterrupt</b>", shown), ("", ("weights", "magnitude", "random"))):
+        explorer.kind.value = "weights"
+        assert explorer.status.value == said and not explorer.slider.disabled and explorer.bar.value == 0
+        assert (explorer.kind.value, explorer.first.value, explorer.second.value) == chosen
+    explorer.kind.value, explorer.first.value = "units", "contribution"
 
 
 def test_another_network_has_its_own_units_and_a_second_display_follows_too(explorer, monkeypatch):

@@ -55,6 +55,7 @@ class Explorer:
         number("sparsity", sparsity, "[0, 1)")
         self.seed, self.examples, self.by_hand = seed, examples, {}
         self._subjects, self._sweeps, self._class, self._quiet = {}, {}, f"explorer-{next(_numbers)}", False
+        self.shown = network, of, first, second
         self._make(network, of, first, second, sparsity)
 
     # ---- the controls
@@ -105,16 +106,26 @@ class Explorer:
         where.value = ""
         try:
             action(*arguments)
-        except Exception as error:
-            where.value = f"<b>{html.escape(f'{type(error).__name__}: {error}')}</b>"
+        except (Exception, KeyboardInterrupt) as error:  # an interrupt of the kernel goes unseen as well
+            self._stand()
+            where.value = f"<b>{html.escape(f'{type(error).__name__}: {error}'.removesuffix(': '))}</b>"
 
     def _other_kind(self):
-        names, self._quiet = explorable(self.kind.value), True
-        for control, other in zip((self.first, self.second), FALLBACK[self.kind.value], strict=True):
-            value = control.value if control.value in names else other
-            control.options, control.value = names, value
-        self._quiet = False
+        names = explorable(self.kind.value)
+        chosen = zip((self.first.value, self.second.value), FALLBACK[self.kind.value], strict=True)
+        self._choose(self.network.value, self.kind.value, *(one if one in names else other for one, other in chosen))
         self._prepare()
+
+    def _stand(self):
+        """Have the controls say what is shown, so that what was not reached can be chosen again."""
+        self._choose(*self.shown)
+        self.slider.disabled, self.bar.value = False, 0
+
+    def _choose(self, network, kind, *names):
+        self._quiet, self.network.value, self.kind.value = True, network, kind
+        for control, name in zip((self.first, self.second), names, strict=True):
+            control.options, control.value = explorable(kind), name
+        self._quiet = False
 
     # ---- what is shown
 
@@ -127,6 +138,7 @@ class Explorer:
         subject = self._subjects[label]
         sweeps = [self._sweep(subject, name, kind) for name in (self.first.value, self.second.value)]
         self.board, self.subject, self.sweeps = board.Board(subject, sweeps), subject, sweeps
+        self.shown = label, kind, *(one.method for one in sweeps)
         self.ranked, self.by_hand = ranked(subject.net), {}
         self.grid.children = self.units[: len(self.ranked)]
         self.draw()
@@ -188,7 +200,7 @@ class Explorer:
         left, everything = (of.images(self.subject, each, self.ranked) for each in masks)
         there = of.there(self.subject.net, kept)[self.ranked, None, None, None]
         weights = torch.where(there, left, FAINT * everything)
-        return base64.b64encode(board.encoded(board.sheet(weights, ACROSS))).decode()
+        return base64.b64encode(board.encoded(board.sheet(weights, ACROSS, everything))).decode()
 
     def _style(self):
         """Return the looks of the units: their weights as they are left, a ring around those clicked at."""
