@@ -337,11 +337,14 @@ def other(root):
         process.communicate()
 
 
-def test_of_two_processes_on_one_record_the_second_waits_and_finds_it_done(other):
+@pytest.mark.parametrize("notebook", ["", "notebooks/Übung.ipynb"])
+def test_of_two_processes_on_one_record_the_second_waits_and_finds_it_done(other, monkeypatch, notebook):
+    monkeypatch.setenv("JPY_SESSION_NAME", notebook)
     first = other()
     assert first.stdout.readline() == "todo [(1, 'EWN')]\n"
     second = other()
-    said = f"waiting for EWN-1: process {first.pid} on .* has it until it saves it or is shut down\n"
+    of = re.escape(f" ({notebook})" if notebook else "")
+    said = rf"waiting for EWN-1: process {first.pid} on \S+{of} has it until it saves it or is shut down\n"
     assert re.fullmatch(said, second.stdout.readline())
     first.communicate("save\n", timeout=20)
     assert second.communicate("\n", timeout=20)[0] == "already done: EWN-1\ntodo []\n"

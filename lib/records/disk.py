@@ -47,7 +47,9 @@ def acquire(path: Path) -> None:
             return
         _wait(lock, path)
         # A file of its own: opening a lock file may empty it, so it cannot hold the name of its owner.
-        _owner_file(path).write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        notebook = os.environ.get("JPY_SESSION_NAME")  # from Jupyter, which shows a person no process's number
+        of = f" ({notebook})" if notebook else ""
+        _owner_file(path).write_text(f"process {os.getpid()} on {socket.gethostname()}{of}", "utf-8")
     except OSError as error:
         if (os.getpid(), path) in _locks:
             _lock(path).release()
@@ -89,7 +91,7 @@ def _wait(lock: FileLock, path: Path) -> None:
         lock.acquire(timeout=1, poll_interval=0.005)
     except Timeout:
         owner = _owner_file(path)
-        who = (owner.read_text() if owner.exists() else "") or "another process"
+        who = (owner.read_text("utf-8") if owner.exists() else "") or "another process"
         print(f"waiting for {path.name}: {who} has it until it saves it or is shut down", flush=True)
         lock.acquire()
 
