@@ -80,7 +80,7 @@ def test_rows_of_units_go_on_speaking():
 def test_the_notebook_prints_the_table(monkeypatch, tmp_path):
     monkeypatch.setenv("PRUNING_RUNS", str(tmp_path))
     cells = json.loads((runs.ROOT / "notebooks/explore_smaller.ipynb").read_text("utf-8"))["cells"]
-    small = {"method": "contribution", "width": 4, "batch": 2, "seconds": 0.001, "onnx": False}
+    small = {"method": "contribution", "width": 4, "batch": 2, "seconds": 0.001}
     namespace = {}
     for cell in cells:
         if cell["cell_type"] == "code":
