@@ -126,13 +126,18 @@ def test_the_answer_is_what_the_main_claims_say(verdicts, text):
 
 
 def test_a_part_says_verdicts_figures_and_what_is_missing(monkeypatch, tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    tmp_path /= "tmp figures"
     monkeypatch.setenv("PRUNING_FIGURES", str(tmp_path))
+    tmp_path.mkdir()
     (tmp_path / "key.png").touch()
     claims = [gallery.claim("more is better", np.arange(1.0, 7.0), main=True), gallery.claim("none", np.ones(2))]
     empty = gallery.claim("nobody ran it", np.empty(0), main=True)
     figures = {"key": "Shown.", "lost": "Not."}
     part = gallery.write("made", "A title", "Is it so?", [*claims, empty], figures, missing="a")
-    assert part == (tmp_path / "made.md").read_text("utf-8")
+    shown, part = part, (tmp_path / "made.md").read_text("utf-8")
+    assert shown == part.replace("](key.png)", "](../tmp%20figures/key.png)"), "a notebook finds its figures"
     low, high = stats.ttest_1samp(np.arange(1.0, 7.0), 0).confidence_interval()
     assert "**Is it so?** Yes. more is better: 3.50 points" in part and f"({low:.2f} to {high:.2f}), n = 6\n" in part
     assert "| more is better | 3.50 points (1.54 to 5.46) | 6 | 0.031 | confirmed |  |" in part

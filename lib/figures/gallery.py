@@ -5,8 +5,11 @@ and of numbers, and the other figures folded. Between the markers `<!-- results 
 gallery holds the parts, and the README a row for each. `python -m lib.figures.gallery` puts them there as they are.
 """
 
+import os
 import re
 from collections import Counter
+from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
@@ -139,6 +142,7 @@ def pipes(columns, rows):
 def write(study, title, question, claims, figures, *blocks, missing=(), said=""):
     """Return the part of `study`, after writing it where figures are saved, and into the gallery and the README.
 
+    Its figures lie beside what is written; what is returned, to be shown by a notebook, finds them from this folder.
     claims: rows of `claim` and `share`; the README tells the first decided main one, and what is `said` after it.
     figures: name -> what it shows; the first is the key figure, those that are not there are left out. blocks: tables
     and sentences from records. missing: what was not run. Without any claim None is returned, and what is written says
@@ -161,16 +165,16 @@ def write(study, title, question, claims, figures, *blocks, missing=(), said="")
     more = [folded("The other claims", claims_table(rest))] if rest else []
     more += [folded("More figures", *shown[1:])] if shown[1:] else []
     text = "\n\n".join([*lines, *shown[:1], tally(claims), claims_table(main), *blocks, *more]) + "\n"
-    return _put(path, text)
+    _put(path, text)
+    return re.sub(r"(?m)^(!\[\w+\]\()", rf"\1{quote(Path(os.path.relpath(path.parent)).as_posix())}/", text)
 
 
 def _put(path, text):
-    """Return `text`, now the part at `path`; gallery and README hold it, if it is one of theirs."""
+    """Return nothing; `text` is now the part at `path`, and gallery and README hold it, if it is one of theirs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     disk.put(path, text.encode())
     if path.parent == GALLERY.parent:
         include()
-    return text
 
 
 def include():
