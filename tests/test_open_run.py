@@ -102,7 +102,7 @@ def test_a_run_knows_its_pairs_and_parameters(root):
         ({"seed": [1, 2, 1]}, "1 stands there twice"),
         ({"seed": []}, r"seed = \[\]"),
         ({"levels": []}, "at least one value"),
-        ({"levels": [-10.5]}, "levels = -10.5 is of kind float; levels is of kind int, such as -10"),
+        ({"levels": [-10.5]}, "levels = -10.5 is of kind float; levels is of kind int, such as -10, or a list of such"),
         ({"levels": [[-10]]}, "takes one value"),
         ({"lr": "fast"}, "lr = 'fast' is of kind str; lr is of kind float"),
         ({"lr": float("nan")}, "finite"),

@@ -139,11 +139,14 @@ def _value(name: str, value, default, runs: bool = True):
     values = many(value)
     if not values:
         raise ParameterError(f"{name} = []: the list needs at least one value.")
-    return [_scalar(name, item, default) for item in values]
+    return [_scalar(name, item, default, ", or a list of such") for item in values]
 
 
-def _scalar(name: str, value, examples: list):
-    """Return `value` if it is of the kind of one of the `examples`; an int becomes a float where those go."""
+def _scalar(name: str, value, examples: list, more: str = ""):
+    """Return `value` if it is of the kind of one of the `examples`; an int becomes a float where those go.
+
+    more: what is allowed besides one value, in words.
+    """
     if isinstance(value, list | tuple):
         raise ParameterError(f"{name} = {value!r}: it takes one value; only seed, type and list parameters take more.")
     kinds = {_kind(name, example) for example in examples}
@@ -155,7 +158,7 @@ def _scalar(name: str, value, examples: list):
         raw = f" With papermill, `-p {name} True` or `-p {name} False`." if kinds == {"bool"} else raw
         raise ParameterError(
             f"{name} = {value!r} is of kind {kind}; {name} is of kind {' or '.join(sorted(kinds))}, "
-            f"such as {examples[0]!r}.{raw}"
+            f"such as {examples[0]!r}{more}.{raw}"
         )
     return value
 
