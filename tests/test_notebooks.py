@@ -149,6 +149,12 @@ def test_never_calls_type(notebook):
     assert [source for source in sources(notebook, "code") if calls_type(source)] == []
 
 
+def test_a_legend_names_a_type_once(notebook):
+    """A look is a type's: an entry for each of its seeds would show the same line, and not say which is whose."""
+    code = "\n".join(sources(notebook, "code"))
+    assert not re.search(r"\{label\} \{r|\.legend\(\*", code)
+
+
 def test_code_is_short(notebook, limits):
     lines = [code_lines(source) for source in sources(notebook, "code")]
     assert sum(lines) <= limits[0]
