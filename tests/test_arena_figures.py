@@ -405,3 +405,15 @@ def test_networks_agree_by_the_rank_correlation_of_their_types(table):
         f"| 3 | C | −1.00 ({len(KINDS) - 1}) |  |",
     ]
     assert words.agreement({"A": table}) is words.agreement({"A": table, "B": table[:5]}) is None
+
+
+def test_the_labels_of_rows_stand_apart():
+    drawing.style()
+    figure, panels = plt.subplots(2, 4, figsize=(drawing.WIDE, 2 * 1.75 + 0.3))
+    for row in panels:
+        row[0].set(xlabel="weights that stay (%)", title="SNIP")
+        figures.label_errors(row[0], "FashionMNIST, MLP 1000-1000-500-200")
+    figure.canvas.draw()
+    above, below = (row[0].yaxis.label.get_window_extent() for row in panels)
+    assert above.y0 > below.y1
+    plt.close(figure)

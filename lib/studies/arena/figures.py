@@ -62,6 +62,11 @@ def label(kind):
     return look(kind)[0]
 
 
+def label_errors(axes, title):
+    """Label the y axis of test errors of what has a title, its network in a line of its own: rows are not high."""
+    axes.set_ylabel("\n".join([*title.rsplit(", ", 1), "test error (%)"]))
+
+
 def ranking(axes, table):
     """Draw the rank of every type, by what goes and when, with its interval, its error beside it, hollow its shuffle's.
 
