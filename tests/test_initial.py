@@ -12,12 +12,13 @@ from lib import masks, methods, nets, phew, scores, sets
 from lib.studies.phew import outcome, study
 from lib.training.evaluate import evaluate
 from lib.training.trainer import Trainer
+from tests.shown import SHOWN
 
 DIGITS = sets.load("digits32", train_examples=60, statistics="phew")
 RULE = {"lr": 0.05, "batch": 20, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4, "bar": False}
 SEEDS, DENSITIES = [1, 2], [0.3, 0.1]
 KINDS = study.types()
-UNTRAINED = [kind for kind in KINDS if kind not in ("dense", "magnitude_trained")]
+UNTRAINED = [*(kind for kind in KINDS if kind not in ("dense", "magnitude_trained")), "fisher"]
 
 
 pytestmark = pytest.mark.usefixtures("shared_runs")
@@ -39,6 +40,14 @@ def exact(here):
 
 def kept(start):
     return torch.cat([mask.flatten(1) for mask in start.masks.values()], 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def others():
+    """A score that CONTRIBUTING shows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(methods.METHODS["weights"], "fisher", SHOWN[0])
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from lib.studies.dpp import committee, committee_study, kinds
 from lib.studies.dpp import study as dpp_study
 from lib.studies.importance import vae, vae_study
 from lib.training.evaluate import evaluate_alone
+from tests.shown import SHOWN
 
 SEEDS = [1, 2, 3]
 DIGITS = sets.load("digits")
@@ -53,17 +54,17 @@ def students():
     return committee.students(SEEDS, 60, 6)
 
 
-def score(kind):
+def made_by(method):
     def make(net, seeds):
-        return methods.get(kind).function(net, IMAGES if hasattr(net, "image") else X, Y, seeds)
+        return method.function(net, IMAGES if hasattr(net, "image") else X, Y, seeds)
 
     return make
 
 
-def own_examples(kind):
+def own_examples(method):
     def make(net, seeds):
         at = [SEEDS.index(seed) for seed in seeds]
-        return methods.get(kind).function(net, [OWN[at]], [Y[None, :101].expand(len(at), -1)], seeds)
+        return method.function(net, [OWN[at]], [Y[None, :101].expand(len(at), -1)], seeds)
 
     return make
 
@@ -161,9 +162,10 @@ def measured(net, seeds):
 
 
 MADE = {
-    **{f"{kind} of {net.__name__}": (net, score(kind))
-       for kind in methods.names() if kind != "phew" for net in (sigmoid, convolutions)},
-    **{f"{kind}, own examples": (relu, own_examples(kind)) for kind in ("snip", "grasp")},
+    **{f"{method.name} of {net.__name__}": (net, made_by(method))
+       for method in [*map(methods.get, methods.names(draws=False)), *SHOWN] for net in (sigmoid, convolutions)},
+    **{f"{method.name}, own examples": (relu, own_examples(method))
+       for method in [*map(methods.get, ("snip", "grasp")), *SHOWN]},
     **{f"annealed {kind}": (net, annealed(kind)) for kind in ("synflow", "synflow_l2") for net in (relu, convolutions)},
     **{f"contribution, {on}": (relu, of_units(on=on)) for on in contribution.ON},
     "largest contribution": (relu, of_units(average=0.5, maximum=0.5)),

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lib import masks, methods, nets, shrink, smaller
+from tests.shown import CONTRIBUTING, FISHER
 
 ROOT = Path(__file__).resolve().parents[1]
-README, CONTRIBUTING = ((ROOT / name).read_text("utf-8") for name in ("README.md", "CONTRIBUTING.md"))
+README = (ROOT / "README.md").read_text("utf-8")
 
 
 def test_the_snippets_run(tmp_path, monkeypatch):
@@ -39,6 +40,11 @@ def test_a_network_of_ones_own_becomes_smaller_as_shown(tmp_path, monkeypatch):
     hidden = found["x"] @ (module[0].weight * kept[:, None]).T + module[0].bias
     torch.testing.assert_close(small(found["x"]), module[2](hidden.relu()))
     assert torch.equal(torch.load("masks.pt")["0.weight"], found["masks"]["0.weight"])
+
+
+def test_the_method_of_ones_own_is_that_of_contributing():
+    (snippet,) = re.findall(r"```\n(@method.*?)```", README, re.DOTALL)
+    assert FISHER.endswith(snippet)
 
 
 def test_the_folders_of_ones_own_runs_are_not_committed():

@@ -9,9 +9,11 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from lib import convnets, methods, nets, scores, synflow
+from tests.shown import SHOWN
 
 X, Y = torch.randn(12, 3 * 8 * 8, generator=torch.Generator().manual_seed(1)).double(), torch.arange(12) % 4
-SCORES = {name: methods.get(name).function for name in methods.names() if not methods.get(name).draws}
+KNOWN = {known.name: known for known in [*map(methods.get, methods.names(draws=False)), SHOWN[0]]}
+SCORES = {name: known.function for name, known in KNOWN.items()}
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
 
@@ -108,7 +110,7 @@ def test_over_all_is_not_over_weights():
     assert not torch.allclose(a, b, rtol=1e-3)
 
 
-DATA = {name: (X, Y) if methods.get(name).needs == "examples" else None for name in SCORES}
+DATA = {name: (X, Y) if known.needs == "examples" else None for name, known in KNOWN.items()}
 
 
 @pytest.mark.parametrize("kind", SCORES)

@@ -48,7 +48,7 @@ class Method(NamedTuple):
 
 
 def method(name, of="weights", needs="nothing", draws=False, rounds=1):
-    """Return a decorator that makes a function the method of this name; the function stays what it is.
+    """Return a decorator that makes a function the method of this name; one that scores by examples does `run_by_run`.
 
     of, needs, draws: see above; rounds: in how many `anneal` reaches a density, if nothing else is said. ParameterError
     for other values, for a name that another function has, and for what cannot be called as a method is.
@@ -64,6 +64,8 @@ def method(name, of="weights", needs="nothing", draws=False, rounds=1):
             own.bind(*CALLED[draws].split(", "))
         except TypeError as error:
             raise ParameterError(f"{name} has {own}; it is called with {CALLED[draws]}: {error}") from error
+        if needs == "examples" and not draws:
+            function = run_by_run(function, of)
         other = METHODS[of].setdefault(name, Method(name, of, needs, draws, rounds, function)).function
         if (other.__module__, other.__qualname__) != (function.__module__, function.__qualname__):
             raise ParameterError(f"{other.__module__} has a method of {of} called {name!r}; take another name")
@@ -71,6 +73,27 @@ def method(name, of="weights", needs="nothing", draws=False, rounds=1):
         return function
 
     return register
+
+
+def run_by_run(score, of="weights"):
+    """Return a score as made of each run alone, so that no mask depends on a neighbour's rounding.
+
+    What runs have of their own is cut: x and y, and keywords that are tensors (R, N, ...) of three axes.
+    """
+
+    @functools.wraps(score)
+    def made(net, x, y, seeds, *more, **options):
+        runs, parts = nets.runs(net), []
+        seeds is None or one_each(runs, seeds=seeds)
+        seeds = [None] * runs if seeds is None else [[seed] for seed in seeds]
+        cut = {key: nets.of_runs(net, value, 3) for key, value in options.items() if isinstance(value, torch.Tensor)}
+        each = zip(nets.apart(net), nets.of_runs(net, x, 3), nets.of_runs(net, y, 2), seeds, strict=True)
+        for run, mine in enumerate(each):
+            parts.append(score(*mine, *more, **options | {key: own[run] for key, own in cut.items()}))
+            runs == 1 or modules.assert_scores(parts[-1], mine[0], of)  # of one, who calls this looks
+        return nets.join(parts)
+
+    return made
 
 
 @functools.cache

@@ -1,12 +1,10 @@
 """Scores of weights: one number per weight, larger = kept. A score is made here, a mask in `masks`: see `methods`.
 
 Gradients of several batches are summed. The network must be folded, and is left as it was, gradients, running
-statistics and mode included. Scores made of gradients are made of one run after the other, so that no mask depends on a
-neighbour's rounding. Of three ResNet20 on one CPU thread SNIP takes 1.4 s and GraSP 5 s, as in one pass.
+statistics and mode included. Of three ResNet20 on one CPU thread SNIP takes 1.4 s and GraSP 5 s, as in one pass.
 """
 
 from contextlib import nullcontext
-from functools import wraps
 
 import numpy as np
 import torch
@@ -60,19 +58,7 @@ def drawn(like, seeds, keys, draw):
     return {name: torch.from_numpy(numbers).to(like[name].device) for name, numbers in made.items()}
 
 
-def run_by_run(score):
-    """Return the score of gradients `score` as made of each run alone."""
-
-    @wraps(score)
-    def made(net, x, y, seeds, *more, **options):
-        own = (nets.of_runs(net, examples, axes) for examples, axes in ((x, 3), (y, 2)))
-        return nets.join(score(*mine, None, *more, **options) for mine in zip(nets.apart(net), *own, strict=True))
-
-    return made
-
-
 @method("snip", needs="examples")
-@run_by_run
 def snip(net, x, y, seeds, training=True):
     """Return |w · dL/dw| of every weight, `{name: (R, O, *F)}`: SNIP (Lee, Ajanthan & Torr, arXiv 1810.02340).
 
@@ -93,7 +79,6 @@ def slopes(net, x, y, training=True):
 
 
 @method("hessian", needs="examples")
-@run_by_run
 def hessian(net, x, y, seeds):
     """Return w² · (dL/dw)², its mean over examples, of every weight, `{name: (R, O, *F)}`.
 
@@ -111,7 +96,6 @@ def hessian(net, x, y, seeds):
 
 
 @method("grasp", needs="examples")
-@run_by_run
 @torch.enable_grad()
 def grasp(net, x, y, seeds, temperature=200.0, over="weights", training=True):
     """Return w · Hg of every weight, `{name: (R, O, *F)}`: GraSP (Wang, Zhang & Grosse, arXiv 2002.07376).

@@ -14,9 +14,9 @@ from lib.networks import convnets, nets
 from lib.networks.layers import Absorbed, BatchNorm
 from lib.pruning import paths
 from lib.pruning.masks import apply_
-from lib.pruning.methods import method
+from lib.pruning.methods import method, run_by_run
 from lib.pruning.modules import assert_flows
-from lib.pruning.scores import plain, run_by_run
+from lib.pruning.scores import plain
 
 
 @method("synflow", rounds=100)
