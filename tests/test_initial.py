@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from lib import masks, methods, nets, phew, scores, sets
+from lib import draws, masks, methods, nets, phew, scores, sets
 from lib.studies.phew import outcome, study
 from lib.training.evaluate import evaluate
 from lib.training.trainer import Trainer
@@ -18,7 +18,7 @@ DIGITS = sets.load("digits32", train_examples=60, statistics="phew")
 RULE = {"lr": 0.05, "batch": 20, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4, "bar": False}
 SEEDS, DENSITIES = [1, 2], [0.3, 0.1]
 KINDS = study.types()
-UNTRAINED = [*(kind for kind in KINDS if kind not in ("dense", "magnitude_trained")), "fisher"]
+UNTRAINED = [*(kind for kind in KINDS if kind not in ("dense", "magnitude_trained")), "fisher", "rows"]
 
 
 pytestmark = pytest.mark.usefixtures("shared_runs")
@@ -42,11 +42,23 @@ def kept(start):
     return torch.cat([mask.flatten(1) for mask in start.masks.values()], 1)
 
 
+def rows(net, densities, x, y, seeds):
+    """Units are drawn, and all their weights kept, until these are enough."""
+    weights = nets.weights(net)
+    sizes = np.repeat([w[0, 0].numel() for w in weights.values()], units := [w.shape[1] for w in weights.values()])
+    orders = [draws.generator(seed, "rows").permutation(len(sizes)) for seed in seeds]
+    before = torch.tensor(np.stack([(sizes[order].cumsum() - sizes[order])[order.argsort()] for order in orders]))
+    found = [(before < masks.count(sizes.sum(), d)).split(units, 1) for d in densities]
+    return [{name: part.view(*part.shape, *[1] * (w.dim() - 2)).expand(w.shape)
+             for part, (name, w) in zip(parts, weights.items(), strict=True)} for parts in found]  # fmt: skip
+
+
 @pytest.fixture(scope="module", autouse=True)
 def others():
-    """A score that CONTRIBUTING shows."""
+    """A score that CONTRIBUTING shows, and masks that are drawn."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(methods.METHODS["weights"], "fisher", SHOWN[0])
+        for method in (SHOWN[0], methods.Method("rows", "weights", "nothing", True, 1, rows)):
+            patch.setitem(methods.METHODS["weights"], method.name, method)
         yield
 
 
@@ -60,9 +72,11 @@ def made():
 
 @pytest.mark.parametrize("kind", UNTRAINED)
 def test_every_type_keeps_what_was_asked(made, kind):
-    """Walks go on until enough is kept, and may then keep the rest of a walk; all others keep the exact count."""
-    total, longest = kept(made[kind][0]).shape[1], 20
-    surplus = longest * (9 if kind.startswith("kernel") else 1) if study.method_of(kind)[0].name == "phew" else 0
+    """What is drawn goes on until enough is kept, to the end of a walk or a unit; all others keep the exact count."""
+    total, longest, method = kept(made[kind][0]).shape[1], 20, study.method_of(kind)[0]
+    pieces = {"phew": longest * (9 if kind.startswith("kernel") else 1)}  # else no more than the largest unit
+    unit = max(weight[0, 0].numel() for weight in nets.weights(made[kind][0].net).values())
+    surplus = pieces.get(method.name, unit) if method.draws else 0
     if kind == "kernel_walk":  # the shortcuts are kept whole
         surplus += 2 * 4 + 4 * 8
     for density, start in zip(DENSITIES, made[kind], strict=True):

@@ -55,8 +55,11 @@ def students():
 
 
 def made_by(method):
+    """Scores, or masks of a method that draws."""
+
     def make(net, seeds):
-        return method.function(net, IMAGES if hasattr(net, "image") else X, Y, seeds)
+        given = IMAGES if hasattr(net, "image") else X, Y, seeds
+        return method.function(net, [0.1], *given)[0] if method.draws else method.function(net, *given)
 
     return make
 
@@ -163,7 +166,7 @@ def measured(net, seeds):
 
 MADE = {
     **{f"{method.name} of {net.__name__}": (net, made_by(method))
-       for method in [*map(methods.get, methods.names(draws=False)), *SHOWN] for net in (sigmoid, convolutions)},
+       for method in [*map(methods.get, methods.names()), *SHOWN] for net in (sigmoid, convolutions)},
     **{f"{method.name}, own examples": (relu, own_examples(method))
        for method in [*map(methods.get, ("snip", "grasp")), *SHOWN]},
     **{f"annealed {kind}": (net, annealed(kind)) for kind in ("synflow", "synflow_l2") for net in (relu, convolutions)},
