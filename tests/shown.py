@@ -8,7 +8,7 @@ import pytest
 from lib import methods, runs
 
 CONTRIBUTING = (runs.ROOT / "CONTRIBUTING.md").read_text("utf-8")
-(FISHER,) = map(textwrap.dedent, re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.DOTALL))
+FISHER, ACTIVITY = map(textwrap.dedent, re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.DOTALL))
 
 
 def _method(text, of):
@@ -21,4 +21,4 @@ def _method(text, of):
     return made
 
 
-SHOWN = [_method(FISHER, "weights")]
+SHOWN = [_method(FISHER, "weights"), _method(ACTIVITY, "units")]

@@ -3,10 +3,8 @@
 import contextlib
 import importlib.util
 import io
-import re
 import subprocess
 import sys
-import textwrap
 
 import matplotlib.pyplot as plt
 import pytest
@@ -22,30 +20,16 @@ from lib.studies.challenge import modes
 from lib.studies.importance import study as importance
 from lib.studies.importance import vae_study
 from lib.studies.phew import study as initial
+from tests.shown import ACTIVITY, FISHER
 from tests.test_door import CELLS
 from tests.test_summaries import summarised
-
-SNIPPET = re.search(r"```python\n(.*?)```", (runs.ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.DOTALL)
-WEIGHTS = textwrap.dedent(SNIPPET[1])  # of a method called fisher
-UNITS = '''
-from lib.networks import nets
-from lib.pruning.methods import method
-
-
-@method("way_through", of="units")
-def way_through(net, x, y, seeds):
-    """Return the norm of what a unit reads times that of what reads it, `{layer: (R, O)}`."""
-    layers = list(nets.layers(net).items())
-    return {name: layer.weight.detach().norm(dim=2) * after.weight.detach().norm(dim=1)
-            for (name, layer), (_, after) in zip(layers, layers[1:])}
-'''
 
 
 @pytest.fixture(scope="module", autouse=True)
 def written(tmp_path_factory):
     """Two methods, each in a file of its own, which nothing else names."""
     folder = tmp_path_factory.mktemp("methods")
-    for name, text in (("mine", WEIGHTS), ("yours", UNITS)):
+    for name, text in (("mine", FISHER), ("yours", ACTIVITY)):
         (folder / f"{name}.py").write_text(text, "utf-8")
         spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
@@ -53,7 +37,7 @@ def written(tmp_path_factory):
         patch.setenv("PRUNING_RUNS", str(folder / "runs"))
         patch.setenv("PRUNING_FIGURES", str(folder / "figures"))
         yield folder
-    del methods.METHODS["weights"]["fisher"], methods.METHODS["units"]["way_through"]
+    del methods.METHODS["weights"]["fisher"], methods.METHODS["units"]["activity"]
     plt.close("all")
 
 
@@ -88,7 +72,7 @@ OF_WEIGHTS = SMALL | {
     "examples_per_class": 2,
 }  # fmt: skip
 OF_UNITS = SMALL | {
-    "type": ["none", "magnitude", "way_through"], "dataset": "digits", "train_examples": 100, "epochs": 3, "initial": 1,
+    "type": ["none", "magnitude", "activity"], "dataset": "digits", "train_examples": 100, "epochs": 3, "initial": 1,
     "increment": 1, "batch_size": 50,
 }  # fmt: skip
 
@@ -106,9 +90,9 @@ def test_ten_lines_in_one_file_are_a_type_of_weights(written, texts):
 def test_ten_lines_in_one_file_are_a_type_of_units(written, texts):
     executed("train_time_prune", **OF_UNITS)
     left = runs.table("train_time_prune").groupby("type")["units_left"].unique()
-    assert left["way_through"].tolist() == left["magnitude"].tolist() == [64] and left["none"].tolist() == [80]
-    assert "way_through" in summarised("summary_importance")
-    shown = {name for name, found in texts.items() if "way through" in found}
+    assert left["activity"].tolist() == left["magnitude"].tolist() == [64] and left["none"].tolist() == [80]
+    assert "activity" in summarised("summary_importance")
+    shown = {name for name, found in texts.items() if "activity" in found}
     assert shown == {"importance_training", "importance_left", "importance_cost", "importance_recovery"}
 
 
@@ -126,7 +110,7 @@ def test_all_files_of_the_folder_are_looked_through():
     code = "from lib.pruning import methods; methods.names()\nfor of in methods.METHODS.values(): print(*sorted(of))"
     found = subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, capture_output=True, text=True, check=True)
     methods.names()
-    here = [sorted(set(known) - {"fisher", "way_through"}) for known in methods.METHODS.values()]
+    here = [sorted(set(known) - {"fisher", "activity"}) for known in methods.METHODS.values()]
     assert found.stdout.split() == sum(here, [])
 
 
@@ -340,6 +324,42 @@ def test_walks_and_magnitudes_of_a_module():
     sizes = {name: p.detach().abs() for name, p in net.named_parameters() if name in NAMES}
     assert same(methods.prune(net, "magnitude", 0.5), highest(sizes, 126))
     assert all(sizes[name].shape == mask.shape for name, mask in methods.prune(net, "random", 0.5, seeds=[4]).items())
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_activations_of_a_module_are_its_own(batches):
+    """What convolutions make, before the batch normalisation; no hook is left, and none on the module itself."""
+    net = convnet().train()
+    x, y = (X, Y) if batches == 1 else ([X[:5], X[5:]], [Y[:5], Y[5:]])
+    one, given = methods.modules.One(net, x), methods.modules.examples(x)
+    before = methods.score(one, "magnitude", of="units")
+    for act, options in ((torch.relu, {}), (torch.tanh, {"act": torch.tanh})):
+        found = methods.score(net, "activity", x, y, of="units", **options)
+        z = [net[0](X), net[:4].eval()(X)]
+        expected = {name: act(made).abs().sum((0, 2, 3)) for name, made in zip(("0", "3"), z, strict=True)}
+        torch.testing.assert_close(found, expected)
+        found = methods.score(one, "activity", given, y, of="units", **options)
+        torch.testing.assert_close(nets.take(found, 0), expected)
+    assert not any(part._forward_hooks for part in (*net.modules(), *one._own.modules()))
+    assert same(methods.score(one, "magnitude", of="units"), before)
+
+
+def test_a_hook_may_change_what_a_part_of_a_module_makes():
+    one = methods.modules.One(convnet().eval(), X)
+    logits = one(X.flatten(1))
+    with one.get_submodule("7").register_forward_hook(lambda part, read, made: made + 1):
+        torch.testing.assert_close(one(X.flatten(1)), logits + 1)
+    with one.get_submodule("7").register_forward_pre_hook(lambda part, read: (read[0] * 0,)):
+        torch.testing.assert_close(one(X.flatten(1)), one.get_submodule("7").bias[:, None].expand_as(logits))
+
+
+def test_a_method_without_a_score_of_hidden_layers_is_told(monkeypatch):
+    methods.names()
+    nothing = methods.Method("blind", "units", "nothing", False, 1, lambda net, x, y, seeds: {})
+    monkeypatch.setitem(methods.METHODS["units"], "blind", nothing)
+    for layers in (None, ["3"]):
+        with pytest.raises(ParameterError, match="blind has no score of a hidden layer of Sequential.*some of.* 3, by"):
+            methods.prune(nn.Sequential(*convnet()), "blind", 0.5, X, of="units", layers=layers)
 
 
 def test_a_module_shares_what_it_shares():

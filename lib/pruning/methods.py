@@ -211,13 +211,15 @@ def _scored(chosen, net, x, y, seeds, layers=None, **options):
     """Return the scores of `layers`, or of all."""
     made = chosen.function(net, x, y, seeds, **options)
     modules.assert_scores(made, net, chosen.of)
+    hidden = nets.hidden(net) if chosen.of == "units" else made
+    own = {name.removesuffix(".weight"): name for name in made if layers or name in hidden}
+    if not own:
+        kind = type(getattr(net, "_own", net)).__name__
+        none = f"{kind} has no hidden units to prune: all its layers make outputs"
+        some = f"{chosen.name} has no score of a hidden layer of {kind}; needed are some of {listed(hidden)}, by name"
+        raise ParameterError(f"{some}. Hooks run on parts that are called: see CONTRIBUTING.md" if hidden else none)
     if layers is None:
-        hidden = nets.hidden(net) if chosen.of == "units" else made
-        if not (own := {name: score for name, score in made.items() if name in hidden}):
-            kind = type(getattr(net, "_own", net)).__name__
-            raise ParameterError(f"{kind} has no hidden units to prune: all its layers make outputs")
-        return own
-    own = {name.removesuffix(".weight"): name for name in made}
+        return {name: made[name] for name in own.values()}
     return {own[choice("a layer", layer, own)]: made[own[layer]] for layer in layers}
 
 

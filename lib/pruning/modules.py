@@ -2,11 +2,14 @@
 
 import math
 import warnings
+from functools import partial
+from operator import itemgetter
 
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from lib.errors import ParameterError, hint, listed
 from lib.networks import nets
@@ -27,14 +30,34 @@ NEUTRAL = {"bias": 0, "weight": 1, "running_mean": 0, "running_var": 1}  # of ba
 TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 
 
-class Weighted(Layer):
-    """The tensors of a layer of a module, with a leading axis; nothing is computed here."""
+class Shell(nn.Module):
+    """The tensors of a part of a module, with a leading axis, and its forward hooks; nothing is computed here."""
+
+    def __init__(self, own):
+        nn.Module.__init__(self)
+        self.__dict__["_own"] = own  # which computes
+
+    def register_forward_pre_hook(self, hook, **how):
+        return self._own.register_forward_pre_hook(self._led(hook), **how)
+
+    def register_forward_hook(self, hook, **how):
+        return self._own.register_forward_hook(self._led(hook), **how)
+
+    def _led(self, hook):
+        """Return a hook of a part of a stack as one of what computes, whose tensors have no run axis."""
+        led = partial(tree_map_only, torch.Tensor, itemgetter(None))
+        return lambda _, *seen: tree_map_only(torch.Tensor, itemgetter(0), hook(self, *led(seen)))
+
+
+class Weighted(Shell, Layer):
+    """A layer's shell."""
 
     normalised = False
 
-    def __init__(self, groups, turned):
-        nn.Module.__init__(self)
-        self.groups, self.turned = groups, turned  # turned: a transposed convolution, whose weights are (1, I, O, ...)
+    def __init__(self, own):
+        super().__init__(own)
+        # turned: a transposed convolution, whose weights are (1, I, O, ...)
+        self.groups, self.turned = getattr(own, "groups", 1), isinstance(own, TRANSPOSED)
 
 
 class One(nn.Module):
@@ -282,8 +305,7 @@ def _named(net):
 def _shelled(module, known):
     """Return modules like this one that hold its tensors with a leading axis; what it shares stays shared."""
     if module not in known:
-        layer = isinstance(module, hops.WEIGHTED)
-        shell = Weighted(getattr(module, "groups", 1), isinstance(module, TRANSPOSED)) if layer else nn.Module()
+        shell = (Weighted if isinstance(module, hops.WEIGHTED) else Shell)(module)
         known[module] = _shell_(shell, module, known)
     return known[module]
 
