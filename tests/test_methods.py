@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import re
 import subprocess
 import sys
 
@@ -17,10 +18,11 @@ from lib import drawing, masks, methods, nets, phew, runs
 from lib.errors import ParameterError
 from lib.studies.arena import entrants
 from lib.studies.challenge import modes
+from lib.studies.dpp import kinds
 from lib.studies.importance import study as importance
 from lib.studies.importance import vae_study
 from lib.studies.phew import study as initial
-from tests.shown import ACTIVITY, FISHER
+from tests.shown import ACTIVITY, CONTRIBUTING, FISHER
 from tests.test_door import CELLS
 from tests.test_summaries import summarised
 
@@ -216,6 +218,24 @@ def test_a_method_cannot_take_the_name_of_a_type_that_is_something_else(types, o
     monkeypatch.setitem(methods.METHODS[of], name, other)
     with pytest.raises(ParameterError, match=f"two types are called '{name}', one of them by a method: give it anoth"):
         types()
+
+
+TYPES = {"phew_density": initial.types, "train_time_prune": importance.types, "vae_prune": vae_study.types,
+         "weight_vs_neuron": modes.types, "dpp_prune": kinds.types, "arena": entrants.entrants}  # fmt: skip
+TABLE = re.findall(r"^ *\| (nothing|examples|moments|history) \| (.*?) \| (.*?) \|$", CONTRIBUTING, re.MULTILINE)
+
+
+@pytest.mark.parametrize("draws", [False, True])
+@pytest.mark.parametrize("needs, of, told", [
+    (needs, of, told) for needs, *cells in TABLE for of, told in zip(methods.METHODS, cells, strict=True)
+])  # fmt: skip
+def test_a_method_is_a_type_of_the_notebooks_that_are_told(needs, of, told, draws, monkeypatch):
+    methods.names()
+    monkeypatch.setitem(methods.METHODS[of], "mine", methods.Method("mine", of, needs, draws, 1, None))
+    told = told.partition("unless it draws")[0] if draws else told
+    expected = {(name, kind or "mine") for name, kind in re.findall(r"`(\w+)`(?: as `(\w+)`)?", told)}
+    named = ("mine", *(f"mine_{word}" for word in (*modes.OF, *kinds.OF)))
+    assert {(name, kind) for name, types in TYPES.items() for kind in named if kind in types()} == expected
 
 
 def test_a_method_whose_name_begins_as_another_s_is_a_type_too(monkeypatch):
