@@ -2,6 +2,7 @@
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 
 from lib.figures import drawing, evidence, gallery, plots, tables
 from lib.records import runs
@@ -31,11 +32,14 @@ def facts():
 
 
 def ends(experiment, name, **where):
-    """Return the rows of an accuracy at its last epoch: asked and kept, shares; accuracy and error in %."""
-    rows = runs.curves(experiment, name, **where)
+    """Return the rows of an accuracy at its last epoch: asked and kept, shares; accuracy and error in %.
+
+    left: the share of all weights that stays in truth; a neuron takes its column in the layer behind along.
+    """
+    rows = tables.joined(experiment, (name, "sparsity"), **where).eval("left = 1 - sparsity")
     rows = rows[rows["epoch"] == rows.groupby("type")["epoch"].transform("max")]
     asked, accuracy = rows["asked"].astype(float), 100 * rows[name]
-    rows = rows.drop(columns=[name, "epoch"])
+    rows = rows.drop(columns=[name, "epoch", "sparsity"])
     return rows.assign(asked=asked, kept=(1 - asked).round(6), accuracy=accuracy, error=100 - accuracy)
 
 
@@ -58,16 +62,41 @@ def errors(axes, rows, x="kept"):
     drawing.share_ticks(axes)
 
 
+def matched(rows, value="accuracy"):
+    """Return the rows of neurons, and of weights with as much of all weights left: type, seed, asked, left, `value`.
+
+    The `value` of weights lies on the line through what was run of them, over the logarithm of what is left, seed by
+    seed; asked is what was asked of the neurons. Where neurons leave less than any run of weights does there is no row.
+    """
+    neurons = rows.loc[rows["type"] == "neuron", ["type", "seed", "asked", "left", value]]
+    parts = [neurons]
+    for seed, own in neurons.groupby("seed"):
+        known = rows[(rows["type"] == "weight") & (rows["seed"] == seed)].sort_values("left")
+        if len(known):
+            at, over = np.log(own["left"]), np.log(known["left"])
+            line = np.interp(at, over, known[value], left=np.nan, right=np.nan)
+            parts.append(own.assign(type="weight", **{value: line}).dropna(subset=value))
+    return pd.concat(parts)
+
+
 def compared(mode, rows):
-    """Return the claims of one mode at every sparsity of `TOLD`: weights, neurons, `small`, and the whole network."""
-    claims = []
+    """Return the claims of one mode at every sparsity of `TOLD`: weights, neurons, `small`, and the whole network.
+
+    Weights and neurons are compared where as much of all weights is gone, see `matched`.
+    """
+    claims, same, pair = [], matched(rows), ("weight", "neuron")
     for at, own in rows[rows["asked"].isin(TOLD)].groupby("asked"):
-        here = f"{HOW[mode]} at {gallery.percent(at)}"
-        main = [("weight", "neuron")] if (mode, at) in (("posthoc", 0.8), ("finetune", 0.9)) else ()
-        pairs = ("weight", "neuron"), ("neuron", "small")
-        claims += gallery.ahead(own, pairs, "accuracy", f"{here}: {{}} are above {{}}", main)
-        for kind in KINDS[:2] if mode in ("finetune", "rewind") else ():
-            text = f"{here}: {drawing.look(kind)[0]} are within half a point of the whole network"
+        here, left = f"{HOW[mode]} at {gallery.percent(at)}", own.groupby("type")["left"].mean()
+        gone = [f"{gallery.percent(1 - left.get(kind, np.nan), 1)} of all weights gone" for kind in pair]
+        main = [pair] if (mode, at) in (("posthoc", 0.8), ("finetune", 0.9)) else ()
+        said = f"{HOW[mode]}, {gone[1]}: {{}} (interpolated) are above {{}}"
+        claims += gallery.ahead(same[same["asked"] == at], [pair], "accuracy", said, main)
+        if mode == "during":  # as the challenge compares them
+            said = f"{here}, as asked: {{}} ({gone[0]}) are above {{}} ({gone[1]})"
+            claims += gallery.ahead(own, [pair], "accuracy", said)
+        claims += gallery.ahead(own, [("neuron", "small")], "accuracy", f"{here}, {gone[1]}: {{}} are above {{}}")
+        for kind, lost in zip(pair, gone, strict=True) if mode in ("finetune", "rewind") else ():
+            text = f"{here}, {lost}: {drawing.look(kind)[0]} are within half a point of the whole network"
             whole = rows[(rows["type"] == kind) & (rows["asked"] == 0)].set_index("seed")["accuracy"]
             left = (own[own["type"] == kind].set_index("seed")["accuracy"] - whole).dropna()
             claims.append(gallery.claim(text, left.to_numpy(), than=-0.5))
@@ -99,7 +128,7 @@ def hypotheses(changes, gone, posthoc, finetuned):
     """Return the claims of the four hypotheses, as the summary numbers them.
 
     changes: of `layers`; gone: of `dead`; posthoc, finetuned: of `ends`, the latter may be empty. The last hypothesis
-    is about a share of 90 %: without runs of it there is no claim.
+    is about 90 % of the neurons, and weights `matched`: without runs of it there is no claim.
     """
     at = changes[changes["asked"] == 0.8].groupby(["type", "seed"], as_index=False)[["mass", "root", "error"]].mean()
     own = at[at["type"] == "weight"]
@@ -115,12 +144,12 @@ def hypotheses(changes, gone, posthoc, finetuned):
         gallery.claim("Hypothesis 3: beyond the knee, at 95 % of the weights, a tenth of the hidden units is"
                       " disconnected", lost, than=10, unit=" %"),
     ]  # fmt: skip
-    own = posthoc[posthoc["asked"] == 0.9]
+    own = matched(posthoc).query("asked == 0.9")
     if len(finetuned) and len(own):
-        gain = more(own[own["type"] == "neuron"], finetuned).set_index("seed")["accuracy"]
-        wide = own.pivot(index="seed", columns="type", values="accuracy")
-        text = "Hypothesis 4: at 90 % more epochs bring neurons more than pruning weights instead would"
-        claims.append(gallery.claim(text, (gain - wide["weight"] + wide["neuron"]).dropna().to_numpy()))
+        here = f"without 90 % of the neurons, {gallery.percent(1 - own['left'].mean(), 1)} of all weights"
+        text = f"Hypothesis 4: {here}, more epochs bring more than pruning as many weights (interpolated) instead would"
+        both = pd.concat([own[own["type"] == "weight"], finetuned.query("asked == 0.9 and type == 'neuron'")])
+        claims.append(gallery.claim(text, evidence.apart(both, "neuron", "weight", "accuracy")))
     return claims
 
 
@@ -144,16 +173,21 @@ def speed(axes, rows, batch):
 
 
 def faster(rows, share=0.8):
-    """Return the claims that without so many neurons a pass is faster than without so many weights, or blocks of them.
+    """Return the claims that without so many neurons a pass is faster than without as many weights, or blocks of them.
 
-    rows: type, seed, whole, batch, asked, quantile, latency. A gain is how many times faster, by medians.
+    rows: type, seed, whole, batch, asked, quantile, latency, macs. A gain is how many times faster, by medians, where
+    weights and blocks leave as many multiplications as neurons do, see `matched`.
     """
-    claims, here = [], rows[(rows["quantile"] == "median") & np.isclose(rows["asked"].astype(float), share)]
-    for batch, own in here.groupby("batch"):
-        weights = own[own["whole"].isin(["weight", "block"])].groupby("seed")["latency"].min()
-        neurons = own[(own["whole"] == "neuron") & (own["type"] == "shrunk")].set_index("seed")["latency"]
-        images = f"{batch} image{'s' * (batch > 1)}"
-        text = f"Pruned at {gallery.percent(share)}, {images}: neurons are faster than weights or blocks in any form"
-        times = (weights / neurons).dropna().to_numpy()
-        claims.append(gallery.claim(text, times, than=1, unit=" times", main=bool(batch == 1)))
+    claims, rows = [], rows[rows["quantile"] == "median"].assign(asked=rows["asked"].astype(float))
+    rows = rows.assign(left=rows["macs"] / rows.loc[rows["type"] == "shrunk", "macs"].max())
+    for batch, own in rows.groupby("batch"):
+        weights = own[own["whole"].isin(["weight", "block"])].groupby(["seed", "asked"], as_index=False)
+        weights = weights[["latency", "left"]].min().assign(type="weight")
+        neurons = own[(own["whole"] == "neuron") & (own["type"] == "shrunk")].assign(type="neuron")
+        here = matched(pd.concat([weights, neurons]), "latency").query("abs(asked - @share) < 1e-6")
+        wide = here.pivot(index="seed", columns="type", values="latency").reindex(columns=["weight", "neuron"])
+        gone, images = gallery.percent(1 - here["left"].mean(), 1), f"{batch} image{'s' * (batch > 1)}"
+        text = f"{gone} of all weights gone, {images}: neurons are faster than weights or blocks (interpolated)"
+        times = (wide["weight"] / wide["neuron"]).dropna().to_numpy()
+        claims.append(gallery.claim(f"{text} in any form", times, 1, " times", main=bool(batch == 1)))
     return claims
