@@ -13,7 +13,7 @@ from matplotlib_inline.config import InlineBackend
 from PIL import Image
 from scipy import stats
 
-from lib import drawing, errors, evidence, plots, twins
+from lib import convnets, drawing, errors, evidence, plots, sets, twins
 from lib.studies.ewn import figures as ewn
 
 
@@ -174,6 +174,7 @@ def test_differences_have_intervals_and_a_line_of_none(axes):
 def test_raw_names_become_words():
     assert drawing.words("fashion_mnist, 7 rounds") == "FashionMNIST, 7 rounds"
     assert drawing.words("somewhere") == "somewhere"
+    assert [name for name in (*sets.NAMES, *convnets.NAMES) if drawing.words(name) == name] == ["digits"]
 
 
 def test_published_values_stand_in_front_of_ours(axes):

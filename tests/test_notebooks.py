@@ -69,6 +69,19 @@ def definitions(source: str) -> list[str]:
     return found
 
 
+RAW = {"record.type", "r.type", *(f"p['{name}']" for name in ("dataset", "net", "mode", "type", "rule"))}
+
+
+def raw_titles(source: str) -> list[str]:
+    """Return the titles of a cell that show a raw name, not what it is called in words."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    titles = [keyword.value for call in calls for keyword in call.keywords if keyword.arg == "title"]
+    titles += [call.args[0] for call in calls if getattr(call.func, "attr", "") == "set_title"]
+    parts = [(title, [title, *(n.value for n in ast.walk(title) if isinstance(n, ast.FormattedValue))])
+             for title in titles]  # fmt: skip
+    return [ast.unparse(title) for title, shown in parts if RAW & {ast.unparse(part) for part in shown}]
+
+
 def calls_type(source: str) -> bool:
     """Return whether a cell calls type(): in a notebook that name is the parameter."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
@@ -155,6 +168,10 @@ def test_a_legend_names_a_type_once(notebook):
     assert not re.search(r"\{label\} \{r|\.legend\(\*", code)
 
 
+def test_no_title_shows_a_raw_name(notebook):
+    assert [found for source in sources(notebook, "code") if (found := raw_titles(source))] == []
+
+
 def test_code_is_short(notebook, limits):
     lines = [code_lines(source) for source in sources(notebook, "code")]
     assert sum(lines) <= limits[0]
@@ -184,6 +201,12 @@ def test_the_tests_see_definitions():
     assert definitions("def f():\n    pass\nclass A: pass\ng = lambda x: x") == ["f", "A", "g = lambda x: x"]
     assert definitions("frame.sort_values(key=lambda column: -column)") == []
     assert calls_type("print(type(3))") and not calls_type("run.type(3); type = 3")
+
+
+def test_the_tests_see_raw_names_in_titles():
+    assert raw_titles("axes.set(title=p['mode'])") == ["p['mode']"]
+    assert len(raw_titles("axes.set_title(f\"{p['net']}, {p['epochs']} epochs\")")) == 1
+    assert raw_titles("axes.set(title=words(p['net'])), axes.set_title(HOW[p['mode']])") == []
 
 
 def test_the_tests_see_absolute_paths():

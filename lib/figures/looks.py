@@ -68,8 +68,10 @@ LOOKS = {  # type -> (label, colour, marker, dashes)
 WORDS = {  # of titles: data sets, networks, splits
     "mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",
     "digits": "digits", "digits32": "digits of 32 pixels", "digits64": "digits of 64 pixels",
-    "tiny_imagenet": "Tiny ImageNet", "celeba": "CelebA", "resnet20": "ResNet20", "vgg16": "VGG16",
-    "vgg16_bn": "VGG16", "train": "training images", "test": "test images",
+    "tiny_imagenet": "Tiny ImageNet", "celeba": "CelebA", "train": "training images", "test": "test images",
+    **{f"resnet{layers}": f"ResNet{layers}" for layers in (18, 20, 32, 34, 50, 101, 152)},
+    **{f"vgg{layers}{norms}": f"VGG{layers}" for layers in (11, 13, 16, 19) for norms in ("", "_bn")},
+    "wide_resnet20": "wide ResNet20",
 }  # fmt: skip
 MARKERS, DASHES = "os^vDPXd<>h*p8", ("-", "--", ":", "-.")  # of types that have no look of their own
 
