@@ -151,6 +151,19 @@ def test_a_part_says_verdicts_figures_and_what_is_missing(monkeypatch, tmp_path)
     assert part == (tmp_path / "made.md").read_text("utf-8")
 
 
+def test_a_mean_that_few_seeds_decide_has_its_median_beside_it():
+    """Of four seeds three are below, and one far above; of a cost below half a point one is far below."""
+    claims = [gallery.claim("more", [-1.0, -2.0, -0.5, 9.0]), gallery.claim("cheap", [-0.2, -9.0, 0.1], -0.5, " nats"),
+              gallery.claim("clear", [1.0, 2.0, 9.0]), gallery.claim("less", [-1.0, -0.8, -0.7], -0.5),
+              gallery.share("often", [True, True, False]), gallery.claim("nobody ran it", [])]  # fmt: skip
+    (said,) = gallery.torn(claims)
+    assert said.splitlines()[2:] == [
+        "- more: mean 1.38, median −0.75 points, true of 1 of 4 seeds",
+        "- cheap: mean −3.03, median −0.20 nats, true of 2 of 3 seeds",
+    ]
+    assert gallery.torn(claims[2:]) == []
+
+
 def test_a_study_without_records_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PRUNING_FIGURES", str(tmp_path))
     assert gallery.write("made", "A title", "Is it so?", [gallery.claim("nobody ran it", np.empty(0))], {}) is None

@@ -25,12 +25,15 @@ SENTENCE = re.compile(r"\*\*(?P<question>[^*]+\?)\*\* (?P<verdict>[\w ]+)\. (?P<
 def claim(text, gains, than=0.0, unit=" points", main=False):
     """Return the row of a claim: that the mean of `gains (n,)`, paired by seed, is above `than`; see `evidence.judged`.
 
-    main: whether the study's verdict stands on it.
+    main: whether the study's verdict stands on it. torn: mean, median and seeds in words, where a few decide the mean.
     """
     judged = evidence.judged(gains, than)
     mean, low, high = (number(judged[name]) for name in ("mean", "low", "high"))
     effect = f"{mean}{unit}" + (f" ({low} to {high})" if judged["n"] > 1 else "")
-    return {"text": text, "effect": effect, "main": main, **judged}
+    median, true = np.median(gains) if judged["n"] else np.nan, np.sum(np.asarray(gains) > than)
+    few = f"mean {mean}, median {number(median)}{unit}, true of {true} of {judged['n']} seeds"
+    torn = few if (judged["mean"] > than) != (median > than) else ""
+    return {"text": text, "effect": effect, "main": main, "torn": torn, **judged}
 
 
 def ahead(rows, pairs, value, said, main=(), unit=" points"):
@@ -49,6 +52,12 @@ def share(text, hits, main=False):
     low, high = percent(counted["low"]), percent(counted["high"])
     effect = f"{np.sum(hits)} of {counted['n']} ({low} to {high})"
     return {"text": text, "effect": effect, "main": main, **counted}
+
+
+def torn(claims):
+    """Return the claims whose mean and median lie on two sides of what is claimed, as a list of one block, or none."""
+    said = [f"- {one['text']}: {one['torn']}" for one in claims if one.get("torn")]
+    return ["\n".join(["A few seeds decide these means, and the medians are on the other side:\n", *said])] * bool(said)
 
 
 def number(value, digits=2):
