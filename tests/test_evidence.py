@@ -173,6 +173,16 @@ def test_a_study_without_records_says_so(monkeypatch, tmp_path):
     assert len(gallery.section({"made": part}).split("|\n")) == 3 and part in gallery.section({"made": part})
 
 
+def test_where_figures_are_drawn_and_nothing_can_be_compared_nothing_is_claimed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PRUNING_FIGURES", str(tmp_path))
+    (tmp_path / "key.png").touch()
+    assert gallery.write("made", "A title", "Is it so?", [], {"key": "Shown."}) is None
+    assert capsys.readouterr().out == "made: nothing is claimed\n"
+    part = (tmp_path / "made.md").read_text("utf-8")
+    assert "**Is it so?** Nothing is claimed. " in part and "Not run" not in part
+    assert gallery.rows({"made": part}).splitlines()[2].startswith("| Is it so? | Nothing is claimed | Its figures")
+
+
 def test_only_what_stands_between_the_markers_is_replaced(monkeypatch, tmp_path):
     monkeypatch.setattr(gallery, "GALLERY", tmp_path / "README.md")
     (tmp_path / "made.md").write_text("new\n")

@@ -62,10 +62,13 @@ def test_rows_of_strips_and_differences_are_the_same(axes):
     assert [text.get_text() for text in axes.get_yticklabels()] == ["PHEW", "SNIP"]
     columns = ["first", "second", "mean", "low", "high", "n"]
     gains = pd.DataFrame([("phew", "snip", 8.0, 5.0, 11.0, 6)], columns=columns)
-    figures.behind(axes, gains, ["phew", "snip"])
+    strips = axes.figure.add_axes((0, 0, 1, 1))
+    strips.set_ylim(-1.5, 0.5)
+    figures.behind(axes, gains, ["phew", "snip"], strips)
     (bar,) = axes.containers
     assert bar.lines[0].get_xydata().tolist() == [[8.0, -1.0]]
     assert bar.lines[2][0].get_segments()[0][:, 0].tolist() == [5.0, 11.0]
+    assert axes.get_ylim() == (-1.5, 0.5) and axes.get_title() == "right of the line PHEW is better"
 
 
 def test_a_conserved_score_is_a_bar_and_no_area(axes):

@@ -98,6 +98,17 @@ def test_one_type_alone_is_drawn(elsewhere, summary, figure, name, given):
     assert "missing" in summarised(summary) and (elsewhere / "figures" / f"{figure}.png").exists()
 
 
+def test_of_ones_own_method_alone_nothing_is_said_about_phew(elsewhere):
+    """What can be compared with nothing has figures, no panel for the difference, and no claim."""
+    summarised("phew_density", type="magnitude_init", net="vgg11_bn", width=2, dataset="digits32", train_examples=40,
+               epochs=1, batch_size=20, drops=[1], augment=False, watch=20, densities=[0.3], device="cpu")  # fmt: skip
+    summarised("summary_phew")
+    titles = [axes.get_title("left") for number in plt.get_fignums() for axes in plt.figure(number).axes]
+    assert "VGG11, digits of 32 pixels, 30 % of the weights kept; dense: all" in titles
+    assert not [title for title in titles if "PHEW" in title]
+    assert "learn better than SynFlow's?** Nothing is claimed. " in (elsewhere / "figures/phew.md").read_text("utf-8")
+
+
 def test_a_run_without_any_round_breaks_no_summary(elsewhere):
     given = {"dataset": "digits", "train_examples": 10, "epochs": 1, "initial": 1, "type": "contribution"}
     run = opened("train_time_prune", **given)["run"]

@@ -155,13 +155,16 @@ def write(study, title, question, claims, figures, *blocks, missing=(), said="")
     claims: rows of `claim` and `share`; the README tells the first decided main one, and what is `said` after it.
     figures: name -> what it shows; the first is the key figure, those that are not there are left out. blocks: tables
     and sentences from records. missing: what was not run. Without any claim None is returned, and what is written says
-    that nothing was run; a part that is there stays.
+    that nothing was run, or claimed if there are figures; a part that is there stays.
     """
     claims, path = [one for one in claims if one["n"]], drawing.folder() / f"{study}.md"
+    there = [name for name in figures if (drawing.folder() / f"{name}.png").exists()]
     if not claims:
-        print(f"{study}: nothing is claimed, no run has a record yet")
+        print(f"{study}: nothing is claimed" + ("" if there else ", no run has a record yet"))
+        shown = "Nothing is claimed. Its figures show runs of which none can be compared."
+        told = shown if there else "Not run. `./run_all.sh` makes its records."
         if not path.exists():
-            _put(path, f"## {title}\n\n**{question}** Not run. `./run_all.sh` makes its records.\n")
+            _put(path, f"## {title}\n\n**{question}** {told}\n")
         return None
     main = chief(claims)
     rest = [one for one in claims if one not in main]
@@ -169,7 +172,6 @@ def write(study, title, question, claims, figures, *blocks, missing=(), said="")
     lines = [f"## {title}"]
     lines += [f"**{question}** {answer(main)}. {first['text']}: {first['effect']}, n = {first['n']}{said}"]
     lines += [f"Not run: {', '.join(missing)}."] if missing else []
-    there = [name for name in figures if (drawing.folder() / f"{name}.png").exists()]
     shown = [f"![{name}]({name}.png)\n*{figures[name]}*" for name in there]
     more = [folded("The other claims", claims_table(rest))] if rest else []
     more += [folded("More figures", *shown[1:])] if shown[1:] else []

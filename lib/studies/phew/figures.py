@@ -94,10 +94,10 @@ def ranked(rows):
     return claims
 
 
-def behind(axes, gains, kinds):
-    """Draw rows of `tables.paired`, of one first type: how far it is ahead of each of `kinds`, a row each.
+def behind(axes, gains, kinds, strips):
+    """Draw rows of `tables.paired`, of PHEW: how far it is ahead of each of `kinds`, a row each.
 
-    The rows are those of `strips`.
+    The rows are those that the axes `strips` beside it have.
     """
     drawing.seeds(axes, "bars", *gains["n"])
     for one in gains.itertuples():
@@ -106,6 +106,8 @@ def behind(axes, gains, kinds):
         axes.errorbar(one.mean, -kinds.index(one.second), xerr=bar, fmt=marker, color=colour, markersize=4, capsize=2,
                       linewidth=0.8)  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.5)
+    axes.set(xlabel="points that PHEW is ahead", title="right of the line PHEW is better", yticks=[],
+             ylim=strips.get_ylim())  # fmt: skip
 
 
 def parts(net, dataset, width):
