@@ -130,6 +130,36 @@ def test_runs_of_other_densities_are_points_of_one_curve(monkeypatch):
     assert figures.points("test_accuracy").to_numpy().tolist() == [["phew", 1, 0.1, 0.6], ["phew", 1, 0.02, 0.5]]
 
 
+SETTING = {"net": "resnet20", "dataset": "cifar10", "train_examples": 8000, "epochs": 7, "prune_epochs": 4}
+
+
+def test_what_was_trained_for_longer_is_said_in_its_claim_and_beside_its_number():
+    """Trained, pruned in four epochs, and trained again as long as all others are."""
+    rows = pd.DataFrame([(kind, seed, 0.1, value + seed) for kind, value in (("phew", 1.0), ("magnitude_trained", 9.0))
+                         for seed in range(6)], columns=["type", "seed", "density", "accuracy"])  # fmt: skip
+    (claim,) = figures.ranked(rows, SETTING)
+    assert claim["text"] == "Density 0.1: magnitude, trained (18 epochs in all) is above PHEW (7 epochs)"
+    assert claim["mean"] == 8 and claim["verdict"] == "confirmed"
+    said = "ResNet20, CIFAR-10, 8,000 images, 7 epochs of 160 published"
+    assert figures.conditions(SETTING) == figures.conditions(SETTING, ["dense", "phew"]) == said
+    assert figures.conditions(SETTING, ["phew", "magnitude_trained"]) == f"{said} (magnitude, trained: 18 in all)"
+
+
+def test_what_phew_is_not_ahead_of_is_one_sentence():
+    above, level, below = np.arange(1.0, 7.0), np.array([-1.0, 1.0] * 3), -np.arange(1.0, 7.0)
+    made = {"0.1: PHEW is above random": level, "0.1: PHEW is above SNIP": below, "0.1: PHEW is above SynFlow": above,
+            "0.1: SynFlow shuffled is above PHEW": above, "0.1: SynFlow-L2 shuffled is above PHEW": level,
+            "0.1: PHEW is above itself with its masks shuffled": below, "0.1: PHEW, nested is above uniform": level,
+            "0.1: magnitude, trained (18 epochs in all) is above PHEW (7 epochs)": above,
+            "0.1: PHEW is above GraSP": []}  # fmt: skip
+    (said,) = figures.exceptions([gallery.claim(text, gains) for text, gains in made.items()])
+    first, *others = said.removesuffix(".").split("; ")
+    assert first.startswith("PHEW is not ahead of everything. 0.1: PHEW is above random: 0.00 points (")
+    assert [one.split(":")[1].strip() for one in others] == ["PHEW is above SNIP", "SynFlow shuffled is above PHEW"]
+    assert [one.rsplit(", ", 1)[1] for one in (first, *others)] == ["undecided", "refuted", "confirmed"]
+    assert figures.exceptions([gallery.claim("0.1: PHEW is above SynFlow", above)]) == []
+
+
 def test_the_verdict_stands_on_the_lowest_density_with_seeds_enough():
     """Eight seeds at 0.1 and six at 0.02 are enough both; one at 0.01 is not, and dense networks are at none."""
     given = {0.1: 8, 0.02: 6, 0.01: 1}
@@ -139,7 +169,7 @@ def test_the_verdict_stands_on_the_lowest_density_with_seeds_enough():
                         columns=["type", "seed", "density", "accuracy"])  # fmt: skip
     assert figures.lowest(rows) == 0.02
     assert figures.lowest(rows.query("density == 1")) == 1.0
-    said = {claim["text"]: claim for claim in figures.ranked(rows)}
+    said = {claim["text"]: claim for claim in figures.ranked(rows, SETTING)}
     assert list(said) == [
         "Density 0.01: PHEW is above SynFlow",
         "Density 0.02: PHEW is above SynFlow", "Density 0.02: PHEW is above SNIP",

@@ -1,5 +1,7 @@
 """The panels of the PHEW summary, from tidy rows of its records."""
 
+import re
+
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
@@ -81,17 +83,48 @@ def pairs(kinds):
     return [pair for pair in dict.fromkeys(found) if set(pair) <= set(kinds)]
 
 
-def ranked(rows):
+def trained(kind, setting):
+    """Return for how many epochs networks of a type were trained in all; setting: the parameters of their records."""
+    before = setting["epochs"] + setting["prune_epochs"] if kind == "magnitude_trained" else 0
+    return before + setting["epochs"]
+
+
+def conditions(setting, kinds=()):
+    """Return network, images and epochs of records in words, and in all of those of `kinds` that were trained longer.
+
+    setting: the parameters of the records. The published epochs are what the notebook has by default.
+    """
+    longer = [f"{drawing.look(kind)[0]}: {trained(kind, setting)} in all" for kind in kinds
+              if trained(kind, setting) > setting["epochs"]]  # fmt: skip
+    said = f"{setting['epochs']} epochs of {runs.declared('phew_density')['epochs']} published"
+    said = [drawing.words(setting["net"]), drawing.words(setting["dataset"]), gallery.images(setting), said]
+    return ", ".join(said) + (f" ({'; '.join(longer)})" if longer else "")
+
+
+def ranked(rows, setting):
     """Return the claims of who is more accurate: all `pairs` at the `lowest` density, elsewhere `MAIN` and `OTHERS`.
 
-    rows: tidy, with type, seed, density and accuracy in percent.
+    rows: tidy, with type, seed, density and accuracy in percent. setting: see `trained`; a claim about types that were
+    trained for longer and for less says so.
     """
     claims, least = [], lowest(rows)
     for density, own in rows[rows["type"] != "dense"].groupby("density"):
         found, decisive = pairs(drawing.ordered(own["type"])), MAIN if density == least else ()
         shown = found if density == least else [pair for pair in found if pair in (*MAIN, *OTHERS)]
-        claims += gallery.ahead(own, shown, "accuracy", f"Density {density:g}: {{}} is above {{}}", decisive)
+        for pair in shown:
+            long, short = (trained(kind, setting) for kind in pair)
+            said = "{} is above {}" if long == short else f"{{}} ({long} epochs in all) is above {{}} ({short} epochs)"
+            claims += gallery.ahead(own, [pair], "accuracy", f"Density {density:g}: {said}", decisive)
     return claims
+
+
+def exceptions(claims):
+    """Return the claims about PHEW and another type, trained alike, that do not speak for PHEW: a sentence, or none."""
+    ahead, behind = re.compile(r": PHEW is above (?!itself)"), re.compile(r" is above PHEW$")
+    said = [f"{one['text']}: {one['effect']}, {one['verdict']}" for one in claims if one["n"]
+            and (ahead.search(one["text"]) and one["verdict"] != "confirmed"
+                 or behind.search(one["text"]) and one["verdict"] == "confirmed")]  # fmt: skip
+    return [f"PHEW is not ahead of everything. {'; '.join(said)}."] * bool(said)
 
 
 def behind(axes, gains, kinds, strips):
