@@ -136,3 +136,10 @@ def test_forms_that_were_not_measured_have_no_line(axes):
     figures.speed(axes, pd.DataFrame(rows, columns=["type", "whole", "batch", "asked", "quantile", "latency"]), 1)
     (drawn,) = axes.containers
     assert drawn.lines[0].get_ydata().tolist() == [2] and drawn.get_label() == figures.FORMS[form, whole][0]
+
+
+@pytest.mark.parametrize("mode, said", [
+    ("posthoc", "7 epochs"), ("finetune", "7 + 3 epochs"), ("rewind", "3 epochs, masks of networks after 7"),
+])  # fmt: skip
+def test_epochs_are_those_before_pruning_and_after_it(mode, said):
+    assert figures.epochs({"mode": mode, "epochs": 7, "retrain_epochs": 3}) == said

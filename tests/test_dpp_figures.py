@@ -159,3 +159,12 @@ def test_students_of_every_kind_have_their_own_runs_and_published_values():
 
 def test_claims_about_students_are_at_a_third_and_two():
     assert figures.thirds(6) == [2, 4] and figures.thirds(20) == [7, 13]
+
+
+def test_how_alike_items_are_where_they_were_drawn():
+    rows = [(seed, kind, width, level, level / (1 + 50 * width) * (kind == "dpp_edge")) for seed in range(3)
+            for kind in ("dpp_edge", "dpp_node") for width in (0.01, 0.1, 1.0) for level in (0.5, 0.99)]  # fmt: skip
+    rows = pd.DataFrame(rows, columns=["seed", "type", "bandwidth", "quantile", "entries"])
+    (said,) = figures.alike(rows, 0.3)
+    assert said.startswith("99 % of the similarities at β = 0.1 are of two edges at most 0.165, of two nodes at most")
+    assert figures.alike(rows, 0.001) == figures.alike(rows[:0], 0.3) == []

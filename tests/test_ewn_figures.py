@@ -170,8 +170,8 @@ def test_hours_of_training_beside_those_that_were_logged(monkeypatch):
     began = (began["EWN"] - began["no-WN"]).mean()
     begun, *spent = figures.aside(claims, took).split(");")
     assert begun.startswith(f"; at −10 already {began:.2f} (")
-    assert spent == [" 0.5 to 5 hours a network on one core, to −300 or 10,000 epochs"
-                     " (the study's, all images to −300: 20 to 20)"]  # fmt: skip
+    assert spent == [" 0.5 to 5 core-hours a network, to −300 or 10,000 epochs"
+                     " (the study's, all images to −300, if logged in minutes: 20 to 20)"]  # fmt: skip
     assert figures.aside(claims, took[took["whose"] == "ours"]).count(";") == 1
     assert figures.aside([], took) == figures.aside(figures.claims(frame[frame["level"] == -10], "7", True), took) == ""
 

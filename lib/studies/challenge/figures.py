@@ -52,6 +52,13 @@ def fan(axes, table, x, y, by):
     drawing.log_ticks(axes)
 
 
+def epochs(setting):
+    """Return for how long networks were trained, in words; setting: the parameters of their records."""
+    first, more = setting["epochs"], setting["retrain_epochs"]
+    of = {"finetune": f"{first} + {more} epochs", "rewind": f"{more} epochs, masks of networks after {first}"}
+    return of.get(setting["mode"], f"{first} epochs")
+
+
 def errors(axes, rows, x="kept"):
     """Draw the error of every type against a share that is kept, both logarithmic, from all that is to little."""
     if x != "kept":  # a share that came out, a little different for every seed

@@ -85,6 +85,21 @@ def claims(rows, by, value, said, main=(), unit=" points", pairs=PAIRS):
     return found
 
 
+def alike(rows, beta):
+    """Return a sentence on how alike the items are that were drawn at `beta`, in a list; [] where nobody looked.
+
+    rows: as of `entries`, with type, of one kind of items each. Similarities fall with the bandwidth: the nearest that
+    was looked at, and is not above `beta`, bounds them.
+    """
+    near = rows[rows["bandwidth"] == rows["bandwidth"][rows["bandwidth"] <= beta].max()]
+    near = near[near["quantile"] == near["quantile"].max()]
+    most = near.groupby("type")["entries"].max()
+    each = [f"of two {kind.split('_')[1]}s at most {gallery.number(value, 3)}" for kind, value in most.items()]
+    share, width = gallery.percent(near["quantile"].max()), f"{near['bandwidth'].max():g}"
+    return [f"{share} of the similarities at β = {width} are {', '.join(each)}; the types were drawn at {beta:g}, where"
+            " they are no larger. Where all are 0, DPP draws as random does."] if each else []  # fmt: skip
+
+
 def entries(axes, rows, beta):
     """Draw the quantiles of the entries of L against beta, mean over seeds; `beta` is what the runs were drawn at.
 

@@ -215,8 +215,8 @@ def _hours(took, images):
     if ours.empty or theirs.empty:
         return ""
     least, most, low, high = (f"{own['hours'].agg(end):.2g}" for own in (ours, theirs) for end in ("min", "max"))
-    return (f"; {least} to {most} hours a network on one core, to {_end(ours)}"
-            f" (the study's, all images to {_end(theirs)}: {low} to {high})")  # fmt: skip
+    return (f"; {least} to {most} core-hours a network, to {_end(ours)}"
+            f" (the study's, all images to {_end(theirs)}, if logged in minutes: {low} to {high})")  # fmt: skip
 
 
 def stale(group, pruned):
