@@ -164,6 +164,7 @@ def test_hours_of_training_beside_those_that_were_logged(monkeypatch):
     assert found[0] == "| trained on | down to | no-WN | EWN |"
     assert found[2:] == ["| all images | −10 | 1.5 | 0.1 *0.75* |", "| all images | −300 |  | *20* |",
                          "| 5,000 images | −300 or 10,000 epochs |  | 2.8 |"]  # fmt: skip
+    assert figures.hours_table(took[took["whose"] == "ours"]).splitlines()[2] == "| all images | −10 | 1.5 | 0.1 |"
     frame = made(lambda level: 5 if level == -100 else 2).assign(criterion="norm")
     claims = figures.claims(frame[frame["level"] > -300], "5,000 images", True)
     began = frame.query("level == -10 and sparsity == 0.5").pivot(index="seed", columns="type", values="accuracy")

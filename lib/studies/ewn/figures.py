@@ -156,11 +156,10 @@ def hours(settings, told):
 
 def hours_table(took):
     """Return a Markdown table of `hours`: medians over networks, those of the study in italics."""
-    by = ["which", "level", "type", "whose"]
-    cells = took.groupby(by)["hours"].median().map("{:.2g}".format).unstack("whose")
-    cells = cells.reindex(columns=["ours", "study"]).apply(lambda column: column.str.strip())
-    text = cells["ours"].fillna("") + (" *" + cells["study"] + "*").fillna("")
-    text = text.str.strip().unstack("type", fill_value="")
+    by = ["which", "level", "type"]
+    cells = took.groupby([*by, "whose"])["hours"].median().map("{:.2g}".format).reset_index()  # ours before the study's
+    cells["hours"] = cells["hours"].where(cells["whose"] == "ours", "*" + cells["hours"] + "*")
+    text = cells.groupby(by)["hours"].agg(" ".join).unstack("type", fill_value="")
     kinds, lines = [kind for kind in KINDS if kind in text], []
     for which in took["which"].unique():
         for level, own in text.loc[which].sort_index(ascending=False).iterrows():
