@@ -170,7 +170,7 @@ def test_hours_of_training_beside_those_that_were_logged(monkeypatch):
     began = frame.query("level == -10 and sparsity == 0.5").pivot(index="seed", columns="type", values="accuracy")
     began = (began["EWN"] - began["no-WN"]).mean()
     begun, *spent = figures.aside(claims, took).split(");")
-    assert begun.startswith(f"; at −10 already {began:.2f} (")
+    assert begun.startswith(f"; at −10: {began:.2f} (")
     assert spent == [" 0.5 to 5 core-hours a network, to −300 or 10,000 epochs"
                      " (the study's, all images to −300, if logged in minutes: 20 to 20)"]  # fmt: skip
     assert figures.aside(claims, took[took["whose"] == "ours"]).count(";") == 1

@@ -147,11 +147,10 @@ def hours(settings, told):
     for setting in sorted(settings, key=_images):
         for record in runs.records("mnist_prune", **setting):
             level = min(record.parameters["levels"])
-            came = record.scores[f"epoch_at_{level:g}"] is not None
-            rows.append((_which(setting, settings), record.type, level, "ours", record.provenance["seconds"], came))
-    rows += [("all images", row.type, row.level, "study", 60 * row.value, True) for row in told.itertuples()]
-    frame = pd.DataFrame(rows, columns=["which", "type", "level", "whose", "seconds", "came"])
-    return frame.assign(hours=frame["seconds"] / 3600)
+            took, came = record.provenance["seconds"] / 3600, record.scores[f"epoch_at_{level:g}"] is not None
+            rows.append((_which(setting, settings), record.type, level, "ours", took, came))
+    rows += [("all images", row.type, row.level, "study", row.value / 60, True) for row in told.itertuples()]
+    return pd.DataFrame(rows, columns=["which", "type", "level", "whose", "hours", "came"])
 
 
 def hours_table(took):
@@ -204,7 +203,7 @@ def _before(first, claims):
         return ""
     # There the claim is that EWN is behind.
     mean, low, high = (gallery.number(-found[0][name]) for name in ("mean", "high", "low"))
-    return f"; at {gallery.number(level, 0)} already {mean} ({low} to {high})"
+    return f"; at {gallery.number(level, 0)}: {mean} ({low} to {high})"
 
 
 def _hours(took, images):
