@@ -31,12 +31,22 @@ def pytest_collection_finish():
     gc.enable()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup():
-    """Seed what draws without a generator of its own, so that no test depends on which ones ran before it."""
+def _seed():
+    """Seed what draws without a generator of its own; torch's begins with another seed in every process."""
     import torch
 
     torch.manual_seed(0)
+
+
+def pytest_collectstart():
+    """Seed what a module draws as it is imported, so that all processes have the same of it, each time."""
+    _seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Seed what a test draws, so that none depends on which ones ran before it."""
+    _seed()
 
 
 @pytest.fixture(scope="module")
