@@ -8,11 +8,26 @@ from scipy import stats
 from lib import drawing, evidence, gallery
 
 
-def test_the_sign_flip_test_is_the_enumeration_of_all_flips():
-    apart = np.array([0.3, -0.1, 0.8, 0.5, 0.2, 0.7])
-    flips = np.array(np.meshgrid(*[[-1, 1]] * 6)).reshape(6, -1).T
-    expected = (np.abs(flips @ apart) >= abs(apart.sum()) - 1e-12).mean()
-    assert evidence.sign_flip(apart) == pytest.approx(expected)
+@pytest.mark.parametrize(
+    "apart", [[0.3, -0.1, 0.8, 0.5, 0.2, 0.7], [0.1, -0.3, 0.2], [-2.0], [0.0, 0.0], [1, -1, 1, 1, 0.5]]
+)
+def test_the_sign_flip_test_is_the_enumeration_of_all_flips(apart):
+    flips = np.array(np.meshgrid(*[[-1, 1]] * len(apart))).reshape(len(apart), -1).T
+    expected = (np.abs(flips @ apart) >= abs(sum(apart)) - 1e-12).mean()
+    assert evidence.sign_flip(apart) == expected
+
+
+@pytest.mark.parametrize("n", [7, 12])
+def test_the_sign_flip_test_is_scipys(n):
+    apart = np.random.default_rng(n).normal(0.4, 1, n).round(1)  # rounded: with ties
+    found = stats.permutation_test((apart,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert evidence.sign_flip(apart) == pytest.approx(found.pvalue, abs=1e-12)
+
+
+def test_of_many_differences_flips_are_drawn():
+    apart = np.random.default_rng(0).normal(0.2, 1, evidence.EXACT_TO + 1)
+    drawn, exact = evidence.sign_flip(apart), evidence.sign_flip(apart[:-1])
+    assert drawn == evidence.sign_flip(apart) and abs(drawn - exact) < 0.2
 
 
 def test_a_verdict_needs_six_seeds_an_interval_and_a_small_p():
@@ -99,7 +114,7 @@ def test_a_column_that_lacks_seeds_is_placed_by_those_that_it_has():
 
 
 @pytest.mark.parametrize("n, decided", [(8, True), (5, False)])
-def test_a_duel_is_won_by_a_paired_interval(n, decided):
+def test_a_duel_is_won_as_a_claim_is(n, decided):
     draws = np.random.default_rng(2)
     values = draws.normal(size=(n, 1)) * 10 + np.array([0.0, 3.0, 0.1]) + draws.normal(size=(n, 3))
     outcome = evidence.duels(values)
@@ -108,6 +123,11 @@ def test_a_duel_is_won_by_a_paired_interval(n, decided):
             low, high = stats.ttest_rel(values[:, i], values[:, j]).confidence_interval()
             assert outcome[i, j] == (int(low > 0) - int(high < 0) if decided else 0)
     assert outcome[1, 0] == decided and outcome[0, 2] == 0
+    spoilt = np.array([1.0, 1.1, 0.9, 1.2, 1.0, -0.02])[:, None] * [
+        1,
+        0,
+    ]  # its interval is clear of zero, its signs are not
+    assert stats.ttest_1samp(spoilt[:, 0], 0).confidence_interval().low > 0 and not evidence.duels(spoilt).any()
 
 
 @pytest.mark.parametrize("value, text", [(-0.004, "0.00"), (-1.25, "−1.25"), (3, "3.00"), (0.846, "0.85")])

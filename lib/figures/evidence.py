@@ -10,6 +10,7 @@ from lib.errors import ParameterError
 NEEDED = 6  # paired seeds; below that the smallest p of a two-sided sign-flip test, 2 / 2^n, is above 0.05
 MOST = 1000  # seeds, of those that would decide a claim
 BOOTSTRAP_FROM, RESAMPLES = 30, 2000
+EXACT_TO, FLIPS = 30, 10_000  # differences of which all flips of signs are counted; of more, as many are drawn
 
 
 def interval(values):
@@ -31,11 +32,24 @@ def interval(values):
 
 
 def sign_flip(apart):
-    """Return the two-sided p of paired differences `(n,)` under flips of their signs, exact for few of them."""
-    found = scipy.stats.permutation_test(
-        (apart,), np.mean, permutation_type="samples", n_resamples=10_000, random_state=0
-    )
-    return float(found.pvalue)
+    """Return the two-sided p of paired differences `(n,)` under flips of their signs, exact up to `EXACT_TO` of them.
+
+    The 2^n sums of all flips are those of one half of the differences plus those of the other, which is sorted.
+    """
+    apart = np.asarray(apart, float)
+    n, least = len(apart), abs(apart.sum()) - 1e-12 * np.abs(apart).sum()  # less the rounding of equal sums
+    if n > EXACT_TO:
+        options = {"permutation_type": "samples", "n_resamples": FLIPS, "random_state": 0}
+        return float(scipy.stats.permutation_test((apart,), np.mean, **options).pvalue)
+    one, other = _sums(apart[: n // 2]), np.sort(_sums(apart[n // 2 :]))
+    below = np.searchsorted(other, -least - one, side="right")
+    above = len(other) - np.searchsorted(other, least - one)
+    return float(min(1.0, (below + above).sum() / 2**n))
+
+
+def _sums(apart):
+    """Return the sums `(2^n,)` of all flips of the signs of `apart (n,)`."""
+    return np.array(list(itertools.product((-1, 1), repeat=len(apart))), float) @ apart
 
 
 def apart(frame, first, second, value):
@@ -66,6 +80,9 @@ def judged(gains, than=0.0):
         clear = scipy.stats.t.ppf(0.975, more - 1) * np.std(gains, ddof=1) / np.sqrt(more) < abs(mean - than)
     found = {"mean": mean, "low": low, "high": high, "n": n, "p": p, "verdict": verdict}
     return found | {"enough": _first(more, clear) if verdict == "undecided" else n}
+
+
+WINS = {"confirmed": 1, "undecided": 0, "refuted": -1}
 
 
 def _first(numbers, clear):
@@ -119,16 +136,13 @@ def means(values):
 
 
 def duels(values):
-    """Return who wins, `(K, K)`: 1 where the 95 % interval of column i minus column j is above 0, -1 where it is below.
+    """Return who wins, `(K, K)`: 1 where it is confirmed that column i is above column j, -1 where it is refuted.
 
-    Else 0, a tie. values: `(n, K)`, each row of one seed, nan where a column lacks it; a pair that shares fewer than
-    `NEEDED` seeds ties.
+    Else 0, a tie; see `judged`. values: `(n, K)`, each row of one seed, nan where a column lacks it.
     """
     values = np.asarray(values, float)
     outcome = np.zeros((values.shape[1],) * 2, int)
     for i, j in itertools.combinations(range(values.shape[1]), 2):
         apart = values[:, i] - values[:, j]
-        if len(apart := apart[~np.isnan(apart)]) >= NEEDED:
-            low, high = interval(apart)
-            outcome[i, j] = int(low > 0) - int(high < 0)
+        outcome[i, j] = WINS[judged(apart[~np.isnan(apart)])["verdict"]]
     return outcome - outcome.T

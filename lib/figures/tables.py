@@ -113,16 +113,15 @@ def gains(frame, first, second, by, value):
 def paired(frame, pairs, by, value):
     """Return how much more `value` the first type of every pair has than the second, one row per pair and group `by`.
 
-    Paired by seed: mean, low and high, the 95 % interval over seeds (`evidence.interval`; missing below two seeds), and
-    n. pairs: of types, [(first, second), ...], which must both have a group for it to be there.
+    Paired by seed, judged as the claim that it has more: see `evidence.judged` for the columns. pairs: of types,
+    [(first, second), ...], which must both have a group for it to be there.
     """
     parts = []
     for first, second in pairs:
         for key, own in gains(frame, first, second, by, value).groupby(list(by))["gain"]:
-            low, high = evidence.interval(own.to_numpy()) if len(own) > 1 else (np.nan, np.nan)
             row = {"first": first, "second": second, **dict(zip(by, key, strict=True))}
-            parts.append(row | {"mean": own.mean(), "low": low, "high": high, "n": len(own)})
-    return pd.DataFrame(parts, columns=["first", "second", *by, "mean", "low", "high", "n"])
+            parts.append(row | evidence.judged(own.to_numpy()))
+    return pd.DataFrame(parts, columns=["first", "second", *by, *evidence.judged([])])
 
 
 def resample(frame, x, y, at):

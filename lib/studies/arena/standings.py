@@ -178,7 +178,7 @@ def apart_by_moment(frame):
     for score, kinds in moments(frame).items():
         pairs = [(kinds[one], kinds[other]) for one, other in compared(kinds)]
         rows = tables.paired(frame, pairs, ["sparsity"], "tuned")
-        clear = (rows["n"] >= evidence.NEEDED) & (rows["low"] * rows["high"] > 0)
+        clear = rows["verdict"] != "undecided"
         when = {kind: family for family, kind in kinds.items()}
         parts.append(rows.assign(score=score, clear=clear, one=rows["first"].map(when), other=rows["second"].map(when)))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["score"])

@@ -61,7 +61,7 @@ def reading(title, frame, table):
     outcome, pairs = pd.DataFrame(outcome, table.index, table.index), len(table) * (len(table) - 1) // 2
     decided = int((outcome.to_numpy() > 0).sum())
     methods = [kind for kind in table.index if kind not in FREE]
-    said = [f"Of {pairs} pairs {decided} are told apart; were all alike, {0.05 * pairs:g} would be by chance."]
+    said = [f"Of {pairs} pairs {decided} are told apart; were all alike, up to {0.05 * pairs:g} would be by chance."]
     for family, first in standings.winners(table).items():
         alike = [kind for kind in methods if kind != first and outcome.loc[first, kind] == 0]
         ties = f"it cannot be told apart from {_listed(alike)}" if alike else "no method ties with it"
@@ -88,7 +88,7 @@ def reading(title, frame, table):
 def by_moment(frame):
     """Return a table as Markdown: by how many points one score is better at one moment than at another, by sparsity.
 
-    Bold: the 95 % interval, paired by seed, leaves out zero, and six seeds or more have both. None without a pair.
+    Bold: decided, see `evidence.judged`. None without a pair.
     """
     found = standings.apart_by_moment(frame)
     if found.empty:

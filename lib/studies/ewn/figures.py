@@ -76,18 +76,17 @@ def verdicts(pruned, shares=SHARES):
     """Return one row for every share and pair: whether EWN is ahead at the level `deepest`, and since which level.
 
     Points of accuracy, paired by seed, as `evidence.judged` has them. since: the first level from which on, down to
-    there, the interval lies above zero at every level; missing if there is none.
+    there, it is confirmed at every level; missing if there is none.
     """
     pruned = pruned[np.isclose(pruned["sparsity"].to_numpy()[:, None], shares).any(1)]
     gains = tables.paired(pruned, PAIRS, ["level", "sparsity"], "accuracy")
     rows = []
-    for (second, share), own in gains.groupby(["second", "sparsity"]):
+    for (second, _), own in gains.groupby(["second", "sparsity"]):
         level = deepest(pruned, second)
         own = own[own["level"] >= level].sort_values("level")
-        above = (own["low"] > 0).cummin()
-        found = evidence.judged(ahead(pruned, second, level, share))
+        above = (own["verdict"] == "confirmed").cummin()
         since = own["level"][above].max() if above.any() else np.nan
-        rows.append({"than": second, "sparsity": share, "level": level, **found, "since": since})
+        rows.append({"than": second, **own.iloc[0].drop(["first", "second"]), "since": since})
     return pd.DataFrame(rows)
 
 
