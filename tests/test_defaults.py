@@ -98,15 +98,16 @@ def test_a_record_that_git_keeps_is_never_to_be_forced(root, capsys):
 def test_a_clone_calls_nothing_stale(root, capsys, monkeypatch):
     """Its records are of other code than lies beside them, by their checksums; that is the repository's own affair."""
     save_all(opened())
+    made = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
     write_notebook(root, "a = 1", "b = 3", "c = 4")
     commit(root)
     assert opened().done == [(1, "EWN")]
-    assert capsys.readouterr().out == "already done: EWN-1\n"
+    assert capsys.readouterr().out == f"already done: EWN-1 (of commit {made[:7]})\n"
     file = root / "lib/draws.py"
     monkeypatch.setattr("lib.draws.__file__", str(file))
     file.write_text("# a comment\n" + file.read_text())
     opened()
-    assert capsys.readouterr().out == "already done: EWN-1\n"
+    assert capsys.readouterr().out == f"already done: EWN-1 (of commit {made[:7]})\n"
     file.write_text(file.read_text() + "\nKEY_BYTES = 8\n")
     opened()
     assert "made by an earlier lib/draws.py; PRUNING_RUNS" in capsys.readouterr().out

@@ -313,6 +313,7 @@ def test_provenance_says_where_a_result_comes_from(root, monkeypatch):
     }
     assert provenance["tested"] == hashlib.sha256(b"numpy==1\n").hexdigest()[:16]
     assert provenance["instructions"]["onednn"] == "AVX2"
+    assert 0 <= runs.read(saved(seed=4)).provenance["seconds"] < 60, "since the run was opened"
     assert provenance["seconds"] == 2.5 and provenance["data"] == "sha" and provenance["device"] == "auto"
     assert provenance["commit"] is None  # this root is no git repository
     assert {"lib/draws.py", "code cell 2"} <= set(provenance["code"])

@@ -12,6 +12,7 @@ workflow asks `missing` for thousands of runs before it starts anything.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -184,7 +185,7 @@ class Run:
         self.done: list[Pair] = []
         self._defaults = defaults
         self._waiting: dict[Pair, tuple] = {}  # what `save` was given of stacks of which more is to come
-        self._started = _now()
+        self._started, self._since = _now(), time.monotonic()
         self._origin = provenance.origin(ROOT)  # as it is now: files may be edited while the run computes
         self._code = provenance.code(_notebook(experiment))
 
@@ -208,7 +209,8 @@ class Run:
 
         scores, cost: name -> a finite number, a text, or None for missing; nan of a score says that the run diverged,
         and the record says so: the score is missing, and `diverged` is True. arrays: name -> (array, ("axis", ...)),
-        nan allowed. axes: axis -> its coordinates. data: checksum of the data. seconds: what training took.
+        nan allowed. axes: axis -> its coordinates. data: checksum of the data. seconds: what training took; without it,
+        since the run was opened or what was saved before.
         stacked_with: what trained in the same stack, "type-seed" or, of a sweep, "type"; the record waits until those
         of them that are to be computed are there too, and all are saved together: killed in between, the rest would
         be trained again with fewer neighbours, and round otherwise. A sweep saves with seed="first..last" (a pair of
@@ -217,6 +219,7 @@ class Run:
         if (seed, type) not in self.todo:
             told = f"({seed!r}, {type!r}) is not to be computed; loop over run.todo: {self.todo}."
             raise RecordError(f"{told} It is done, or was made before open_run was run again: run all cells below it.")
+        seconds = time.monotonic() - self._since if seconds is None else seconds
         device = device or self.parameters.get("device")
         how = {"seconds": seconds, "device": device and str(device), "stacked_with": stacked_with}
         content, npz = self._content(scores, cost, arrays, axes)
@@ -238,6 +241,7 @@ class Run:
             return
         together = [self._waiting[pair] for pair in stack]
         storage.write(together)
+        self._since = time.monotonic()
         for pair in stack:
             _drop(self.experiment, _work(self._waiting.pop(pair)[0]))
 
@@ -293,7 +297,9 @@ class Run:
         for seed, type in self.done:
             record = read(self.path(type, seed))
             edited = since if record.path in kept else provenance.edited(record.provenance["code"], texts)
-            note = f" (made by an earlier {listed(edited)}; {_again(record.path in kept)})" if edited else ""
+            made = record.provenance.get("commit") if record.path in kept else None
+            note = f" (of commit {made[:7]})" if made else ""
+            note = f" (made by an earlier {listed(edited)}; {_again(record.path in kept)})" if edited else note
             print(f"already done: {record.name}{note}")
 
 
