@@ -387,11 +387,39 @@ def test_one_layer_is_a_text_or_a_list():
         methods.prune(module(), "magnitude", 0.5, layers="20")  # which are not the layers 2 and 0
 
 
+@pytest.mark.parametrize("make", [module, stack])
+def test_where_nothing_is_pruned_it_is_told(make):
+    said = "nothing is pruned: density 0.95 of 5 keeps all; one less is a density of 0.8"
+    with pytest.warns(UserWarning, match=said):
+        found = methods.prune(make(), "magnitude", 0.95, of="units")
+    assert all(mask.all() for mask in found.values())
+    methods.prune(make(), "magnitude", 1.0, of="units"), methods.prune(make(), "magnitude", 0.8, of="units")
+
+
 def test_a_layer_of_which_nothing_is_kept_is_told():
     net = module()
     net[2].weight.data *= 1e-6
     with pytest.warns(UserWarning, match="nothing is kept of 2.weight"):
         methods.prune(net, "magnitude", 0.5)
+
+
+def test_what_every_layer_keeps_at_least():
+    net = stack()
+    net.layers[1].weight.data *= 1e-6
+    found = methods.prune(net, "magnitude", 0.5, scope="global", least=0.2)
+    assert [int(mask[0].sum()) for mask in found.values()] == [20, 3], "45 of which 23 stay, a fifth of 15 at least"
+    for run in range(2):
+        weights = net.layers[1].weight[run].abs().flatten()
+        assert torch.equal(found["layers.1.weight"][run].flatten(), weights >= weights.sort().values[-3])
+    assert not methods.prune(net, "magnitude", 0.5, scope="global")["layers.1.weight"].any()
+    one = methods.prune(module(), "magnitude", 0.1, scope="global", least=1e-6)
+    assert all(mask.any() for mask in one.values()), "one at least"
+    with pytest.raises(ValueError, match="least = 0.6 of every tensor are 27 entries, where density keeps 23 of 45"):
+        methods.prune(net, "magnitude", 0.5, scope="global", least=0.6)
+    with pytest.raises(errors.ParameterError, match="goes with one round, and synflow has 100: pass rounds=1"):
+        methods.prune(net, "synflow", 0.5, least=0.1)
+    with pytest.raises(errors.ParameterError, match="takes no least: leave it out"):
+        methods.prune(net, "phew", 0.5, seeds=[1, 2], least=0.1)
 
 
 def test_a_dropout_is_drawn_alike_each_time_and_leaves_the_stream_alone():

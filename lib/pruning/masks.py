@@ -29,14 +29,17 @@ def count(n, density, rounding="nearest"):
     return ROUNDINGS[choice("rounding", rounding, ROUNDINGS)](n, number("density, kept / total,", density, "(0, 1]"))
 
 
-def top(scores, density, scope="layer", rounding="nearest", within=None):
+def top(scores, density, scope="layer", rounding="nearest", within=None, least=None):
     """Return masks `{name: bool (R, O, *F)}` that keep the highest scores of every run, exactly `count` of them.
 
     scores: `{name: (R, O, *F)}`. scope: what shares one count, "layer" each tensor, "global" all of them together,
     "unit" each row. density: one number, or one per run, of all weights. within: masks whose weights alone may stay, so
-    that what is pruned there never comes back; ValueError where more are to be kept than they keep. Among equal scores
-    the earlier entry goes first, so a result never depends on the sorting algorithm.
+    that what is pruned there never comes back; ValueError where more are to be kept than they keep. least: the share of
+    every tensor, and so at least one of its entries, that stays however low it scores; ValueError where these are more
+    than are to be kept. Among equal scores the earlier entry goes first, so a result never depends on the sorting
+    algorithm.
     """
+    scores = scores if least is None else _raised(scores, least, density, rounding, within)
     rows = _sharing(assert_named(scores, "score"), scope)
     if within is not None:
         if odd := [name for name in scores if name not in within]:
@@ -44,6 +47,18 @@ def top(scores, density, scope="layer", rounding="nearest", within=None):
         assert_like(within := {name: within[name] for name in scores}, scores)
     inside = [None] * len(rows) if within is None else _sharing(within, scope)
     return _parted([_top(*both, density, rounding) for both in zip(rows, inside, strict=True)], scores, scope)
+
+
+def _raised(scores, least, density, rounding, within):
+    """Return scores of which the highest of every tensor, the share `least` of it, are above all others."""
+    floor = top(scores, least, "layer", "prune_floor", within)
+    sizes = [sum(mask[0].numel() for mask in floor.values())] * len(next(iter(floor.values())))
+    keeps = [count(n, d, rounding) for n, d in zip(sizes, each(density, len(sizes)), strict=True)]
+    if (stay := sum(int(mask[0].sum()) for mask in floor.values())) > min(keeps):
+        told = f"least = {least:g} of every tensor are {stay} entries, where density keeps {min(keeps)} of {sizes[0]}"
+        raise ValueError(f"{told}; take a lower one, or a higher density")
+    floats = {name: score if score.is_floating_point() else score.double() for name, score in scores.items()}
+    return {name: score.masked_fill(floor[name], torch.finfo(score.dtype).max) for name, score in floats.items()}
 
 
 def _sharing(tensors, scope):

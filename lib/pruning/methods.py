@@ -127,23 +127,23 @@ def prune(net, name, density, x=None, y=None, seeds=None, **how):
     """
     stack = nets.layers(net, stack=False)
     made = prune_each(hops.copied(net) if stack else net, name, [density], x, y, seeds, **how)
-    return modules.some(made, [density])[0] if stack else made[0]
+    return modules.some(made, [density], 3)[0] if stack else made[0]
 
 
 @torch.inference_mode(False)  # of gradients, whatever the caller's mode
 def prune_each(
     net, name, densities, x=None, y=None, seeds=None, of="weights", layers=None, scope=None, rounding="nearest",
-    rounds=None, within=None, **options,
+    rounds=None, within=None, least=None, **options,
 ):  # fmt: skip
     """Return masks for each of the densities, `[{name: bool (R, O, *F)}]`, or of units `[{layer: bool (R, O)}]`.
 
     net: a folded stack, which is left as it is, or a torch module, whose masks have the names and shapes of its
     parameters: see `modules.One`. A density is one number, one per run, or `{layer: either}` of units. x, y: as the
     method needs them; seeds: one per run, of those that draw. layers: what is pruned, None for all that the method
-    knows. Of scores alone: scope, rounding and within, masks whose weights alone may stay, see `masks.top`; rounds,
-    see `anneal`. Units of a stack that are added up go together, see `paths.joint`. options: keywords of the method.
-    ParameterError for an unknown method, for one that lacks its x, and where nothing is left of a module, of which a
-    layer that keeps nothing is a warning.
+    knows. Of scores alone: scope, rounding, within, masks whose weights alone may stay, and least, the share of every
+    layer that stays, see `masks.top`; rounds, see `anneal`, without least. Units of a stack that are added up go
+    together, see `paths.joint`. options: keywords of the method. ParameterError for an unknown method, for one that
+    lacks its x, and where nothing is left of a module, of which a layer that keeps nothing is a warning.
     """
     chosen, layers = get(name, of), modules.named(layers)
     if isinstance(densities, str | dict) or not hasattr(densities, "__len__"):
@@ -151,32 +151,35 @@ def prune_each(
     stack, x, seeds = modules.opened(net, chosen.needs, x, y, seeds, layers)
     if within and stack is not net:
         within = {part: mask[None] for part, mask in masks.assert_named(within).items()}
-    made = _masks(chosen, stack, densities, x, y, seeds, layers, scope, rounding, rounds, within, **options)
+    made = _masks(chosen, stack, densities, x, y, seeds, layers, scope, rounding, rounds, within, least, **options)
     if stack is net:
         return made
     whole = net if of == "weights" and layers is None else None
     return [nets.take(kept, 0) for kept in modules.told(modules.some(made, densities), whole)]
 
 
-def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds, within, **options):
+def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds, within, least, **options):
     """Return what `prune_each` does, of a stack."""
     name, of = chosen.name, chosen.of
     chosen, x, y = _ready(chosen, x, y, options)
     if chosen.draws:
         one_each(nets.runs(net), seeds=seeds)
-        if odd := [what for what, given in (("layers", layers), ("scope", scope), ("within", within)) if given]:
+        given = {"layers": layers, "scope": scope, "within": within, "least": least}
+        if odd := [what for what, value in given.items() if value]:
             raise ParameterError(f"{name} draws masks of all layers at once, and takes no {listed(odd)}: leave it out")
         made = chosen.function(net, densities, x, y, seeds, **options)
         return modules.assert_drawn(made, net, name, of, densities)
     scope, rounds = scope or SCOPES[of], chosen.rounds if rounds is None else rounds
     score = functools.partial(_scored, chosen, layers=layers, **options)
     if rounds != 1:
+        if least is not None:
+            raise ParameterError(f"least = {least} goes with one round, and {name} has {rounds}: pass rounds=1")
         score = functools.partial(chosen.function, **options) if layers is None else score
         return anneal.anneal(score, net, densities, rounds, scope, rounding, x, y, seeds, within=within)
     made = score(net, x, y, seeds)
     if of == "units" and not isinstance(net, modules.One):
         made = paths.joint(nets.graph(net), made)
-    return [_kept(made, density, scope, rounding, within) for density in densities]
+    return [_kept(made, density, scope, rounding, within, least) for density in densities]
 
 
 @torch.inference_mode(False)
@@ -223,13 +226,13 @@ def _scored(chosen, net, x, y, seeds, layers=None, **options):
     return {own[choice("a layer", layer, own)]: made[own[layer]] for layer in layers}
 
 
-def _kept(made, density, scope, rounding, within):
+def _kept(made, density, *how):
     """Return the masks of one density from scores."""
     if isinstance(density, dict):
         if odd := sorted(made.keys() ^ density.keys()):
             raise ParameterError(
                 f"density says {listed(density)}, scores are of {listed(made)}: {odd} stand in one only"
             )
-        parts = (_kept({k: part}, density[k], scope, rounding, within) for k, part in made.items())
+        parts = (_kept({k: part}, density[k], *how) for k, part in made.items())
         return {name: mask for part in parts for name, mask in part.items()}
-    return masks.top(made, density, scope, rounding, within)
+    return masks.top(made, density, *how)

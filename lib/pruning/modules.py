@@ -15,7 +15,7 @@ from lib.errors import ParameterError, hint, listed
 from lib.networks import nets
 from lib.networks.layers import Layer
 from lib.pruning import hops, topology
-from lib.pruning.masks import COMPUTED, assert_like, assert_units, computed
+from lib.pruning.masks import COMPUTED, assert_like, assert_units, computed, each
 
 NO_SUMS = (
     nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
@@ -223,12 +223,19 @@ def named(layers):
     return layers
 
 
-def some(made, densities):
-    """Return masks `made` of densities, `[{name: bool (R, O, *F)}]`; ParameterError where a run keeps nothing."""
+def some(made, densities, stacklevel=5):
+    """Return masks `made` of densities, `[{name: bool (R, O, *F)}]`; ParameterError where a run keeps nothing.
+
+    Warns, so many frames above, where nothing is pruned at a density below one.
+    """
     for density, kept in zip(densities, made, strict=True):
-        if not torch.stack([mask.flatten(1).any(1) for mask in kept.values()]).any(0).all():
-            count = sum(mask[0].numel() for mask in kept.values())
+        count = sum(mask[0].numel() for mask in kept.values())
+        left = sum(mask.flatten(1).sum(1) for mask in kept.values())
+        if not left.all():
             raise ParameterError(f"density {density} of {count} keeps none; one is a density of {1 / count:.3g}")
+        if (left == count).all() and not isinstance(density, dict) and max(each(density, len(left))) < 1:
+            told = f"nothing is pruned: density {density} of {count} keeps all"
+            warnings.warn(f"{told}; one less is a density of {1 - 1 / count:.6g}", stacklevel=stacklevel)
     return made
 
 
