@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from lib import convnets, masks, methods, nets
+from lib import convnets, masks, methods, nets, selection
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_top_is_a_stable_sort(seed, ties):
                 assert torch.equal(mask, literally(score, masks.count(len(score), density)))
 
 
-def long_rows(kind, n=5 * masks.SAMPLE + 7):
+def long_rows(kind, n=5 * selection.SAMPLE + 7):
     """Return scores `(2, 1, n)`, more than a sample is taken of; every fifth of "comb", all of a sample, misleads."""
     rows = torch.randn(2, 1, n, generator=torch.Generator().manual_seed(3)).double()
     if kind == "ties":

@@ -9,7 +9,7 @@ import torch
 from lib import workers
 from lib.errors import choice, number
 from lib.networks import nets
-from lib.pruning import masks, modules
+from lib.pruning import masks, modules, selection
 
 
 def anneal(
@@ -62,11 +62,7 @@ def _form(score):
     """Return what makes the copy of a network that many rounds score, in `eval()` mode, else each would switch it."""
     if isinstance(score, functools.partial):
         return functools.partial(_form(score.func), **score.keywords)
-    return getattr(score, "form", _copy)
-
-
-def _copy(net, **options):
-    return copy.deepcopy(net).eval()
+    return getattr(score, "form", lambda net, **options: copy.deepcopy(net).eval())
 
 
 class _Survivors:
@@ -106,7 +102,7 @@ class _Survivors:
         score = torch.cat(parts, out=self.room if parts[0].dtype == self.room.dtype else None)
         for size, places in zip(self.sizes, self.left, strict=True):
             entries = score if len(places) == len(score) else score.index_select(0, places)
-            stay = masks.highest(entries, min(masks.count(size, density, rounding), len(places)))
+            stay = selection.highest(entries, min(masks.count(size, density, rounding), len(places)))
             self.joined.index_fill_(0, places[(~stay).nonzero()[:, 0]].long(), 0)
             left.append(_only(places, stay))
         self.left = left

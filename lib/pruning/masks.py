@@ -6,6 +6,7 @@ import torch
 from lib.errors import choice, hint, instance, listed, number
 from lib.kernels.twins import trailing
 from lib.pruning.hops import unwrapped, weighted
+from lib.pruning.selection import highest
 
 SCOPES = ("layer", "global", "unit")
 # Products such as 0.05 * 1020 carry a rounding error of a few 1e-15; it must not decide a count.
@@ -16,7 +17,6 @@ ROUNDINGS = {  # how many of n items are kept at a density: see `count`
     "keep_floor": lambda n, density: int(n * density + SLACK),
     "percentile": lambda n, density: max(0, n - 1 - int((n - 1) * (1 - density) + SLACK)),
 }
-SAMPLE = 2**12  # entries from which the place of a score among many is guessed
 
 
 def count(n, density, rounding="nearest"):
@@ -102,52 +102,6 @@ def assert_left(keep, most):
         raise ValueError(f"{keep} weights are to be kept, of which only {most} are left; take a lower density")
 
 
-def highest(score, keep):
-    """Return a mask of the `keep` highest entries along the last axis; of equal ones the later stay."""
-    if score.is_floating_point() and score.element_size() < 4:
-        score = score.float()  # the same order, in numbers that NumPy has
-    if score.numel() and not all(bool(extreme.isfinite()) for extreme in score.aminmax()):
-        raise ValueError("a score is NaN or infinite: no order exists; look at the network that it came from")
-    if keep in (0, score.shape[-1]):
-        return torch.full_like(score, keep > 0, dtype=torch.bool)
-    lowest = _largest(score, keep)
-    kept = score >= lowest
-    if int(kept.count_nonzero()) == keep * lowest.numel():  # each row has at least `keep`
-        return kept
-    level = kept & (score == lowest)
-    if score.dim() == 1:  # of a long row this takes an eighth of the time
-        return kept.index_fill_(0, level.nonzero()[: int(kept.count_nonzero()) - keep, 0], False)
-    surplus = kept.sum(-1, keepdim=True) - keep
-    return kept & ~(level & (level.cumsum(-1) <= surplus))
-
-
-def _largest(score, place):
-    """Return the `place`-th largest entry along the last axis, `(..., 1)`, by partition instead of a sort."""
-    if score.device.type != "cpu":
-        return score.topk(place, dim=-1).values[..., -1:]
-    n, entries = score.shape[-1], score.detach().numpy()
-    if n < 4 * SAMPLE:
-        # NumPy's partition takes a quarter of the time of torch's kthvalue, a million entries measured.
-        return torch.from_numpy(np.partition(entries, n - place, axis=-1)[..., n - place, None])
-    largest = [_ranked(row, n - place) for row in entries.reshape(-1, n)]
-    return torch.from_numpy(np.stack(largest).reshape(*score.shape[:-1], 1))
-
-
-def _ranked(row, rank):
-    """Return the entry at place `rank` of a long row in rising order, sought between two bounds that a sample gives.
-
-    That takes two fifths of the time of a partition of all, from eighty thousand to twenty million entries measured; it
-    is the selection of Floyd & Rivest (1975), with one step. Where the sample misleads, all entries are partitioned.
-    """
-    sample = np.sort(row[:: len(row) // SAMPLE])
-    middle, slack = rank * len(sample) // len(row), len(sample) // 32
-    low, high = sample[max(middle - slack, 0)], sample[min(middle + slack, len(sample) - 1)]
-    between, below = np.compress((row >= low) & (row <= high), row), int(np.count_nonzero(row < low))
-    if not below <= rank < below + len(between):
-        between, below = row, 0
-    return np.partition(between, rank - below)[rank - below]
-
-
 def expand(units, net):
     """Return masks `{name: bool like the parameter}` from unit masks: a pruned unit loses row, bias and column.
 
@@ -212,6 +166,9 @@ def assert_named(masks, what="mask"):
 def assert_like(masks, tensors):
     """Raise ValueError for a mask that is not bool, or has not the shape of the tensor of its name."""
     for name, mask in assert_named(masks).items():
+        if name not in tensors and f"{name}.weight" in tensors:
+            how = "masks.expand(masks, net), of a torch module smaller.rows(net, masks)"
+            raise ValueError(f"{name} is a layer, and so these are masks of units; those of weights are made by {how}")
         other = f"one of {listed(tensors)}.{hint(name, tensors)}"
         wanted = f"bool {tuple(tensors[name].shape)}" if name in tensors else other
         if f"{str(mask.dtype).removeprefix('torch.')} {tuple(mask.shape)}" != wanted:
