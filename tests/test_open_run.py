@@ -104,6 +104,7 @@ def test_a_run_knows_its_pairs_and_parameters(root):
         ({"levels": []}, "at least one value"),
         ({"levels": [-10.5]}, "levels = -10.5 is of kind float; levels is of kind int, such as -10, or a list of such"),
         ({"levels": [[-10]]}, "takes one value"),
+        ({"lr": 10**400}, "is of kind int; lr is of kind float"),
         ({"lr": "fast"}, "lr = 'fast' is of kind str; lr is of kind float"),
         ({"lr": float("nan")}, "finite"),
         ({"lr": None}, "lr = None"),

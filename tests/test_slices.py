@@ -294,6 +294,9 @@ STAYS = {
         lambda: Lambda(lambda s, x: s.b(s.a(x.flatten(2))), a=nn.Conv1d(3, 8, 3), b=nn.Conv1d(8, 4, 3, padding=1)),
         "a", "a constant, read by 'b', is not everywhere the same",
     ),
+    "a group": (
+        lambda: nn.Sequential(conv(3, 8), nn.ReLU(), nn.Conv2d(8, 4, 3, groups=2)), "0", "4, because they go only with"
+    ),
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lib import drawing, runs
-from lib.errors import RecordError
+from lib.errors import ParameterError, RecordError
 from tests.test_door import opened
 
 ROOT = runs.ROOT
@@ -145,3 +145,25 @@ def test_a_figure_of_one_point_is_saved(elsewhere, draw):
     figure, axes = plt.subplots()
     getattr(axes, draw)([1], [2])
     assert drawing.save(figure, "one").exists() and (elsewhere / "figures/one.pdf").exists()
+
+
+CHOSEN = [name for name in SUMMARIES if "dataset" in runs.naming.in_cell(ROOT / f"notebooks/{name}.ipynb")]
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_data_that_nobody_knows_are_refused_before_anything_is_drawn(name, elsewhere):
+    with pytest.raises(ParameterError, match="dataset = 'minst'.*mean 'mnist'"):
+        summarised(name, dataset="minst")
+    assert not (elsewhere / "figures").exists()
+
+
+def test_a_network_without_records_is_told_where_others_have_some(elsewhere):
+    given = {"net": "vgg11", "dataset": "digits32", "width": 4, "train_examples": 50, "batch_size": 25, "epochs": 1,
+             "densities": [0.5], "type": "random", "seed": 1, "drops": [], "device": "cpu"}  # fmt: skip
+    summarised("phew_density", **given)
+    with pytest.raises(RecordError, match="no record has net = 'resnet20'.*There are: 'vgg11'"):
+        summarised("summary_phew", net="resnet20")
+    with pytest.raises(ParameterError, match="net = 'resnet2'.*mean 'resnet20'"):
+        summarised("summary_phew", net="resnet2")
+    with pytest.raises(ParameterError, match="datasets.*'minst'"):
+        summarised("summary_importance", datasets=["minst"])

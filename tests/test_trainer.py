@@ -375,7 +375,7 @@ def test_the_history_has_a_row_before_the_first_pass():
         ({"lr": 0}, "lr is 0;"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"batch": 0}, "batch is 0"),
-        ({"train": (TRAIN[0], TRAIN[1][:9])}, "70 examples with 9 labels"),
+        ({"train": (TRAIN[0], TRAIN[1][:9])}, r"70 examples with labels \(9,\)"),
         ({"rule": "adam", "momentum": 0.9}, "momentum = 0.9 with rule 'adam'"),
         ({"rule": "rms", "nesterov": True}, "nesterov = True with rule 'rms'"),
     ],

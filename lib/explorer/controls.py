@@ -107,7 +107,8 @@ class Explorer:
         try:
             action(*arguments)
         except (Exception, KeyboardInterrupt) as error:  # an interrupt of the kernel goes unseen as well
-            self._stand()
+            self._choose(*self.shown)  # so that what was not reached can be chosen again
+            self.slider.disabled, self.bar.value = False, 0
             where.value = f"<b>{html.escape(f'{type(error).__name__}: {error}'.removesuffix(': '))}</b>"
 
     def _other_kind(self):
@@ -115,11 +116,6 @@ class Explorer:
         chosen = zip((self.first.value, self.second.value), FALLBACK[self.kind.value], strict=True)
         self._choose(self.network.value, self.kind.value, *(one if one in names else other for one, other in chosen))
         self._prepare()
-
-    def _stand(self):
-        """Have the controls say what is shown, so that what was not reached can be chosen again."""
-        self._choose(*self.shown)
-        self.slider.disabled, self.bar.value = False, 0
 
     def _choose(self, network, kind, *names):
         self._quiet, self.network.value, self.kind.value = True, network, kind

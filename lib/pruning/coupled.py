@@ -240,11 +240,8 @@ class Coupled:
             return here, there, torch.ones(1, 1, 1, dtype=torch.bool).expand(1, len(there), len(here))
         return layer.inputs, layer.units, kept[layer.name].unflatten(0, (hop.wiring.groups, -1))
 
-    def misfits(self, gone):
-        """Return the calls that would not make of what is left what is left of what they made."""
-        return [event for event in self.reader.events if not self._fits(event, gone)]
-
-    def _fits(self, event, gone):
+    def fits(self, event, gone):
+        """Return whether a call would make of what is left what is left of what it made."""
         made = [self._left(seen, gone) for seen in event.made]
         given = [self._left(each, gone) for each in tree_leaves((event.args, event.kwargs)) if isinstance(each, Seen)]
         if any(numbers is None for numbers in (*made, *given)):

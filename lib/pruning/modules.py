@@ -147,17 +147,22 @@ def opened(net, needs, x, y, seeds, layers):
     """Return `net` as a stack, a torch module as `One`, the examples as that reads them, and the seeds of its runs."""
     if nets.layers(net, stack=False):
         batches = (x if isinstance(x, list | tuple) else [x]) if needs == "examples" else []
-        own = next(iter(nets.weights(net).values()))
-        inputs = math.prod(net.image) if hasattr(net, "image") else own.shape[-1]
         for batch in (batch for batch in batches if isinstance(batch, torch.Tensor)):
-            # Bytes are what autoencoders read.
-            if batch.dim() > 3 or batch.shape[-1:] != (inputs,) or batch.dtype not in (own.dtype, torch.uint8):
-                told = f"x is {batch.dtype} of shape {tuple(batch.shape)}; needed for a stack are {own.dtype}"
-                raise ParameterError(f"{told}, rows (N, {inputs}), of images x.flatten(1)")
+            assert_rows(net, batch)
         return net, x, seeds
     alone = One(net, x if needs in ("nothing", "examples") else None, needs == "nothing", layers)
     x = examples(x, y) if needs == "examples" and x is not None else x
     return alone, x, [0] if seeds is None else seeds
+
+
+def assert_rows(net, x):
+    """Raise ParameterError for examples that a stack does not read."""
+    own = next(iter(nets.weights(net).values()))
+    inputs = math.prod(net.image) if hasattr(net, "image") else own.shape[-1]
+    # Bytes are what autoencoders read.
+    if x.dim() > 3 or x.shape[-1:] != (inputs,) or x.dtype not in (own.dtype, torch.uint8):
+        told = f"x is {x.dtype} of shape {tuple(x.shape)}; needed for a stack are {own.dtype}"
+        raise ParameterError(f"{told}, rows (N, {inputs}), of images x.flatten(1)")
 
 
 def assert_scores(made, net, of="weights", where=""):
@@ -211,8 +216,9 @@ def assert_tensors(x, y=None):
         if odd or not batches:
             told = f"{what} is a {odd[0] if odd else 'list of none'}, or has one; needed is a tensor, or a list of them"
             raise ParameterError(f"{told}: of a loader x, y = map(list, zip(*loader)), of an array torch.from_numpy(x)")
-        if odd := [tuple(batch.shape) for batch in batches if batch is not None and batch.dim() < axes]:
-            raise ParameterError(f"{what} has shape {odd[0]}; needed are examples along an axis of their own, (N, ...)")
+        if odd := [tuple(one.shape) for one in batches if one is not None and (one.dim() < axes or not one.numel())]:
+            told = f"{what} has shape {odd[0]}; needed are examples along an axis of their own, (N, ...)"
+            raise ParameterError(f"{told}, of which there is one at least")
 
 
 def named(layers):

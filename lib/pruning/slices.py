@@ -136,7 +136,8 @@ def _settled(work, coupled, dead, reached, read):
         for cut in coupled.cuts:
             if not _left(cut, gone).any():
                 coupled.keep(cut.units[:1])
-        for event in coupled.misfits(gone) if before == int(coupled.stays.sum()) else ():
+        events = coupled.reader.events if before == int(coupled.stays.sum()) else ()
+        for event in [event for event in events if not coupled.fits(event, gone)]:
             units = coupled.touched(event)
             coupled.keep(units[gone[units]], f"{event.where}, which counts on their number")
         for layers in _calls(coupled) if before == int(coupled.stays.sum()) else ():
@@ -202,7 +203,7 @@ def _constant(part, silent, x):
 def _tell(coupled, left):
     """Warn of units on no path that stay, and say why."""
     why = {int(coupled.sets[unit]): reason for unit, reason in coupled.why.items()}
-    told = Counter(why[unit] for unit in coupled.sets[left].tolist() if unit in why)
+    told = Counter(why.get(unit, "they go only with others that stay") for unit in coupled.sets[left].tolist())
     if told:
         reasons = "; ".join(f"{count}, because {reason}" for reason, count in told.most_common(3))
         warnings.warn(f"{sum(told.values())} units on no path stay: {reasons}. {TORCH_PRUNING}", stacklevel=6)

@@ -33,14 +33,11 @@ def fpgm(net, x, y, seeds):
 
     `{layer: (R, O)}`; what lies nearest to the geometric median of all goes first (He et al., arXiv 1811.00250).
     """
-    each = {layer: _fine(net.get_submodule(layer).weight.detach().flatten(2)) for layer in nets.hidden(net)}
+    each = {layer: net.get_submodule(layer).weight.detach().flatten(2) for layer in nets.hidden(net)}
+    fine = torch.promote_types(next(iter(each.values())).dtype, torch.float32)  # of half torch has no distances
     # By products, which are faster, equal weights are apart.
     how = {"compute_mode": "donot_use_mm_for_euclid_dist"}
-    return {name: torch.cdist(weights, weights, **how).sum(2) for name, weights in each.items()}
-
-
-def _fine(weights):
-    return weights.to(torch.promote_types(weights.dtype, torch.float32))  # of half precision torch has no distances
+    return {name: torch.cdist(*[weights.to(fine)] * 2, **how).sum(2) for name, weights in each.items()}
 
 
 @method("growth", of="units", needs="history")

@@ -151,7 +151,7 @@ def _scalar(name: str, value, examples: list, more: str = ""):
         raise ParameterError(f"{name} = {value!r}: it takes one value; only seed, type and list parameters take more.")
     kinds = {_kind(name, example) for example in examples}
     kind = _kind(name, value)
-    if kind == "int" and "float" in kinds:
+    if kind == "int" and "float" in kinds and value.bit_length() < 1024:  # what a float can be
         return float(value)
     if kind not in kinds:
         raw = f" With papermill, `-r {name} {value}` passes a text." if kinds == {"str"} else as_list(name, value)

@@ -221,12 +221,14 @@ class Run:
             raise RecordError(f"{told} It is done, or was made before open_run was run again: run all cells below it.")
         seconds = time.monotonic() - self._since if seconds is None else seconds
         device = device or self.parameters.get("device")
-        how = {"seconds": seconds, "device": device and str(device), "stacked_with": stacked_with}
+        code = {**provenance.code(_notebook(self.experiment)), **self._code}  # with what was imported since
+        how = {"code": code, "data": data, "seconds": seconds, "device": device and str(device)}
+        how["stacked_with"] = stacked_with
         content, npz = self._content(scores, cost, arrays, axes)
         document = {
             "experiment": self.experiment, "type": type, "seed": seed,
             "parameters": without(self.parameters, {"seed", "type"}), **content,
-            "provenance": {**self._provenance(), "data": data, **how},
+            "provenance": {"started": self._started, "finished": _now(), **self._origin, **how},
         }  # fmt: skip
         path = self.path(type, seed)
         assert_writable(path.parent)  # hours have passed since this was checked
@@ -256,11 +258,6 @@ class Run:
         if twice:
             raise RecordError(f"{twice[0]!r} names two things in this record: call one of them otherwise.")
         return {"scores": scores, "cost": cost, "axes": axes, "arrays": array_axes}, npz
-
-    def _provenance(self) -> dict:
-        """Return where this result comes from; a module imported since the run was opened is added now."""
-        code = {**provenance.code(_notebook(self.experiment)), **self._code}
-        return {"started": self._started, "finished": _now(), **self._origin, "code": code}
 
     def _claim(self) -> None:
         """Return nothing; fill `done` and `todo`, and lock what is to be computed."""

@@ -259,9 +259,10 @@ def _rows(x, at):
 def _check(net, part, seeds, objective, what):
     one_each(nets.runs(net), seeds=seeds)
     x, y = instance(f"{what} is", part, tuple, f'(x, y), as split("{what}") of the data gives them')
-    modules.assert_tensors(x, y)
-    if x.shape[-2] != len(y) or not len(y) or y.dtype != torch.int64:
-        raise ValueError(f"{x.shape[-2]} examples with {len(y)} labels, {y.dtype}; needed is one each, torch.int64")
+    modules.assert_tensors(x, y), modules.assert_rows(net, x)
+    if y.dim() > 1 or x.shape[-2] != len(y) or not len(y) or y.dtype != torch.int64:
+        told = f"{x.shape[-2]} examples with labels {tuple(y.shape)}, {y.dtype}"
+        raise ValueError(f"{told}; needed is a class of each, (N,) torch.int64")
     classes = [*nets.weights(net).values()][-1].shape[1]
     if objective is None and not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise ValueError(f"labels are {int(y.min())} to {int(y.max())}; {classes} logits have 0 to {classes - 1}")

@@ -69,7 +69,8 @@ def from_file(path, net, recipe):
     Ours says by which recipe it was made, which must be this one, of any seed. Of the other kind are the study's
     checkpoints, w1.weight, w1.bias and so on: a matrix and a bias per layer, in forward order.
     """
-    if Path(path).suffix == ".safetensors":
+    path = Path(path).expanduser()
+    if path.suffix == ".safetensors":
         trained, _ = once.load(path, net, recipe, any_seed=True)
         return nets.take(trained, [0] * nets.runs(net))
     state = list(torch.load(path, map_location="cpu", weights_only=True).items())

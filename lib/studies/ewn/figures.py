@@ -248,7 +248,8 @@ def claims(pruned, images, main):
         for share in SHARES:
             for second in sorted({*own["type"]} - {"EWN"}, reverse=True):
                 said = f"Log-loss {gallery.number(level, 0)}{of}, {gallery.percent(share)} pruned by norm"
-                gains, stands = ahead(own, second, level, share), main and level == furthest
+                here = own[np.isclose(own["sparsity"], share)]
+                gains, stands = evidence.apart(here, "EWN", second, "accuracy"), main and level == furthest
                 behind = level == LEVELS[0] and not stands
                 claimed = f"{second} is ahead of EWN" if behind else f"EWN is ahead of {second}"
                 stands = stands and second == "no-WN" and share in (0.5, 0.9)
@@ -265,12 +266,6 @@ def deepest(pruned, second="no-WN"):
     seeds = pruned[pruned["type"].isin(["EWN", second])].groupby(["level", "type"])["seed"].nunique().unstack()
     pairs = seeds.dropna().min(axis=1)
     return (pairs[pairs >= evidence.NEEDED] if (pairs >= evidence.NEEDED).any() else pairs).index.min()
-
-
-def ahead(pruned, second, level, share):
-    """Return how much more accuracy EWN has than the type `second` at one level and share, paired by seed, `(n,)`."""
-    here = pruned[(pruned["level"] == level) & np.isclose(pruned["sparsity"], share)]
-    return evidence.apart(here, "EWN", second, "accuracy")
 
 
 def end_labels(axes, lines, gap=0.045):

@@ -4,6 +4,7 @@ Its criteria are norms of units, how much these grew, and, on CIFAR, their order
 """
 
 import copy
+import os
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ def descended(run, net, real, name):
     recipe = {"name": f"{p['dataset']}-{name}{p['width']}", "own_order": False}
     recipe |= {name: p[name] for name in ("batch_size", "train_examples")}
     recipes = [recipe | {"seed": seed, "type": kind} for seed, kind in run.todo]
-    folders = [p["weights"] or runs.trained(own) for own in recipes]
+    folders = [os.path.expanduser(p["weights"]) or runs.trained(own) for own in recipes]
     seeds, trained = [seed for seed, _ in run.todo], bool(p["weights"])
     return descend.descend(net, real, seeds, p["levels"], folders=folders, recipes=recipes, batch=p["batch_size"],
                          stack=p["stack"], trained=trained)  # fmt: skip
