@@ -1,6 +1,8 @@
 """Plain modules as files: what is saved loads to the same function, or saving refuses and names what it cannot keep."""
 
+import copy
 import inspect
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,7 +10,10 @@ from flips import refused
 from torch import nn
 from torch.nn.utils.prune import random_unstructured
 
-from lib import plain
+from lib import disk, plain, shrink
+from lib.errors import ParameterError
+from tests.odd_networks import Lambda, conv
+from tests.test_slices import CLASSIFIERS, classifier, filled, rows
 
 IMAGE = torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(0))
 OPTIONS = {  # values of every option, the first the one that stands beside the others'
@@ -212,16 +217,13 @@ def resized():
 @pytest.mark.parametrize(
     "module, told",
     [
-        (nn.Sequential(nn.Softmax(1)), "Softmax cannot be kept in a file; what can is .*Linear"),
-        (nn.Sequential(Doubled(9, 9)), "Doubled cannot be kept"),
-        (nn.utils.parametrizations.weight_norm(nn.Linear(9, 9)), "ParametrizedLinear cannot be kept"),
-        (random_unstructured(nn.Linear(9, 9), "weight", 0.5), "Linear '' has its own _forward_pre_hooks"),
-        (hooked(), "Linear '0' has its own _forward_hooks"),
-        (own_forward(), "ReLU '0' has its own forward"),
-        (changed(), "Conv2d '' has its own _reversed_padding_repeated_twice"),
-        (tied(), "two of its modules share a parameter"),
-        (added(), "scale: a file cannot keep tensors that are not those"),
-        (resized(), "weight: a file cannot keep tensors that are not those"),
+        (random_unstructured(nn.Linear(9, 9), "weight", 0.5), "'' of module is Linear with _forward_pre_hooks; a file"),
+        (hooked(), "'0' of module is Linear with _forward_hooks; a file keeps.* Linear$"),
+        (own_forward(), "'0' of module is ReLU with forward; a file keeps"),
+        (changed(), "'_reversed_padding_repeated_twice' of module is .1, 1, 1, 1.; .* .2, 2, 2, 2.$"),
+        (tied(), r"'1.weight' of module is 0.weight \(9, 9\); a file keeps, but of a class of your own, 1.weight"),
+        (added(), r"'scale' of module is scale \(1,\); a file keeps"),
+        (resized(), r"'weight' of module is weight \(4, 9\); a file keeps.* weight \(9, 9\)"),
         (nn.Linear(9, 9, dtype=torch.complex64), "weight is torch.complex64 on cpu, which a file cannot keep"),
         (nn.Linear(9, 9, device="meta"), "weight is torch.float32 on meta, which a file cannot keep"),
     ],
@@ -230,3 +232,167 @@ def test_what_a_file_cannot_keep_is_refused_by_name(module, told, tmp_path):
     with pytest.raises(ValueError, match=told):
         plain.save(module, tmp_path / "small")
     assert not (tmp_path / "small").exists()
+
+
+# --- of a class of one's own -----------------------------------------------------------------------------------------
+
+
+class Joined(nn.Module):
+    """Normalisations, a concatenation, a projection beside a block, and buffers with a number for each channel."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.a, self.b = conv(3, width), nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.n, self.m, self.act = nn.BatchNorm2d(width), nn.BatchNorm2d(width, affine=False), nn.PReLU(width)
+        self.inner, self.outer, self.by = conv(2 * width, width), conv(width, 6), nn.Conv2d(2 * width, 6, 1)
+        self.fc = nn.Linear(6, 4, bias=False)
+        self.register_buffer("shift", torch.linspace(-1, 1, width).view(-1, 1, 1), persistent=False)
+
+    def forward(self, x):
+        h = torch.cat([self.act(self.n(self.a(x))), self.m(self.b(x)) + self.shift], 1)
+        return self.fc((self.outer(self.inner(h).relu()) + self.by(h)).relu().mean((2, 3)))
+
+
+def twice():
+    """A module in two places, and a weight of two others."""
+    parts = {"a": nn.Linear(6, 8), "t": nn.Linear(8, 8), "u": nn.Linear(8, 8), "b": nn.Linear(8, 8)}
+    net = Lambda(lambda s, x: s.out(s.b(s.again(s.u(s.t(s.a(x).relu()))))), **parts, out=nn.Linear(8, 3))
+    net.u.weight, net.again = net.t.weight, net.a[0] if isinstance(net.a, nn.Sequential) else net.t
+    return net
+
+
+def padded():
+    return Lambda(lambda s, x: s.b(s.a(x).relu()).mean((2, 3)), a=conv(3, 8), b=nn.Conv2d(8, 5, 3, 2, 1, bias=False))
+
+
+def biased():
+    return Lambda(lambda s, x: s.b(s.a(x).relu()), a=nn.Linear(6, 8), b=nn.Linear(8, 3, bias=False))
+
+
+def narrow():
+    return pytest.importorskip("torchvision.models").mobilenet_v2(num_classes=10, width_mult=0.25)
+
+
+OWN = {  # (full size, shape, last layer, kinds that are there in the small one)
+    "joined": (Joined, (3, 8, 8), "fc", {nn.BatchNorm2d}),
+    "border": (padded, (3, 8, 8), "b", {plain.Offset, nn.Sequential}),
+    "new bias": (biased, (6,), "b", {nn.Linear}),
+    "twice": (twice, (6,), "out", {nn.Linear}),
+    "mobilenet_v2": (narrow, (3, 32, 32), CLASSIFIERS["mobilenet_v2"], {plain.Offset}),
+    "resnet18": (lambda: classifier("resnet18")[0], (3, 32, 32), CLASSIFIERS["resnet18"], {plain.Offset}),
+}
+
+
+def own(name):
+    """Return a small network of one's own, one of full size that has other weights, and an input."""
+    make, shape, last, kinds = OWN[name]
+    network, fresh, x = filled(make()), make().train(), torch.rand(2, *shape)
+    with pytest.warns() if name == "twice" else nullcontext():
+        small = shrink.shrink(network, rows(network, 0.5, last), inputs=x)
+    assert kinds <= {type(part) for part in small.modules()}
+    for tensor in fresh.state_dict().values():
+        tensor.fill_(3)
+    return small, fresh, x
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_shrinking_made_of_ones_own_class_comes_back(name, tmp_path):
+    """Bit for bit, from a fresh instance, which stays as it is; a module that is whole, too."""
+    small, fresh, x = own(name)
+    before, shape = str(fresh), {key: (tensor.shape, float(tensor.sum())) for key, tensor in fresh.state_dict().items()}
+    again = plain.load(plain.save(small, tmp_path).parent, fresh)
+    with torch.no_grad():
+        assert torch.equal(again(x), small(x))
+    assert type(again) is type(small) and str(again) == str(small) != before and not again.training
+    assert list(again.state_dict()) == list(small.state_dict())
+    assert all(torch.equal(*both) for both in zip(again.buffers(), small.buffers(), strict=True))
+    assert plain.parameters(again) == plain.parameters(small) != plain.parameters(fresh) or name == "twice"
+    assert fresh.training and str(fresh) == before
+    assert shape == {key: (tensor.shape, float(tensor.sum())) for key, tensor in fresh.state_dict().items()}
+    again(x).sum().backward()
+    whole = plain.load(plain.save(fresh, tmp_path).parent, copy.deepcopy(fresh).eval())
+    assert whole.training and str(whole) == before
+    assert all(
+        torch.equal(*both) for both in zip(whole.state_dict().values(), fresh.state_dict().values(), strict=True)
+    )
+
+
+def test_what_is_shared_stays_shared(tmp_path):
+    small, fresh, _ = own("twice")
+    again = plain.load(plain.save(small, tmp_path).parent, fresh)
+    assert again.again is again.t and again.u.weight is again.t.weight is not again.b.weight
+    assert len(disk.load_tensors(tmp_path / plain.FILE)[0]) == len(list(small.parameters()))
+    fresh.u.weight = nn.Parameter(fresh.u.weight.detach().clone())
+    with pytest.raises(ParameterError, match=r"'u.weight' of module is u.weight \(8, 8\); .* has t.weight \(8, 8\)"):
+        plain.load(tmp_path, fresh)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_every_precision_of_ones_own_comes_back(dtype, tmp_path):
+    """The running statistics' too, and memory in which channels are last, and pools that `laid_out` put before."""
+    small = nn.Sequential(nn.Conv2d(3, 1, 3, 2, 3), nn.BatchNorm2d(1), nn.Conv2d(1, 4, 1)).to(dtype).eval()
+    fresh, before = copy.deepcopy(small).float(), small[0]
+    small = plain.laid_out(small)
+    assert small[1] is before or len(small) == 3
+    again = plain.load(plain.save(small, tmp_path).parent, fresh)
+    assert str(again) == str(small)
+    for one, other in zip(again.state_dict().values(), small.state_dict().values(), strict=True):
+        assert torch.equal(one, other) and one.dtype == other.dtype and one.stride() == other.stride()
+
+
+def test_pools_that_spare_gradients_come_back(tmp_path):
+    small = nn.Sequential(nn.Conv2d(2, 4, 1, 2), nn.Softmax(1))
+    fresh, x = copy.deepcopy(small), torch.rand(2, 2, 5, 5)
+    small = plain.laid_out(small)
+    assert [type(part) for part in small] == [nn.AvgPool2d, nn.Conv2d, nn.Softmax]
+    again = plain.load(plain.save(small, tmp_path).parent, fresh)
+    assert str(again) == str(small) and torch.equal(again(x), small(x))
+
+
+def test_what_is_not_in_the_sizes_is_that_of_the_saved(tmp_path):
+    """A number that was changed since, and what is infinite, which json cannot say."""
+    module = Doubled(9, 9)
+    module.gain, module.least, module.sides = 3, -torch.inf, [1, 2]
+    fresh = Doubled(9, 9)
+    fresh.gain, fresh.least, fresh.sides = 2, 0.0, [0]
+    again = plain.load(plain.save(module, tmp_path).parent, fresh)
+    assert (again.gain, again.least, again.sides) == (3, 0.0, [1, 2])
+    assert torch.equal(again(IMAGE), module(IMAGE))
+
+
+class Other(Joined):
+    pass
+
+
+def without():
+    fresh = Joined()
+    del fresh.by
+    return fresh
+
+
+def another():
+    fresh = Joined()
+    fresh.act = nn.ReLU()
+    return fresh
+
+
+@pytest.mark.parametrize(
+    ("fresh", "told"),
+    [
+        (lambda: None, r"module is a NoneType; .*network.safetensors needs a fresh Joined\(...\) in full size"),
+        (Other, "module is a Other; .* needs a fresh Joined"),
+        (lambda: Joined, "module is a type; .* needs a fresh Joined"),
+        (without, "'by' of module is None; .*has Conv2d$"),
+        (another, "'act' of module is ReLU; .*has PReLU$"),
+        (lambda: hook(Joined()), "'fc' of module is Linear with _forward_hooks; .*has Linear$"),
+    ], ids=["none", "other", "a class", "without", "another", "hooked"],
+)  # fmt: skip
+def test_what_is_no_fresh_instance_is_told(fresh, told, tmp_path):
+    plain.save(own("joined")[0], tmp_path)
+    with pytest.raises(ParameterError, match=told):
+        plain.load(tmp_path, fresh())
+
+
+def hook(module):
+    module.fc.register_forward_hook(lambda part, given, found: 2 * found)
+    return module

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import masks, methods, nets, shrink, smaller
+from lib import masks, methods, nets, plain, shrink, smaller
 from tests.shown import CONTRIBUTING, FISHER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +34,7 @@ def test_a_network_of_ones_own_becomes_smaller_as_shown(tmp_path, monkeypatch):
     module = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).double()
     found = {"module": module, "x": torch.randn(5, 6).double(), "y": torch.arange(5) % 3}
     monkeypatch.chdir(tmp_path)
-    exec(snippet, {"methods": methods, "smaller": smaller, "shrink": shrink, "torch": torch}, found)
+    exec(snippet, {"methods": methods, "plain": plain, "smaller": smaller, "shrink": shrink, "torch": torch}, found)
     small, kept = found["small"], found["units"]["0"]
     assert small[0].out_features == small[2].in_features == int(kept.sum()) == 4
     hidden = found["x"] @ (module[0].weight * kept[:, None]).T + module[0].bias

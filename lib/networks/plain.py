@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from lib.errors import ParameterError, RecordError, instance, listed
+from lib.errors import ParameterError, RecordError, instance
 from lib.kernels import twins
 from lib.records import disk
 
@@ -111,15 +111,11 @@ class Graph(nn.Module):
         return y
 
 
-KINDS = (
-    nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Unflatten, nn.Flatten, nn.ReLU,
-    nn.Sigmoid, nn.Sequential, Square, Erf, Offset, Route, Constant, Graph,
-)  # fmt: skip
-LAYERS = (nn.Linear, nn.Conv2d)
+KINDS = (nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Unflatten, nn.Flatten, nn.ReLU,
+         nn.Sigmoid, nn.Sequential, Square, Erf, Offset, Route, Constant, Graph)  # fmt: skip
+LAYERS, SEVERAL = (nn.Linear, nn.Conv2d), (list, tuple, torch.Size)
 NAMES = {kind.__name__: kind for kind in KINDS}
 NOT_OPTIONS = {"device", "dtype", "enter", "activation"}  # of constructors: where tensors lie, and other modules
-# What parts of one function may differ in: what they are made of, which is compared otherwise, and how they are run.
-NOT_COMPARED = {"_parameters", "_buffers", "_modules", "training", "_compiled_call_impl"}
 NUMPY = {torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
          torch.bool}  # fmt: skip
 
@@ -163,16 +159,12 @@ def describe(module, numbers=None):
     A part that stands there again is the number of the first, in the order in which `build` makes them.
     """
     numbers = {} if numbers is None else numbers
-    if _asserted(module) in numbers:
+    if module in numbers:
         return numbers[module]
-    kind = type(module)
-    if kind not in KINDS:
-        told = f"{kind.__name__} cannot be kept in a file; what can is {sorted(NAMES)}"
-        raise ValueError(f"{told}. Keep the module by torch.save(module, FILE), or by torch.export")
     parts = module._modules
-    if kind is Graph:
+    if type(module) is Graph:
         parts = {"enter": module.enter, "activation": module.activation, **module.ways._modules}
-    layout = [kind.__name__, _options(module), {name: describe(part, numbers) for name, part in parts.items()}]
+    layout = [type(module).__name__, _options(module), {name: describe(part, numbers) for name, part in parts.items()}]
     numbers[module] = len(numbers)
     return layout
 
@@ -204,22 +196,59 @@ def _tuples(value):
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def _assert_kept(module, again):
-    """Raise ValueError for what makes `module` another function than `again`, which was built from its description."""
-    for (name, part), other in zip(module.named_modules(), again.modules(), strict=True):
-        known = {key: value for key, value in vars(other).items() if key not in NOT_COMPARED}
-        different = [key for key, value in known.items() if _tuples(vars(part).get(key)) != _tuples(value)]
-        different += ["forward"] * ("forward" in vars(part))
-        if different:
-            raise ValueError(
-                f"{type(part).__name__} {name!r} has its own {listed(different)}, which a file cannot keep"
-            )
-    found, kept = ({name: tuple(v.shape) for name, v in one.state_dict().items()} for one in (module, again))
-    strange = sorted(name for name in {**found, **kept} if found.get(name) != kept.get(name))
-    if strange:
-        raise ValueError(f"{listed(strange)}: a file cannot keep tensors that are not those of their modules")
-    if len(list(module.parameters())) != len(list(again.parameters())):
-        raise ValueError("two of its modules share a parameter, which a file cannot keep; let them be one module")
+def _state(module):
+    """Return what a module of any class is, fit for json, and its tensors, shared ones once, by their first names.
+
+    said: of parts the class and hooks, of tensors the first name and the shape; own: simple attributes of parts; put:
+    what slicing, or `laid_out`, may have put into sequences; last: strides of tensors whose channels are last.
+    """
+    parts, said, own, first, tensors = dict(module.named_modules(remove_duplicate=False)), {}, {}, {}, {}
+    for path, part in parts.items():
+        hooks = [key for key, value in vars(part).items() if "hook" in key and value or key == "forward"]
+        said[path] = " with ".join([type(part).__name__, *hooks])
+        for key, value in (vars(part) | part._parameters | part._buffers).items():
+            name, values = f"{path}.{key}".lstrip("."), value if type(value) in SEVERAL else [value]
+            if isinstance(value, torch.Tensor) and key not in vars(part):
+                said[name] = f"{first.setdefault(id(value), name)} {tuple(value.shape)}"
+                tensors.setdefault(first[id(value)], value)
+            elif all(type(v) in (bool, int, str) or type(v) is float and math.isfinite(v) for v in values):
+                own[name] = value
+    put = {n: describe(p) for n, p in parts.items() if type(p) in (Offset, nn.AvgPool2d) and n[-1:].isdigit()}
+    last = {name: t.stride() for name, t in tensors.items() if t.is_contiguous(memory_format=torch.channels_last)}
+    return {"said": said, "own": own, "put": put, "last": last}, tensors
+
+
+def _assert_alike(found, wanted, needed):
+    """Raise ParameterError where a module is not what it is to be, by what `_state` returns of both."""
+    here, there = ({**state["said"], **state["own"]} for state in (found, wanted))
+    for name in {**there, **found["said"]}:
+        if _tuples(here.get(name)) != _tuples(there.get(name)) and not name.endswith("training"):
+            raise ParameterError(f"{name!r} of module is {here.get(name)}; {needed} {there.get(name)}")
+
+
+def _changed(fresh, state, tensors, path):
+    """Return a copy of a fresh module of any class that is what `_state` says; ParameterError for another one."""
+    if type(fresh).__name__ != (kind := state["said"][""].split()[0]):
+        raise ParameterError(f"module is a {type(fresh).__name__}; {path} needs a fresh {kind}(...) in full size")
+    work = copy.deepcopy(fresh).cpu()
+    for name, description in state["put"].items():
+        parts, (above, _, place) = dict(work.named_modules(remove_duplicate=False)), name.rpartition(".")
+        if above in parts and place.isdigit() and type(parts.get(name)).__name__ != description[0]:
+            if not isinstance(parts[above], nn.Sequential):  # a layer that stood alone
+                setattr(parts[above.rpartition(".")[0]], above.rpartition(".")[2], nn.Sequential(parts[above]))
+            work.get_submodule(above).insert(int(place), build(description))
+    parts = {name: vars(part) for name, part in work.named_modules(remove_duplicate=False)}
+    for name, value in (state["own"] | tensors).items():
+        above, _, key = name.rpartition(".")
+        if above in parts and name in state["own"]:
+            parts[above][key] = value if isinstance(parts[above].get(key), list) else _tuples(value)
+        elif above in parts and parts[above]["_parameters"].get(key, key) is None:
+            parts[above]["_parameters"][key] = nn.Parameter(torch.empty(0))  # a bias that slicing added
+    for name, tensor in _state(work)[1].items():
+        like = tensors.get(name, tensor.data)
+        tensor.data = like.new_empty_strided(like.shape, state["last"].get(name, like.stride())).copy_(like)
+    _assert_alike(_state(work)[0], state, f"a fresh instance of what {path} holds has")
+    return work
 
 
 def _array(name, tensor):
@@ -234,37 +263,43 @@ def save(module, folder):
     """Return the file that holds the module, once it is on disk: its layout as json in the header, and its weights.
 
     One safetensors file, `network.safetensors` in `folder`, written atomically: layout and weights cannot disagree.
-    What is saved loads to the same function: ValueError for a module that is not made of the kinds in `KINDS`, or
-    that has anything beside their constructors' options and tensors, such as hooks.
+    What is saved loads to the same function: ValueError for a module of `KINDS` alone that has anything beside their
+    constructors' options and tensors, such as hooks. Of other modules `load` takes the code from a fresh instance.
     """
-    folder, description = Path(folder).expanduser(), describe(module)
-    tensors = module.state_dict()
-    _assert_kept(module, build(description))
+    if all(type(part) in KINDS or name[-4:] == "ways" for name, part in _asserted(module).named_modules()):
+        description, tensors = describe(module), module.state_dict()
+        _assert_alike(_state(module)[0], _state(build(description))[0], "a file keeps, but of a class of your own,")
+    else:
+        description, tensors = _state(module)
     short = [name for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16]
     arrays = {name: _array(name, tensor) for name, tensor in tensors.items()}
-    disk.assert_writable(folder)
+    disk.assert_writable(folder := Path(folder).expanduser())
     meta = {"holds": {"kind": "plain module"}, "format": FORMAT, "bfloat16": short, "module": description}
     disk.save_tensors(folder / FILE, arrays, meta)
     return folder / FILE
 
 
-def load(folder):
-    """Return the module that `save` kept in `folder`, on the CPU; RecordError if it is not there or not whole."""
+def load(folder, module=None):
+    """Return the module that `save` kept in `folder`, on the CPU; RecordError if it is not there or not whole.
+
+    module: where not all parts are of `KINDS`, a fresh instance of its class, in full size, as its constructor makes
+    it, which stays as it is; ParameterError if it is missing, or of another class or structure.
+    """
     path = Path(instance("folder is", folder, str | PathLike, "the path of a folder")).expanduser() / FILE
     arrays, meta = disk.load_tensors(path)
-    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    tensors = {name: torch.tensor(array) for name, array in arrays.items()}
     try:
         if meta["format"] != FORMAT:
             raise ValueError(f"format {meta['format']}, this program reads {FORMAT}")
         tensors |= {name: tensors[name].view(torch.bfloat16) for name in meta["bfloat16"]}
-        module = build(meta["module"])
-        module.load_state_dict(tensors, assign=True)
+        layout, whole = meta["module"], None
+        if isinstance(layout, list):
+            whole = build(layout)
+            whole.load_state_dict(tensors, assign=True)
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise RecordError(
-            f"{path} does not hold a network that this program wrote ({type(error).__name__}: {error}). "
-            f"Delete it, and shrink and save the network again."
-        ) from error
-    return laid_out(module)
+        told = f"{path} does not hold a network that this program wrote ({type(error).__name__}: {error})"
+        raise RecordError(f"{told}. Delete it, and shrink and save the network again.") from error
+    return _changed(module, layout, tensors, path) if whole is None else laid_out(whole)
 
 
 @torch.no_grad()
@@ -318,24 +353,15 @@ def macs(module, inputs):
     return counter.get_total_flops() // 2
 
 
-def _attended(query, key, value, *_, out_val=None, **options):
-    return sdpa_flop_count(query, key, value)
-
-
 def _recurred(x, into, back, *_, out_val=None, **options):
     return 2 * x[0] * x[1] * (math.prod(into) + math.prod(back))
 
 
-def _recurred_on_cuda(x, weights, *_, out_val=None, **options):
-    return 2 * x[0] * x[1] * sum(math.prod(weight) for weight in weights if len(weight) == 2)
-
-
-# What torch calls and its counter does not know: all of an RNN on CUDA; one layer and direction of an LSTM on a CPU,
-# and attention there.
+# What torch calls and its counter does not know: an RNN on CUDA; one layer and direction, and attention, on a CPU.
 UNCOUNTED = {
-    torch.ops.aten._cudnn_rnn: _recurred_on_cuda,
+    torch.ops.aten._cudnn_rnn: lambda x, own, *_, **_o: 2 * x[0] * x[1] * sum(math.prod(w) for w in own if len(w) == 2),
     torch.ops.aten.mkldnn_rnn_layer: _recurred,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attended,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **options: sdpa_flop_count(q, k, v),
 }
 
 
@@ -362,13 +388,11 @@ def latency(function, x, repeats=50, threads=1):
 
     By torch's own timer, which on CUDA waits at each call until the device is done, and calls twice before it times.
     """
-    compiler = logging.getLogger("torch.utils.cpp_extension")
-    before = compiler.level
+    before = (compiler := logging.getLogger("torch.utils.cpp_extension")).level
     compiler.setLevel(logging.ERROR)  # it warns of a missing GPU when it is imported
     from torch.utils.benchmark import Timer  # which brings torch's compiler of extensions: not for all who import this
 
     compiler.setLevel(before)
-
     given = {"function": function, "x": x}
     timer = Timer("function(x)", globals=given, num_threads=threads or torch.get_num_threads())
     times = torch.tensor([timer.timeit(1).mean for _ in range(repeats)], dtype=torch.float64)

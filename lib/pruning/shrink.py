@@ -101,11 +101,8 @@ def _inside(net):
     """Return the modules between a node and the layer that reads it, `{layer: [modules]}`, where there are any."""
     if type(net) not in INSIDE:
         known = listed(f"{kind.__module__}.{kind.__name__}" for kind in INSIDE)
-        raise ValueError(
-            f"stacks of {type(net).__module__}.{type(net).__name__} are not known to lib/pruning/shrink.py; known are"
-            f" {known}. Of any torch module shrink.shrink(module, masks, inputs=x) makes a smaller copy, and its full"
-            f" size is its own. {TORCH_PRUNING}"
-        )
+        told = f"stacks of {type(net).__module__}.{type(net).__name__} are not known to lib/pruning/shrink.py"
+        raise ValueError(f"{told}; known are {known}, and torch modules that are no stacks. {TORCH_PRUNING}")
     return INSIDE[type(net)](net)
 
 

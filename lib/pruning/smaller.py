@@ -9,40 +9,45 @@ from lib.kernels.twins import trailing
 from lib.networks import nets, plain
 from lib.networks.layers import Layer
 from lib.pruning import hops, modules, shrink
-from lib.pruning.masks import assert_named, assert_units
+from lib.pruning.masks import apply_, assert_named, assert_units
 
 
 @torch.no_grad()
 def table(net, masks, x, folder, run=0, seconds=0.2, onnx=True):
-    """Return what shrinking one run of `net` under `masks` saves: a data frame with the rows "full" and "shrunk".
+    """Return what shrinking `net` under `masks` saves: a data frame with the rows "full" and "shrunk".
 
-    bytes, onnx_bytes: of the files in `folder/full` and `folder/shrunk`, both read back before they are run; macs: the
-    multiplications of one example; torch_ms, onnx_ms: the median of about `seconds` of passes of `x (N, I)` through
-    each, on the CPU, with torch's number of threads; torch_apart, onnx_apart: the largest difference of a logit from
-    those of the full network in torch. Without `onnx` the columns of ONNX are left out; with it a ParameterError where
-    onnx, onnxscript or onnxruntime is not installed. ValueError for what is no stack of MLP, VGG or ResNet.
+    net: one run of a stack, of x `(N, I)`, or a torch module that returns one tensor, of x as it reads examples. bytes,
+    onnx_bytes: of the files in `folder/full` and `folder/shrunk`, both read back before they are run; parameters: how
+    many there are; pruned: the share of the full network's weights that are zero or gone, in "full" the true sparsity,
+    in "shrunk" the effective one, but for units on no path that stay, of which `shrink` warns; macs: multiplications of
+    one example; torch_ms, onnx_ms: the median of about `seconds` of passes of x, on the CPU, with torch's number of
+    threads; torch_apart, onnx_apart: the largest difference of an output from the full network's in torch. Without
+    `onnx` its columns are left out; with it a ParameterError where onnx, onnxscript or onnxruntime is not installed.
+    ValueError for a stack of another class than MLP, VGG and ResNet, and for what `shrink` cannot read.
     """
     import pandas as pd
 
-    x, saved, expected = x.cpu(), {}, None
-    for name, made in (("full", shrink.unshrunk), ("shrunk", shrink.shrink)):
-        file = plain.save(made(net, masks, run), Path(folder) / name)
-        module = plain.load(file.parent).eval()
+    x, saved, expected, total = x.cpu(), {}, None, None
+    own = None if nets.layers(net, stack=False) else hops.unwrapped(net)
+    full = shrink.unshrunk(net, masks, run) if own is None else apply_(hops.copied(own), masks)
+    for name, made in (("full", full), ("shrunk", shrink.shrink(net, masks, run, x))):
+        file = plain.save(made, Path(folder) / name)
+        module = plain.load(file.parent, own).eval()
         forms, expected = {"torch": module}, module(x) if expected is None else expected
-        saved[name] = {"bytes": file.stat().st_size, "macs": plain.macs(module, x.shape[1])}
+        layers = hops.weighted(module)
+        weights = [hops.weight_of(layers[first]) for first in {*hops.shared(module).values()}]
+        left, total = sum(int(w.count_nonzero()) for w in weights), total or sum(map(torch.numel, weights))
+        saved[name] = {"bytes": file.stat().st_size, "parameters": plain.parameters(module)}
+        saved[name] |= {"pruned": 1 - left / total, "macs": plain.macs(module, x)}
         if onnx:
-            exported = plain.onnx(plain.load(file.parent), file.parent, x.shape[1])
+            exported = plain.onnx(module, file.parent, x)
             forms["onnx"], saved[name]["onnx_bytes"] = runtime(exported), exported.stat().st_size
         for form, function in forms.items():
-            saved[name][f"{form}_ms"] = _milliseconds(function, x, seconds)
+            once = plain.latency(function, x, 2, None).median
+            passes = max(3, int(1000 * seconds / once))
+            saved[name][f"{form}_ms"] = plain.latency(function, x, passes, None).median
             saved[name][f"{form}_apart"] = float((function(x) - expected).abs().max())
     return pd.DataFrame.from_dict(saved, orient="index")
-
-
-def _milliseconds(function, x, seconds):
-    """Return the median of the passes that so many seconds have room for, of at least three."""
-    once = plain.latency(function, x, 2, None).median
-    return plain.latency(function, x, max(3, int(1000 * seconds / once)), None).median
 
 
 def rows(net, units):
