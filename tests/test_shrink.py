@@ -150,7 +150,7 @@ def test_a_masked_bias_is_no_bias():
 
 def test_a_mask_of_what_is_not_there_is_an_error():
     net = mlp()
-    for name in ("layers.9.weight", "layers.9.bias", "layers.0", "layers.0.bais", "bias"):
+    for name in ("layers.9.weight", "layers.9.bias", "layers.9", "layers.0.bais", "bias"):
         with pytest.raises(ValueError, match=rf"the mask of {name} is .*; it must be one of .*layers\.0\.weight"):
             shrink.shrink(net, {name: torch.ones(2, 20, dtype=torch.bool)})
     for name, mask, told in (

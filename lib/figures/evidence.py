@@ -82,9 +82,6 @@ def judged(gains, than=0.0):
     return found | {"enough": _first(more, clear) if verdict == "undecided" else n}
 
 
-WINS = {"confirmed": 1, "undecided": 0, "refuted": -1}
-
-
 def _first(numbers, clear):
     """Return the first of `numbers` that is `clear`, infinity if none is."""
     return float(numbers[clear][0]) if clear.any() else np.inf
@@ -144,5 +141,6 @@ def duels(values):
     outcome = np.zeros((values.shape[1],) * 2, int)
     for i, j in itertools.combinations(range(values.shape[1]), 2):
         apart = values[:, i] - values[:, j]
-        outcome[i, j] = WINS[judged(apart[~np.isnan(apart)])["verdict"]]
+        verdict = judged(apart[~np.isnan(apart)])["verdict"]
+        outcome[i, j] = int(verdict == "confirmed") - int(verdict == "refuted")
     return outcome - outcome.T

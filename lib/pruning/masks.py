@@ -52,13 +52,12 @@ def top(scores, density, scope="layer", rounding="nearest", within=None, least=N
 def _raised(scores, least, density, rounding, within):
     """Return scores of which the highest of every tensor, the share `least` of it, are above all others."""
     floor = top(scores, least, "layer", "prune_floor", within)
-    sizes = [sum(mask[0].numel() for mask in floor.values())] * len(next(iter(floor.values())))
-    keeps = [count(n, d, rounding) for n, d in zip(sizes, each(density, len(sizes)), strict=True)]
-    if (stay := sum(int(mask[0].sum()) for mask in floor.values())) > min(keeps):
-        told = f"least = {least:g} of every tensor are {stay} entries, where density keeps {min(keeps)} of {sizes[0]}"
+    total, stay = sum(part[0].numel() for part in floor.values()), sum(int(part[0].sum()) for part in floor.values())
+    keep = min(count(total, d, rounding) for d in each(density, len(next(iter(floor.values())))))
+    if stay > keep:
+        told = f"least = {least:g} of every tensor are {stay} entries, where density keeps {keep} of {total}"
         raise ValueError(f"{told}; take a lower one, or a higher density")
-    floats = {name: score if score.is_floating_point() else score.double() for name, score in scores.items()}
-    return {name: score.masked_fill(floor[name], torch.finfo(score.dtype).max) for name, score in floats.items()}
+    return {name: score.double().masked_fill(floor[name], 1e300) for name, score in scores.items()}
 
 
 def _sharing(tensors, scope):

@@ -106,7 +106,8 @@ def grasp(net, x, y, seeds, temperature=200.0, over="weights", training=True):
     """
     choice("over", over, ("weights", "all"))
     weights, batches, g, turned = plain(net), _batches(x, y), None, None
-    leaves = weights | (_others(net, weights) if over == "all" else {})
+    known = weights.keys() | {name.removesuffix("weight") + "scale" for name in weights}  # of folded nets: not used
+    leaves = weights | {k: p.detach() for k, p in net.named_parameters() if over == "all" and k not in known}
     with nets.mode(net, training):
         tensors = _buffers(net)
         for batch in batches if len(batches) > 1 else ():  # of one batch, the second pass knows g itself
@@ -124,12 +125,6 @@ def plain(net):
     """Return the weights as leaves of their own, `{name: (R, O, *F)}`; ValueError where they are normalised."""
     nets.assert_plain(net)
     return {name: weight.detach() for name, weight in nets.weights(net).items()}
-
-
-def _others(net, weights):
-    """Return all parameters of a folded network that are no `weights`, but those that it does not use."""
-    unused = {name.removesuffix("weight") + "scale" for name in weights}
-    return {name: p.detach() for name, p in net.named_parameters() if name not in unused and name not in weights}
 
 
 def _buffers(net):

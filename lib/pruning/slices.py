@@ -58,7 +58,7 @@ def sliced(module, masks, inputs=None):
     reached, leads = coupled.paths(_pairs(work, coupled))
     dead = ~(reached & leads)
     gone, constants = _settled(work, coupled, dead, reached, read)
-    _tell(coupled, dead & ~gone)
+    _tell(coupled, dead & ~gone, not gone.any())
     _tell_idle(work, coupled, gone)
     _cut(work, coupled, gone)
     for name, constant in constants.items():
@@ -200,10 +200,11 @@ def _constant(part, silent, x):
     return functional_call(part, bias, (alone,)).movedim(axis, 0)[:, 0]
 
 
-def _tell(coupled, left):
-    """Warn of units on no path that stay, and say why."""
+def _tell(coupled, left, whole):
+    """Warn of units on no path that stay, and say why; of those that go only with others where all is left whole."""
     why = {int(coupled.sets[unit]): reason for unit, reason in coupled.why.items()}
-    told = Counter(why.get(unit, "they go only with others that stay") for unit in coupled.sets[left].tolist())
+    alone = ["they go only with others that stay, in a sum or a group"] * int((left & ~coupled.stays).sum())
+    told = Counter([why[unit] for unit in coupled.sets[left].tolist() if unit in why] or alone * whole)
     if told:
         reasons = "; ".join(f"{count}, because {reason}" for reason, count in told.most_common(3))
         warnings.warn(f"{sum(told.values())} units on no path stay: {reasons}. {TORCH_PRUNING}", stacklevel=6)

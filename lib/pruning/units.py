@@ -35,9 +35,8 @@ def fpgm(net, x, y, seeds):
     """
     each = {layer: net.get_submodule(layer).weight.detach().flatten(2) for layer in nets.hidden(net)}
     fine = torch.promote_types(next(iter(each.values())).dtype, torch.float32)  # of half torch has no distances
-    # By products, which are faster, equal weights are apart.
-    how = {"compute_mode": "donot_use_mm_for_euclid_dist"}
-    return {name: torch.cdist(*[weights.to(fine)] * 2, **how).sum(2) for name, weights in each.items()}
+    exact = "donot_use_mm_for_euclid_dist"  # by products, which are faster, equal weights are apart
+    return {name: torch.cdist(*[w.to(fine)] * 2, compute_mode=exact).sum(2) for name, w in each.items()}
 
 
 @method("growth", of="units", needs="history")

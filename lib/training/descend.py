@@ -57,7 +57,8 @@ def _descend(net, data, seeds, journal, batch, max_epochs):
         ends = [found[min(found)] if found else None for found in reached]
         live, state = _set_aside(state, live, reached, ends, levels, max_epochs, sets[1])  # which ended before
         while live:
-            goals = _goals(state, live, reached, levels)
+            ahead = [[level for level in levels if level not in reached[run]] for run in live]
+            goals = state.log_loss.new_tensor([left[0] if left else -torch.inf for left in ahead])
             attempt(state, sets, batch, goals)
             below = _note_levels(state, live, reached, goals, sets[1])
             left = _set_aside(state, live, reached, ends, levels, max_epochs, sets[1])
@@ -196,12 +197,6 @@ def write_history(state, chosen, test_set):
     )
     for k, run in enumerate(chosen):
         state.history[run].append((*before[run], *tested[k], float(state.seconds[run])))
-
-
-def _goals(state, live, reached, levels):
-    """Return the next level of every run, `(R,)`, -inf where it has all."""
-    left = [[level for level in levels if level not in reached[run]] for run in live]
-    return state.log_loss.new_tensor([ahead[0] if ahead else -torch.inf for ahead in left])
 
 
 def _note_levels(state, live, reached, goals, test_set):
