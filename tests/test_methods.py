@@ -176,7 +176,7 @@ DRAWN = {  # what a method that draws makes of the weights
     "one of two": (lambda weights: [{}], "mine draws 1; needed is a list"),
     "numbers": (lambda weights: [weights, weights], r"layers.0.weight is torch.float32.*must be bool \(1, 5, 6\)"),
     "no runs": (lambda weights: [{name: w[0] > 0 for name, w in weights.items()}] * 2, r"must be bool \(1, 5, 6\)"),
-    "units": (lambda weights: [{"layers.0": weights["layers.0.weight"][0] > 0}] * 2, "layers.0 is a layer, and so these are masks of units"),
+    "units": (lambda weights: [{"layers.0": weights["layers.0.weight"][0] > 0}] * 2, "layers.0 is a layer, and so"),
 }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def sign_flip(apart):
 
 def _sums(apart):
     """Return the sums `(2^n,)` of all flips of the signs of `apart (n,)`."""
-    return np.array(list(itertools.product((-1, 1), repeat=len(apart))), float) @ apart
+    return np.ravel(sum(np.meshgrid(*[[-one, one] for one in apart])))
 
 
 def apart(frame, first, second, value):
@@ -76,7 +76,7 @@ def judged(gains, than=0.0):
     verdict = "confirmed" if decided and low > than else "refuted" if decided and high < than else "undecided"
     more = np.arange(max(NEEDED, n + 1), MOST + 1)
     clear = more > 0
-    if n > 1:
+    if n > 1 and verdict == "undecided":
         clear = scipy.stats.t.ppf(0.975, more - 1) * np.std(gains, ddof=1) / np.sqrt(more) < abs(mean - than)
     found = {"mean": mean, "low": low, "high": high, "n": n, "p": p, "verdict": verdict}
     return found | {"enough": _first(more, clear) if verdict == "undecided" else n}

@@ -88,7 +88,7 @@ def ladder(frame):
 
     rank, low, high: see `evidence.ranks`; ghost: the rank that its shuffled masks would have among the others; wins,
     ties, losses: against all others; n: seeds; means over seeds of all numbers of `rows`, see `evidence.means` for
-    those by which types are ordered; sd: the spread of the tuned accuracy.
+    those by which types are ordered, but the least seconds: other work adds some; sd: the spread of the tuned accuracy.
     """
     wide = {name: frame.pivot(index="seed", columns="type", values=name) for name in ("tuned", "held_out")}
     outcome, kinds = evidence.duels(wide["tuned"]), wide["tuned"].columns
@@ -97,7 +97,7 @@ def ladder(frame):
         found[name] = (outcome == what).sum(1) - (what == 0)
     own = frame.groupby("type")
     found = found.join(own[NUMBERS].mean()).join(own[["family"]].first())
-    found = found.assign(sd=own["tuned"].std(ddof=0), n=own["seed"].nunique())
+    found = found.assign(sd=own["tuned"].std(ddof=0), n=own["seed"].nunique(), seconds=own["seconds"].min())
     found = found.assign(**{name: evidence.means(values.to_numpy()) for name, values in wide.items()})
     above = found["tuned"].to_numpy() > found["shuffled"].to_numpy()[:, None]
     np.fill_diagonal(above, False)
