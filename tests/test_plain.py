@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections import OrderedDict
 from contextlib import nullcontext
 
 import pytest
@@ -293,6 +294,16 @@ def own(name):
     for tensor in fresh.state_dict().values():
         tensor.fill_(3)
     return small, fresh, x
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, lambda n: nn.ModuleList([nn.Linear(n, n)])])
+def test_a_part_by_the_name_of_a_graphs_ways_is_known_by_its_class(kind, tmp_path):
+    module = nn.Sequential(OrderedDict(a=nn.Linear(4, 5), ways=kind(5)))
+    folder = plain.save(module, tmp_path).parent
+    with pytest.raises(ParameterError, match="needs a fresh Sequential"):
+        plain.load(folder)
+    again = plain.load(folder, copy.deepcopy(module)).state_dict()
+    assert all(torch.equal(again[key], tensor) for key, tensor in module.state_dict().items())
 
 
 @pytest.mark.parametrize("name", OWN)

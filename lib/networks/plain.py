@@ -266,7 +266,8 @@ def save(module, folder):
     What is saved loads to the same function: ValueError for a module of `KINDS` alone that has anything beside their
     constructors' options and tensors, such as hooks. Of other modules `load` takes the code from a fresh instance.
     """
-    if all(type(part) in KINDS or name[-4:] == "ways" for name, part in _asserted(module).named_modules()):
+    ways = {part.ways for part in _asserted(module).modules() if type(part) is Graph}
+    if all(type(part) in KINDS or part in ways for part in module.modules()):
         description, tensors = describe(module), module.state_dict()
         _assert_alike(_state(module)[0], _state(build(description))[0], "a file keeps, but of a class of your own,")
     else:
@@ -393,8 +394,7 @@ def latency(function, x, repeats=50, threads=1):
     from torch.utils.benchmark import Timer  # which brings torch's compiler of extensions: not for all who import this
 
     compiler.setLevel(before)
-    given = {"function": function, "x": x}
-    timer = Timer("function(x)", globals=given, num_threads=threads or torch.get_num_threads())
+    timer = Timer("function(x)", globals={"function": function, "x": x}, num_threads=threads or torch.get_num_threads())
     times = torch.tensor([timer.timeit(1).mean for _ in range(repeats)], dtype=torch.float64)
     low, median, high = (1000 * times.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))).tolist()
     return Latency(median, low, high, repeats)
