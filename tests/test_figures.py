@@ -104,8 +104,8 @@ def test_types_are_told_apart_by_more_than_colour():
 
 
 def test_a_type_without_a_look_gets_a_free_one_by_its_name_alone():
-    assert drawing.look("fisher") == ("fisher", "#EE6677", "<", "-.")
-    assert drawing.look("wide_first") == ("wide first", "#66CCEE", "8", "-")
+    assert drawing.look("fisher") == ("fisher", "#EE6677", "h", "-.")
+    assert drawing.look("wide_first") == ("wide first", "#4477AA", "*", "--")
     taken = {look[1:] for look in drawing.LOOKS.values()}
     assert not {drawing.look(f"kind {k}")[1:] for k in range(99)} & taken
 

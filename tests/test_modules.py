@@ -404,6 +404,17 @@ def test_of_layers_that_are_named_no_other_weight_is_told():
     assert sum(int(mask.sum()) for mask in found.values()) == masks.count(80, 0.4)
 
 
+def test_wanda_reads_what_layers_read_also_of_a_weight_that_stands_in_two_places():
+    net = Net(lambda net, x: net.o(net.a(net.a(x).relu()).relu()), a=nn.Linear(8, 8), o=nn.Linear(8, 4))
+    net.b = net.a
+    once = net.a(ROWS).relu()
+    read = {"a.weight": torch.cat([ROWS, once]), "o.weight": net.a(once).relu()}
+    found = methods.score(net, "wanda", ROWS, Y)
+    assert list(found) == list(read)
+    for name, seen in read.items():
+        torch.testing.assert_close(found[name], net.get_parameter(name).detach().abs() * seen.detach().norm(dim=0))
+
+
 def recurrent():
     parts = {"a": nn.Linear(6, 5), "r": nn.LSTM(5, 4, batch_first=True), "o": nn.Linear(4, 4)}
     return Net(lambda net, x: net.o(net.r(net.a(x))[0][:, -1]), **parts)
@@ -443,6 +454,7 @@ REFUSED = {
                   "weights", "Net calls log_softmax, which normalises each example.*returns logits"),
     "recurrence": (recurrent, "synflow", "weights", "r normalise.*attend or recur"),
     "attention": (lambda: Attending(), "synflow", "weights", "block.self_attn.*attend or recur"),
+    "what attention reads": (lambda: Attending(), "wanda", "weights", "what block.self_attn.out_proj.weight read is"),
     "no second derivative": (lambda: linear(lambda layer: nn.Sequential(layer, nn.Hardsigmoid())), "grasp", "weights",
                              "no second derivative of hardsigmoid, which GraSP needs: take snip"),
     "a class too many": (lambda: nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3)).double(), "snip", "weights",
@@ -457,7 +469,8 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_a_module_cannot_be_asked_is_told_with_the_way_out(case):
     made, name, of, told = REFUSED[case]
-    x = {"numbers looked up": ROWS.abs().clamp(0, 8), "sums that are read": X}.get(case, ROWS)
+    given = {"numbers looked up": ROWS.abs().clamp(0, 8), "sums that are read": X, "what attention reads": TOKENS}
+    x = given.get(case, ROWS)
     with pytest.raises(ValueError, match=told):
         methods.prune(made(), name, 0.5, x, Y, of=of)
 

@@ -75,6 +75,25 @@ def test_snip_is_that_of_plain_modules(training):
             torch.testing.assert_close(score[run], (w * g).detach().abs(), **EXACT)
 
 
+def test_wanda_is_the_size_of_a_weight_times_the_norm_of_what_it_reads():
+    """Of filters by `unfold`, with stride, padding and groups; of a stack by its linear layers, each on its own."""
+    parts = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 6, (3, 1), groups=2)
+    net = nn.Sequential(nn.Unflatten(1, (3, 8, 8)), parts[0], nn.ReLU(True), parts[1], nn.ReLU(True), nn.Flatten(),
+                        nn.Linear(48, 4)).double()  # fmt: skip
+    found = methods.score(net, "wanda", [X[:5], X[5:]], [Y[:5], Y[5:]])
+    x = X.view(-1, 3, 8, 8)
+    for name, part, read in (("1", parts[0], x), ("3", parts[1], parts[0](x).relu())):
+        patches = nn.functional.unfold(read, part.kernel_size, stride=part.stride, padding=part.padding)
+        norms = patches.norm(dim=(0, 2)).view(part.groups, 1, *part.weight.shape[1:])
+        wanted = part.weight.unflatten(0, (part.groups, -1)).abs() * norms
+        torch.testing.assert_close(found[f"{name}.weight"], wanted.flatten(0, 1).detach(), **EXACT)
+    stack = mlp(2)
+    found, read = scores.wanda(stack, X[:, :6], Y % 3, None), X[:, :6].expand(2, -1, -1)
+    for name, layer in nets.layers(stack).items():
+        torch.testing.assert_close(found[f"{name}.weight"], layer.weight.abs() * read.norm(dim=1)[:, None], **EXACT)
+        read = layer(read).relu()
+
+
 @pytest.mark.parametrize("over", ["weights", "all"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_grasp_is_the_change_of_the_gradient_along_itself(over, count):

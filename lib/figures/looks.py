@@ -2,6 +2,7 @@
 
 import re
 
+from matplotlib.axis import Axis
 from matplotlib.text import Text
 
 # Paul Tol's bright scheme, which readers with colour-blindness can tell apart; the grey is for the rest.
@@ -43,6 +44,8 @@ LOOKS = {  # type -> (label, colour, marker, dashes)
     "lamp": ("LAMP", BLUE, "s", "-"),
     "taylor": ("Taylor", GREEN, "v", "--"),
     "hessian": ("Hessian", RED, "P", ":"),
+    "wanda": ("Wanda", CYAN, "<", "-"),
+    "wanda_unit": ("Wanda by unit", YELLOW, ">", ":"),
     "dpp": ("DPP", YELLOW, "*", "-"),
     "growth": ("growth", RED, "s", "-."),
     "outgoing_l1": ("outgoing L1", PURPLE, "v", "-"),
@@ -78,5 +81,12 @@ MARKERS, DASHES = "os^vDPXd<>h*p8", ("-", "--", ":", "-.")  # of types that have
 
 def minus(figure):
     """Write the numbers below zero in the texts of a figure with a minus sign, for which programs put a hyphen."""
-    for text in figure.findobj(Text):
+    for text in _texts(figure):
         text.set_text(re.sub(r"(?<![\w${^.-])-(?=\d)", "−", text.get_text()))
+
+
+def _texts(artist):
+    """Return all texts in an artist but those of ticks, which are many, and whose formatters write them when drawn."""
+    if isinstance(artist, Axis):
+        return [artist.label]
+    return [artist] * isinstance(artist, Text) + [text for child in artist.get_children() for text in _texts(child)]

@@ -12,7 +12,8 @@ NETS = ("mlp", *convnets.RESNETS)
 REWEIGHTING = ("none", "units", "all")
 # type: (method of weights, its keywords), where a name of a method does not say it all. SNIP's score of a trained
 # network is the first-order Taylor expansion of its loss.
-VARIANTS = {"magnitude_layer": ("magnitude", {"scope": "layer"}), "taylor": ("snip", {"training": False})}
+VARIANTS = {"magnitude_layer": ("magnitude", {"scope": "layer"}), "taylor": ("snip", {"training": False}),
+            "wanda_unit": ("wanda", {"scope": "unit"})}  # fmt: skip
 CHAINS = ("contribution", "worst", "outgoing_l1", "dpp")  # methods that know no shortcuts
 WHEN = {"": "after", "_init": "before", "_gradual": "during"}  # what the end of a type of weights says of training
 
