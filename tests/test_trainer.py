@@ -234,6 +234,7 @@ def make():
     options = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
     return optimizers.make("sgd", [torch.nn.Parameter(torch.ones(2))], 0.1, options)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which what is started in the background has not
 sys.meta_path.insert(0, Interrupt())
 try:
     make()
