@@ -96,7 +96,7 @@ def here(frame):
 
 @pytest.fixture(scope="module")
 def table(here):
-    return standings.ladder(here)
+    return standings.ladder(here)[0]
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ def test_a_score_has_a_line_for_every_moment(axes, frame):
 
 
 def test_the_matrix_is_red_below_and_blue_above(axes, here, table):
-    decided = figures.matrix(axes, here, table)
+    decided = figures.matrix(axes, standings.ladder(here)[1])
     shown = np.asarray(axes.images[0].get_array())
     assert (shown == -shown.T).all() and (shown[0, 1:] == 1).all() and (shown[-1, :-1] == -1).all()
     assert decided == (shown == 1).sum() == table["wins"].sum()
@@ -363,15 +363,15 @@ def test_claims_are_of_winners_against_what_costs_nothing(here, table):
     assert not any(one["main"] for one in words.claims("X", here, table, False))
 
 
-def test_a_reading_names_ties_and_controls_that_win(here, table):
-    said = words.reading("X", here, table)
+def test_a_reading_names_ties_and_controls_that_win(here):
+    said = words.reading("X", here, *standings.ladder(here))
     assert said.startswith("**X**, n = 6 to 8:\n\n- Of 66 pairs ") and "alike, up to 3.3 would be by chance." in said
     assert "Pruned during training instead of after it, by the same score: worse for magnitude." in said
     assert "Pruned during training instead of before it, by the same score: better for magnitude." in said
     assert "The control random is below every method." in said
     assert "correlate by 1.00 (Spearman)" in said
     worse = here.assign(tuned=here["tuned"].where(here["type"] != "small", 99.0 + here["seed"] / 100))
-    assert "The control trained small is above magnitude, LAMP" in words.reading("X", worse, standings.ladder(worse))
+    assert "The control trained small is above magnitude, LAMP" in words.reading("X", worse, *standings.ladder(worse))
 
 
 def test_moments_are_compared_by_paired_intervals(frame):

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.figure import Figure
 
-from lib import gallery, looks
+from lib import gallery
 from tests.test_summaries import SUMMARIES, summarised
 from workflow.plan import Plan
 
@@ -33,11 +33,10 @@ def kept(tmp_path_factory):
 
 @pytest.fixture
 def committed(kept, monkeypatch, tmp_path):
-    """The records that git keeps, and figures that are drawn but not painted, nor are their hyphens looked for."""
+    """The records that git keeps, and figures that are drawn but not painted."""
     monkeypatch.setenv("PRUNING_RUNS", str(kept))
     monkeypatch.setenv("PRUNING_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).touch())
-    monkeypatch.setattr(looks, "minus", lambda figure: None)  # makes every tick, where there is nothing to paint
     yield tmp_path / "figures"
     plt.close("all")
 

@@ -62,8 +62,11 @@ def save(figure, name):
         return None
     looks.minus(figure)
     assert_writable(folder())
-    figure.savefig(folder() / f"{name}.pdf", metadata={"CreationDate": None})
     figure.savefig(folder() / f"{name}.png")
+    layout = figure.get_layout_engine()
+    figure.set_layout_engine("none")  # laid out once for both files, which takes as long as to draw it
+    figure.savefig(folder() / f"{name}.pdf", metadata={"CreationDate": None})
+    figure.set_layout_engine(layout)
     return folder() / f"{name}.png"
 
 

@@ -10,6 +10,7 @@ Nothing here knows of notebooks: see `lib/records/runs.py`. pandas is imported w
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -57,8 +58,11 @@ class Record:
         """Return an array and the names of its axes, whose coordinates are in `axes`."""
         if name not in self.arrays:
             raise RecordError(f"{self.path} has no array {name!r}; it has {listed(self.arrays)}.")
-        with np.load(io.BytesIO(self._npz), allow_pickle=False) as stored:
-            return stored[name], tuple(self.arrays[name])
+        return self._stored[name], tuple(self.arrays[name])
+
+    @functools.cached_property
+    def _stored(self):
+        return np.load(io.BytesIO(self._npz), allow_pickle=False)
 
 
 def read(path: Path) -> Record:

@@ -152,15 +152,14 @@ def of_moments(kinds):
     return {kinds[family]: (*FAMILIES[family], "-") for family in FAMILIES if family in kinds}
 
 
-def matrix(axes, frame, table):
-    """Draw who is ahead of whom at one sparsity, types in the order of `ladder`; return how many pairs are decided."""
-    outcome = evidence.duels(frame.pivot(index="seed", columns="type", values="tuned")[list(table.index)])
+def matrix(axes, outcome):
+    """Draw who is ahead of whom, as `ladder` returns it; return how many pairs are decided."""
     colours = ListedColormap([drawing.RED, "white", drawing.BLUE])
     axes.imshow(outcome, cmap=colours, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-    axes.set_xticks(range(len(table)), map(label, table.index), rotation=90)
-    axes.set_yticks(range(len(table)), map(label, table.index))
-    axes.set_xticks(np.arange(0.5, len(table)), minor=True)
-    axes.set_yticks(np.arange(0.5, len(table)), minor=True)
+    axes.set_xticks(range(len(outcome)), map(label, outcome.index), rotation=90)
+    axes.set_yticks(range(len(outcome)), map(label, outcome.index))
+    axes.set_xticks(np.arange(0.5, len(outcome)), minor=True)
+    axes.set_yticks(np.arange(0.5, len(outcome)), minor=True)
     axes.grid(which="minor", color=drawing.GREY, linewidth=0.3)
     axes.tick_params(which="both", length=0)
     told = {"the row is ahead": drawing.BLUE, "the column is ahead": drawing.RED, "undecided": "white"}

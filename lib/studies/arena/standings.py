@@ -46,7 +46,7 @@ def rows(records):
     without the units that lie on no path, all inputs there; seconds that the mask took. A network whose outputs
     are no numbers is never right.
     """
-    parts = []
+    columns = {}
     for record in records:
         accuracy, held_out = (100 * record.array(name)[0] for name in ("accuracy", "held_out_accuracy"))
         own = dict(zip(bout.STAGES, accuracy[0], strict=True)) | {"held_out": held_out[0], "shuffled": accuracy[1, -1]}
@@ -54,8 +54,10 @@ def rows(records):
         own |= {"macs": 100 * record.array("macs")[0] / record.cost["dense_macs"], "work": _work(record)}
         family = record.scores["when"] if record.scores["of"] == "weights" else record.scores["of"]
         own |= {"type": record.type, "seed": record.seed, "family": family, "seconds": record.cost["mask_seconds"]}
-        parts.append(pd.DataFrame(own | {"sparsity": record.axes["sparsity"]}))
-    frame = pd.concat(parts, ignore_index=True)
+        own |= {"sparsity": record.axes["sparsity"]}
+        for name, values in own.items():
+            columns.setdefault(name, []).append(np.broadcast_to(values, len(own["sparsity"])))
+    frame = pd.DataFrame({name: np.concatenate(parts) for name, parts in columns.items()})
     tuned = frame["tuned"].fillna(0)
     return frame.assign(tuned=tuned, error=100 - tuned, gap=tuned - frame["shuffled"])
 
@@ -84,7 +86,7 @@ def whole(frame):
 
 
 def ladder(frame):
-    """Return what is known of every type at one sparsity, the best first, from rows of `whole`.
+    """Return (what is known of every type at one sparsity, the best first; all `duels`), from rows of `whole`.
 
     rank, low, high: see `evidence.ranks`; ghost: the rank that its shuffled masks would have among the others; wins,
     ties, losses: against all others; n: seeds; means over seeds of all numbers of `rows`, see `evidence.means` for
@@ -103,7 +105,8 @@ def ladder(frame):
     np.fill_diagonal(above, False)
     found["ghost"] = (1 + above.sum(1)).astype(float)
     found.loc[found["shuffled"].isna(), "ghost"] = np.nan
-    return found.assign(error=100 - found["tuned"]).sort_values(["rank", "type"])
+    found = found.assign(error=100 - found["tuned"]).sort_values(["rank", "type"])
+    return found, pd.DataFrame(outcome, kinds, kinds).loc[found.index, found.index]
 
 
 def points(frame):

@@ -3,7 +3,6 @@
 import itertools
 
 import numpy as np
-import pandas as pd
 import scipy
 
 from lib.figures import evidence, gallery
@@ -54,12 +53,9 @@ def claims(title, frame, table, main):
     return found
 
 
-def reading(title, frame, table):
+def reading(title, frame, table, outcome):
     """Return sentences about one network at one sparsity: what cannot be told apart, and where a control wins."""
-    wide = frame.pivot(index="seed", columns="type", values="tuned")[list(table.index)]
-    outcome = evidence.duels(wide)
-    outcome, pairs = pd.DataFrame(outcome, table.index, table.index), len(table) * (len(table) - 1) // 2
-    decided = int((outcome.to_numpy() > 0).sum())
+    decided, pairs = int((outcome.to_numpy() > 0).sum()), len(table) * (len(table) - 1) // 2
     methods = [kind for kind in table.index if kind not in FREE]
     said = [f"Of {pairs} pairs {decided} are told apart; were all alike, up to {0.05 * pairs:g} would be by chance."]
     for family, first in standings.winners(table).items():
@@ -80,8 +76,7 @@ def reading(title, frame, table):
     rho = scipy.stats.spearmanr(both["raw"], both["tuned"]).statistic if len(both) > 2 else np.nan
     if np.isfinite(rho):
         said.append(f"The order at once and the order after training correlate by {gallery.number(rho)} (Spearman).")
-    few, most = map(int, wide.count().agg(["min", "max"]))
-    seeds = f"{few}" + f" to {most}" * (few < most)
+    seeds = " to ".join(f"{n:g}" for n in sorted({table["n"].min(), table["n"].max()}))
     return "\n".join([f"**{title}**, n = {seeds}:\n", *(f"- {one}" for one in said)])
 
 
