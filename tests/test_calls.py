@@ -189,6 +189,8 @@ TOLD = {
     "a seed of walks": (lambda: methods.prune(stack(), "phew", 0.5, seeds=3), "seeds = 3 for a stack of 2 runs"),
     "labels of an array": (lambda: methods.prune(module(), "snip", 0.5, X, Y.numpy()), "y is a ndarray"),
     "labels as numbers": (lambda: methods.prune(module(), "snip", 0.5, X, Y.float()), r"torch.float32 \(4,\) for 4"),
+    "another length": (lambda: evaluate.evaluate(stack(1), X[:, :4], Y), r"\(4, 4\); needed.*rows \(N, 6\)"),
+    "doubles": (lambda: evaluate.evaluate(stack(1), X.double(), Y), "x is torch.float64.*needed.*torch.float32"),
     "labels of fewer": (lambda: methods.prune(module(), "hessian", 0.5, X, Y[:3]), r"\(3,\) for 4 examples"),
     "a yes for True": (lambda: methods.prune(module(), "snip", 0.5, X, Y, training="no"),
                        "training is 'no'; allowed are True and False"),

@@ -159,8 +159,7 @@ def assert_rows(net, x):
     """Raise ParameterError for examples that a stack does not read."""
     own = next(iter(nets.weights(net).values()))
     inputs = math.prod(net.image) if hasattr(net, "image") else own.shape[-1]
-    # Bytes are what autoencoders read.
-    if x.dim() > 3 or x.shape[-1:] != (inputs,) or x.dtype not in (own.dtype, torch.uint8):
+    if x.dim() > 3 or x.shape[-1:] != (inputs,) or x.dtype not in (own.dtype, torch.uint8):  # autoencoders read bytes
         told = f"x is {x.dtype} of shape {tuple(x.shape)}; needed for a stack are {own.dtype}"
         raise ParameterError(f"{told}, rows (N, {inputs}), of images x.flatten(1)")
 

@@ -7,6 +7,7 @@ import torch
 
 from lib.kernels import twins
 from lib.networks import nets
+from lib.pruning import modules
 
 # Examples of one run that go through at once, at the most.
 CHUNK = {"cpu": 1000, "cuda": 20_000}
@@ -23,8 +24,7 @@ class Evaluation:
     """What one pass over N examples says of R runs; each tensor is (R,) float64.
 
     log_loss: the natural log of the mean cross-entropy; accuracy in [0, 1]; top5: the share of examples whose class is
-    among the five largest logits, nan unless asked for.
-    Both are nan where the loss is: what is not a number answers nothing, though its argmax is class 0.
+    among the five largest logits, nan unless asked for. Both are nan where the loss is, though the argmax is class 0.
     """
 
     log_loss: torch.Tensor
@@ -36,8 +36,9 @@ class Evaluation:
 def evaluate(net, x, y, top5=False):
     """Return the `Evaluation` of every run of `net` on `x (N, I)`, or `(R, N, I)` of its own, and `y (N,)`.
 
-    The pass is made in `eval()` mode. top5: count that too. ValueError for what is no stack, as what `shrink` returns.
+    The pass is made in `eval()` mode. top5: count that too. ValueError for no stack, and for what it does not read.
     """
+    modules.assert_tensors(x, y), modules.assert_rows(net, x)
     size, n, losses, correct = chunk(net), len(y), [], 0
     among5 = torch.full_like(y[:1], 0 if top5 else math.nan, dtype=torch.float64).expand(nets.runs(net))
     with nets.mode(net, training=False):
