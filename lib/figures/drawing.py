@@ -66,7 +66,7 @@ def save(figure, name):
     layout = figure.get_layout_engine()
     figure.set_layout_engine("none")  # laid out once for both files, which takes as long as to draw it
     figure.savefig(folder() / f"{name}.pdf", metadata={"CreationDate": None})
-    figure.set_layout_engine(layout)
+    figure.set_layout_engine(layout or "none")
     return folder() / f"{name}.png"
 
 
