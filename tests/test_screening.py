@@ -158,3 +158,18 @@ def test_steps_written_out_are_those_of_autograd(kind, sizes, last):
             steps.epoch(x, y, order, torch.tensor([0.1]).double(), torch.tensor([-0.5]).double(), 8, counted)
     for p, q in zip(net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_steps_do_not_depend_on_what_else_there_was_room_for(kind):
+    """After a resume the first pass comes before any evaluation, which takes room for more examples."""
+    x, y = torch.randn(300, 784), torch.randint(10, (300,))
+    order, rate, level = torch.randperm(300)[None], torch.tensor([0.1]), torch.tensor([0.0]).double()
+    ends = []
+    for seen in (5, 300):
+        net = nets.init_(nets.MLP([784, 32, 10], [kind]), [5])
+        steps = passes.make(net)
+        steps.logits(x, torch.arange(seen))
+        steps.epoch(x, y, order, rate, level, 5)
+        ends.append([p.detach() for p in net.parameters()])
+    assert all(map(torch.equal, *ends))

@@ -146,22 +146,22 @@ class _Rows:
     def __init__(self, layer):
         self.v, self.s = layer.weight.detach()[0], layer.scale.detach()[0]
         self.bias = None if layer.bias is None else layer.bias.detach()[0, :, None]
-        self.code = int(layer.norm[0])
-        self.length = torch.ones_like(self.s)
+        self.code, self.length = int(layer.norm[0]), torch.ones_like(self.s)
 
     def make_room(self, batch):
         """Take memory for so many examples, once: what is allocated anew in every step costs a tenth of it."""
-        self.products, self.outputs = (self.v.new_empty(len(self.v), batch) for _ in range(2))
-        self.back = self.v.new_empty(self.v.shape[1], batch)
+        self.rooms = [(rows, self.v.new_empty(rows * batch)) for rows in (len(self.v), *self.v.shape)]
 
     def forward(self, x):
         """Return `(O, n)`, the layer's output for x `(I, n)`; it is overwritten by the next one."""
-        products = torch.mm(self.v, x, out=self.products[:, : x.shape[1]])
+        n = x.shape[1]  # no matrix has a stride by the room: products may round by it, and after a resume it is another
+        self.products, self.outputs, self.back = (room[: rows * n].view(rows, n) for rows, room in self.rooms)
+        products = torch.mm(self.v, x, out=self.products)
         if self.code == twins.NO_WN:
             return products if self.bias is None else products.add_(self.bias)
         self.size = torch.linalg.vector_norm(self.v, dim=1)
         self.factor = (self.s.exp() if self.code == twins.EWN else self.s) / self.size  # of v, to the weights
-        outputs = torch.mul(products, self.factor[:, None], out=self.outputs[:, : x.shape[1]])
+        outputs = torch.mul(products, self.factor[:, None], out=self.outputs)
         return outputs if self.bias is None else outputs.add_(self.bias)
 
     def backward(self, delta, x, rate, wanted):
@@ -169,9 +169,9 @@ class _Rows:
         if self.bias is not None:
             self.bias.sub_(delta.sum(1, keepdim=True), alpha=rate)
         if self.code != twins.NO_WN:
-            along = self.products[:, : x.shape[1]].mul_(delta).sum(1)
+            along = self.products.mul_(delta).sum(1)
             delta = delta.mul_(self.factor[:, None])
-        back = torch.mm(self.v.t(), delta, out=self.back[:, : x.shape[1]]) if wanted else None
+        back = torch.mm(self.v.t(), delta, out=self.back) if wanted else None
         if self.code != twins.NO_WN:
             delta = self._turned(delta, along, rate)
         self.v.addmm_(delta, x.t(), alpha=-rate)
