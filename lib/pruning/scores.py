@@ -103,8 +103,8 @@ def wanda(net, x, y, seeds):
     Wanda (Sun et al., arXiv 2306.11695), which compares the weights of one unit: scope="unit". In `eval()` mode; a
     filter reads at many places. ParameterError for layers that another part computes, as attention does.
     """
-    names = {id(weight): name for name, weight in nets.weights(net).items()}
-    squares = {name: torch.zeros_like(weight) for name, weight in plain(net).items()}
+    weights, names = plain(net), {id(weight): name for name, weight in nets.weights(net).items()}
+    squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
 
     def add(name, layer, read):  # by `forward`: a call would come back here. Each weight's slope is what it reads
         sums = layer.forward(read[0].detach().square()).sum()
@@ -116,8 +116,8 @@ def wanda(net, x, y, seeds):
             hooks.enter_context(called.register_forward_pre_hook(partial(add, names[id(layer.weight)])))
         found = slopes(net, x, y, training=False)
     if odd := [name for name, slope in found.items() if slope.any() and not squares[name].any()]:
-        raise ParameterError(f"what {listed(odd)} read is not seen: their layers are not called. Take snip, or layers=")
-    return {name: weight.abs() * squares[name].sqrt() for name, weight in plain(net).items()}
+        raise ParameterError(f"what {listed(odd)} read is not seen: their layers are not called. Take snip instead")
+    return {name: weight.abs() * squares[name].sqrt() for name, weight in weights.items()}
 
 
 @method("grasp", needs="examples")
