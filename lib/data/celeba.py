@@ -49,9 +49,8 @@ def _kept(root, part):
 def _mapped(path):
     data = np.memmap(path, np.uint8, "r") if path.stat().st_size else b""
     if hashlib.sha256(data[:-DIGEST]).hexdigest().encode() != bytes(data[-DIGEST:]):
-        raise DataError(
-            f"{path} is damaged: it does not end with its digest. Delete it to have its images decoded again."
-        )
+        told = f"{path} is damaged: it does not end with its digest. Delete it to have its images decoded again."
+        raise DataError(told)
     return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 

@@ -191,9 +191,8 @@ def _checksum(*tensors):
 def _stratified(data, purpose, count, what, most):
     """Return which `count` training examples are chosen, `bool (N,)`, all classes in proportion; at `most` so many."""
     if not isinstance(count, int | np.integer) or not 0 < count <= most:
-        raise DataError(
-            f"{what} is {count!r}; allowed is 0 to {most}, of the {len(data.train_y)} training images of {data.name}"
-        )
+        told = f"{what} is {count!r}; allowed is 0 to {most}, of the {len(data.train_y)} training images of {data.name}"
+        raise DataError(told)
     order = draws.generator(0, purpose).permutation(len(data.train_y))
     labels = data.train_y.numpy()[order]
     rank = _before(labels) / np.bincount(labels)[labels]

@@ -49,9 +49,8 @@ class Explorer:
         choice("of", of, KINDS)
         for name in (first, second):
             if methods.get(name, of).needs not in NEEDS:
-                raise ParameterError(
-                    f"{name} needs {methods.get(name, of).needs}; allowed are {listed(explorable(of))}"
-                )
+                told = f"{name} needs {methods.get(name, of).needs}; allowed are {listed(explorable(of))}"
+                raise ParameterError(told)
         number("sparsity", sparsity, "[0, 1)")
         self.seed, self.examples, self.by_hand = seed, examples, {}
         self._subjects, self._sweeps, self._class, self._quiet = {}, {}, f"explorer-{next(_numbers)}", False

@@ -5,6 +5,7 @@ no-WN networks train in one stack, by one function; `fold` gives the plain netwo
 """
 
 import copy
+from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import NamedTuple
@@ -104,7 +105,8 @@ class MLP(nn.Module):
 
 def types(norm):
     """Return a type for every run as a list; ParameterError for an unknown one."""
-    return [choice("norm", kind, twins.NORMS) for kind in ([norm] if isinstance(norm, str | None) else norm)]
+    several = isinstance(norm, Iterable) and not isinstance(norm, str)
+    return [choice("norm", kind, twins.NORMS) for kind in (norm if several else [norm])]
 
 
 def pixels(x, image):
@@ -272,9 +274,8 @@ def mode(net, training):
 def assert_plain(net):
     """Return nothing; ValueError where weights are normalised: masks and scores are of plain ones."""
     if odd := [name for name, layer in layers(net).items() if layer.normalised]:
-        raise ValueError(
-            f"{listed(odd)}: normalised; masks and scores are of plain weights: take nets.fold(net), a plain copy"
-        )
+        told = f"{listed(odd)}: normalised; masks and scores are of plain weights: take nets.fold(net), a plain copy"
+        raise ValueError(told)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from lib.errors import ParameterError, RecordError, instance
+from lib.errors import ParameterError, RecordError, instance, number
 from lib.kernels import twins
 from lib.records import disk
 
@@ -274,10 +274,10 @@ def save(module, folder):
         description, tensors = _state(module)
     short = [name for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16]
     arrays = {name: _array(name, tensor) for name, tensor in tensors.items()}
-    disk.assert_writable(folder := Path(folder).expanduser())
+    path = disk.assert_writable(folder) / FILE
     meta = {"holds": {"kind": "plain module"}, "format": FORMAT, "bfloat16": short, "module": description}
-    disk.save_tensors(folder / FILE, arrays, meta)
-    return folder / FILE
+    disk.save_tensors(path, arrays, meta)
+    return path
 
 
 def load(folder, module=None):
@@ -315,8 +315,7 @@ def onnx(module, folder, inputs):
     except ImportError as error:
         told = "onnx and onnxscript are not both installed, which ONNX files need"
         raise ParameterError(f"{told}: pip install onnx onnxscript onnxruntime") from error
-    path = Path(folder).expanduser() / ONNX
-    disk.assert_writable(path.parent)
+    path = disk.assert_writable(folder) / ONNX
     twin = copy.deepcopy(_asserted(module)).cpu().eval()
     x = _zeros(twin, 2, inputs)
     names = {"input_names": ["x"], "output_names": ["logits"], "dynamic_shapes": ({0: torch.export.Dim("N")},)}
@@ -371,7 +370,8 @@ def _zeros(module, count, inputs):
         return inputs[:1].expand(count, *inputs.shape[1:])
     needed = "the length of an example, its shape, or a batch of examples"
     shape = (inputs,) if isinstance(inputs, int) else instance("inputs are", inputs, tuple | list, needed)
-    return next(module.parameters()).new_zeros(count, *shape)
+    sides = (number("a side of inputs", side, "[1, 2^31)", whole=True) for side in shape)
+    return next(module.parameters()).new_zeros(count, *sides)
 
 
 class Latency(NamedTuple):

@@ -15,6 +15,7 @@ all the other items are then brought up to date by matrix products.
 
 import math
 import warnings
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -47,9 +48,10 @@ class Eigen(NamedTuple):
 def _given(matrices):
     """Return the matrices as a tensor, or as what builds its own when sliced; ValueError for other shapes."""
     if isinstance(matrices, np.ndarray | list | tuple):
-        matrices = torch.from_numpy(np.array(matrices))
+        with suppress(TypeError, ValueError):  # of ragged lists and texts, which have no shape
+            matrices = torch.from_numpy(np.array(matrices))
     shape = tuple(getattr(matrices, "shape", ()))
-    if len(shape) != 3 or shape[1] != shape[2]:
+    if len(shape) != 3 or shape[1] != shape[2] or 0 in shape:
         raise ValueError(f"matrices are {shape or repr(matrices)}; needed is (M, N, N), of a single L it is L[None]")
     if isinstance(matrices, torch.Tensor) and matrices.is_complex():
         raise ValueError(f"matrices are {matrices.dtype}; likelihood matrices are real and symmetric here")

@@ -230,9 +230,8 @@ def _kept(made, density, *how):
     """Return the masks of one density from scores."""
     if isinstance(density, dict):
         if odd := sorted(made.keys() ^ density.keys()):
-            raise ParameterError(
-                f"density says {listed(density)}, scores are of {listed(made)}: {odd} stand in one only"
-            )
+            told = f"density says {listed(density)}, scores are of {listed(made)}: {odd} stand in one only"
+            raise ParameterError(told)
         parts = (_kept({k: part}, density[k], *how) for k, part in made.items())
         return {name: mask for part in parts for name, mask in part.items()}
     return masks.top(made, density, *how)

@@ -155,6 +155,17 @@ def opened(net, needs, x, y, seeds, layers):
     return alone, x, [0] if seeds is None else seeds
 
 
+def assert_pairs(net, x, y, classes=True):
+    """Raise ValueError for examples that a stack does not read, and labels that are not theirs, or no `classes`."""
+    assert_tensors(x, y), assert_rows(net, x)
+    if y.dim() > 1 or x.shape[-2] != len(y) or y.dtype != torch.int64:
+        told = f"{x.shape[-2]} examples with labels {tuple(y.shape)}, {y.dtype}"
+        raise ValueError(f"{told}; needed is a class of each, (N,) torch.int64")
+    count = [*nets.weights(net).values()][-1].shape[1]
+    if classes and not 0 <= int(y.min()) <= int(y.max()) < count:
+        raise ValueError(f"labels are {int(y.min())} to {int(y.max())}; {count} logits have 0 to {count - 1}")
+
+
 def assert_rows(net, x):
     """Raise ParameterError for examples that a stack does not read."""
     own = next(iter(nets.weights(net).values()))

@@ -71,6 +71,8 @@ def masks(hops, weights, density, seeds, *, exact=False, batch=BATCH, **options)
     surplus, the weights that it took last. Masks of several densities come from one series of walks, so that a denser
     one contains a sparser one. `batch` is how many walks are drawn at once. `options`: see `Walks`.
     """
+    if not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"batch is {batch!r}; wanted is a whole number of walks, 1 or more")
     several = isinstance(density, list | tuple)
     levels = [_number("density", level) for level in (density if several else [density])]
     runs = len(next(iter(weights.values())))
@@ -130,7 +132,7 @@ class Walks:
         first = torch.ones(width[0], dtype=torch.bool, device=self.device)
         _, live, came, leads = alive(self.hops, [step.across for step in self.steps], first)
         for hop, step in zip(self.hops, self.steps, strict=True):
-            step.settle(live[hop.source], live[hop.target], (power, invert), self.whole)
+            step.settle(live[hop.source], live[hop.target], (_number("power", power), invert), self.whole)
             if step.size:
                 first = self.layers.setdefault(hop.layer, step)  # a weight used again has one place among all
                 step.start = self.total if first is step else first.start

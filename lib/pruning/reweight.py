@@ -26,9 +26,8 @@ def refit(weight, kept, moments, intercept=True):
     that no neighbour can round its weights.
     """
     if kept.shape not in (weight.shape, weight[:, 0].shape):
-        raise ValueError(
-            f"kept is {tuple(kept.shape)}; allowed for {tuple(weight.shape)} are that, or without the units"
-        )
+        told = f"kept is {tuple(kept.shape)}; allowed for {tuple(weight.shape)} are that, or without the units"
+        raise ValueError(told)
     each = zip(weight, kept, moments.of_runs(len(weight)), strict=True)
     parts = (_refit(*mine, intercept) for mine in each)
     return tuple(map(torch.stack, zip(*parts, strict=True)))

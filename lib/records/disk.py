@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 from filelock import FileLock, Timeout
 
-from lib.errors import RecordError, listed, unwritable
+from lib.errors import RecordError, instance, listed, unwritable
 
 # ---- places
 
@@ -138,11 +138,12 @@ def _at_work(folder: Path) -> bool:
 INTENT = ".saving-"  # begins the name of a list of files that are moved into place together
 
 
-def assert_writable(folder: Path) -> None:
-    """Return nothing; RecordError unless `folder` takes a file of 1 MiB: neither permissions nor an empty file tell.
+def assert_writable(folder) -> Path:
+    """Return `folder`, there and with ~ expanded; RecordError unless it takes a file of 1 MiB: nothing less tells.
 
     The file has no name where the system can do without, so nothing stays behind.
     """
+    folder = Path(instance("folder is", folder, str | os.PathLike, "the path of a folder")).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -151,6 +152,7 @@ def assert_writable(folder: Path) -> None:
             os.fsync(probe.fileno())
     except OSError as error:
         raise unwritable(folder, error) from error
+    return folder
 
 
 @contextmanager

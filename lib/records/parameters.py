@@ -66,9 +66,8 @@ def code_cells(notebook: Path) -> list[dict]:
     """Return the code cells of a notebook as it is on disk."""
     if not notebook.exists():
         known = sorted(path.stem for path in notebook.parent.glob("*.ipynb"))
-        raise ParameterError(
-            f"there is no notebook {notebook}.{hint(notebook.stem, known)} There are: {listed(known)}."
-        )
+        told = f"there is no notebook {notebook}.{hint(notebook.stem, known)} There are: {listed(known)}."
+        raise ParameterError(told)
     return [cell for cell in _json(notebook)["cells"] if cell["cell_type"] == "code"]
 
 
@@ -114,9 +113,8 @@ def _kind(name: str, value) -> str:
             if kind is float and not math.isfinite(value):
                 break
             return kind.__name__
-    raise ParameterError(
-        f"{name} = {value!r}: a parameter is a finite number, a text, True or False, or a list of these."
-    )
+    told = f"{name} = {value!r}: a parameter is a finite number, a text, True or False, or a list of these."
+    raise ParameterError(told)
 
 
 def checked(values: dict, defaults: dict) -> dict:
@@ -230,9 +228,8 @@ def reject_unknown(names, defaults: dict) -> None:
     """Return nothing; ParameterError for the first name that is not declared."""
     for name in names:
         if name not in defaults:
-            raise ParameterError(
-                f"there is no parameter {name!r}.{hint(name, defaults)} The parameters are: {listed(defaults)}."
-            )
+            told = f"there is no parameter {name!r}.{hint(name, defaults)} The parameters are: {listed(defaults)}."
+            raise ParameterError(told)
 
 
 def reject_unallowed(parameters: dict, allowed: dict[str, Sequence | Callable]) -> None:

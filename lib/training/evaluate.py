@@ -36,9 +36,9 @@ class Evaluation:
 def evaluate(net, x, y, top5=False):
     """Return the `Evaluation` of every run of `net` on `x (N, I)`, or `(R, N, I)` of its own, and `y (N,)`.
 
-    The pass is made in `eval()` mode. top5: count that too. ValueError for no stack, and for what it does not read.
+    The pass is made in `eval()` mode. top5: count that too. ValueError for what the stack does not read or say.
     """
-    modules.assert_tensors(x, y), modules.assert_rows(net, x)
+    modules.assert_pairs(net, x, y)
     size, n, losses, correct = chunk(net), len(y), [], 0
     among5 = torch.full_like(y[:1], 0 if top5 else math.nan, dtype=torch.float64).expand(nets.runs(net))
     with nets.mode(net, training=False):

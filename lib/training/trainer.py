@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import partial
 
@@ -78,9 +79,11 @@ class Trainer:
         self, net, train, test, seeds, rule="sgd", lr=0.1, batch=BATCH, momentum=0.0, nesterov=False, weight_decay=0.0,
         drops=(), drop=0.1, shuffle=True, batches=None, objective=None, bf16=False, epoch=0, bar=True, every=60.0,
     ):  # fmt: skip
-        drops = (drops,) if isinstance(drops, int) else tuple(drops)
+        drops = tuple(drops) if isinstance(drops, Iterable) else (drops,)
+        one_each(nets.runs(net), seeds=seeds)
         for what, part in (("train", train), ("test", test)):
-            _check(net, part, seeds, objective, what)
+            needed = f'(x, y), as split("{what}") of the data gives them'
+            modules.assert_pairs(net, *instance(f"{what} is", part, tuple, needed), classes=objective is None)
         optimizers.assert_numbers(locals())
         if wrong := optimizers.complaint(rule, momentum, nesterov):
             raise ValueError(wrong)
@@ -254,15 +257,3 @@ def _rows(x, at):
     if x.dim() == 2:  # whole rows at once take a third of the time of x[at], and less
         return x.index_select(0, at) if at.dim() == 1 else x[at]
     return x[:, at] if at.dim() == 1 else x.gather(1, at[:, :, None].expand(-1, -1, x.shape[2]))
-
-
-def _check(net, part, seeds, objective, what):
-    one_each(nets.runs(net), seeds=seeds)
-    x, y = instance(f"{what} is", part, tuple, f'(x, y), as split("{what}") of the data gives them')
-    modules.assert_tensors(x, y), modules.assert_rows(net, x)
-    if y.dim() > 1 or x.shape[-2] != len(y) or not len(y) or y.dtype != torch.int64:
-        told = f"{x.shape[-2]} examples with labels {tuple(y.shape)}, {y.dtype}"
-        raise ValueError(f"{told}; needed is a class of each, (N,) torch.int64")
-    classes = [*nets.weights(net).values()][-1].shape[1]
-    if objective is None and not 0 <= int(y.min()) <= int(y.max()) < classes:
-        raise ValueError(f"labels are {int(y.min())} to {int(y.max())}; {classes} logits have 0 to {classes - 1}")

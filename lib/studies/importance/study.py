@@ -280,9 +280,8 @@ def complaint(p):
 
 def schedule_complaint(p, first=0):
     """Return what is wrong with the epochs before the first round, `first` at least, or None."""
-    if not first <= p["initial"] <= p["epochs"]:
-        return f"initial = {p['initial']}: allowed are {first} to epochs = {p['epochs']}"
-    return None
+    fits = first <= p["initial"] <= p["epochs"]
+    return None if fits else f"initial = {p['initial']}: allowed are {first} to epochs = {p['epochs']}"
 
 
 def study(real, p):
