@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import scipy  # which imports its statistics when they are needed: every notebook draws, few judge
 
-from lib.errors import ParameterError
+from lib.errors import ParameterError, listed
 
 NEEDED = 6  # paired seeds; below that the smallest p of a two-sided sign-flip test, 2 / 2^n, is above 0.05
 MOST = 1000  # seeds, of those that would decide a claim
@@ -55,10 +55,19 @@ def _sums(apart):
 def apart(frame, first, second, value):
     """Return how much more `value` the first type has than the second, paired by seed, `(n,)`; empty without pairs.
 
-    frame: a tidy table with one row per type and seed.
+    frame: a tidy table with one row per type and seed; ParameterError where a seed has several.
     """
-    one, other = (frame[frame["type"] == kind].set_index("seed")[value] for kind in (first, second))
-    return (one - other).dropna().to_numpy(float)
+    return differences(frame, ["seed"], (first, second), value).to_numpy(float)
+
+
+def differences(frame, by, pair, value):
+    """Return how much more `value` the first type of a pair has, by seed and what else is in `by`, as a Series."""
+    rows = [frame[frame["type"] == kind].set_index(by)[value] for kind in pair]
+    for kind, own in zip(pair, rows, strict=True):
+        if own.index.has_duplicates:
+            told = f"{kind} has several rows of {listed(by)} = {own.index[own.index.duplicated()].tolist()[0]}"
+            raise ParameterError(f"{told}; needed is one: narrow the table first")
+    return (rows[0] - rows[1]).dropna()
 
 
 def judged(gains, than=0.0):

@@ -15,8 +15,7 @@ GONE = ("own_order", "batch_mean_loss")
 def largest_group(experiment, free=(), **where):
     """Return the parameters shared by the largest set of comparable records, as a filter for `runs.curves`.
 
-    free: parameters in which they may differ, see `comparable`; where: narrows the choice. RecordError if there is no
-    record at all.
+    free: parameters in which they may differ, see `comparable`; where: narrows the choice. RecordError without any.
     """
     return _setting(comparable(_found(experiment, where), free)[0], free)
 
@@ -32,8 +31,7 @@ def deep_groups(experiment, **where):
     """Return what `largest_group` does, of every set of records that has seeds enough of two types to decide.
 
     The one that went deepest with so many (`evidence.NEEDED`) comes first. Records that differ in `levels` are
-    comparable: one of -300 has passed -100. Without enough seeds anywhere, the deepest set alone, of equally deep ones
-    that with more.
+    comparable: one of -300 has passed -100. Without enough seeds anywhere, the deepest set alone, then the largest.
     """
     settings, rows = [], []
     for record in _found(experiment, where):
@@ -106,8 +104,7 @@ def gains(frame, first, second, by, value):
 
     The column of the difference is gain. What only one of both types has is left out.
     """
-    one, other = (frame[frame["type"] == kind].set_index([*by, "seed"])[value] for kind in (first, second))
-    return (one - other).dropna().rename("gain").reset_index()
+    return evidence.differences(frame, [*by, "seed"], (first, second), value).rename("gain").reset_index()
 
 
 def paired(frame, pairs, by, value):
