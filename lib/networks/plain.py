@@ -115,6 +115,7 @@ KINDS = (nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
          nn.Sigmoid, nn.Sequential, Square, Erf, Offset, Route, Constant, Graph)  # fmt: skip
 LAYERS, SEVERAL = (nn.Linear, nn.Conv2d), (list, tuple, torch.Size)
 NAMES = {kind.__name__: kind for kind in KINDS}
+MODULE = set(vars(nn.Module()))  # attributes that are torch's own
 NOT_OPTIONS = {"device", "dtype", "enter", "activation"}  # of constructors: where tensors lie, and other modules
 NUMPY = {torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
          torch.bool}  # fmt: skip
@@ -199,28 +200,32 @@ def _tuples(value):
 def _state(module):
     """Return what a module of any class is, fit for json, and its tensors, shared ones once, by their first names.
 
-    said: of parts the class and hooks, of tensors the first name and the shape; own: simple attributes of parts; put:
-    what slicing, or `laid_out`, may have put into sequences; last: strides of tensors whose channels are last.
+    said: of parts the class and hooks, of tensors the first name and the shape; own: simple attributes of parts; calls:
+    names of functions; put: what slicing or `laid_out` put into sequences; last: strides where channels are last.
     """
-    parts, said, own, first, tensors = dict(module.named_modules(remove_duplicate=False)), {}, {}, {}, {}
+    parts, said, own, calls, first, tensors = dict(module.named_modules(remove_duplicate=False)), {}, {}, {}, {}, {}
     for path, part in parts.items():
         hooks = [key for key, value in vars(part).items() if "hook" in key and value or key == "forward"]
         said[path] = " with ".join([type(part).__name__, *hooks])
         for key, value in (vars(part) | part._parameters | part._buffers).items():
             name, values = f"{path}.{key}".lstrip("."), value if type(value) in SEVERAL else [value]
-            if isinstance(value, torch.Tensor) and key not in vars(part):
+            if type(value) is dict and key not in MODULE and all(type(one) is str for one in value):
+                values = value.values()
+            if isinstance(value, torch.Tensor):
                 said[name] = f"{first.setdefault(id(value), name)} {tuple(value.shape)}"
                 tensors.setdefault(first[id(value)], value)
             elif all(type(v) in (bool, int, str) or type(v) is float and math.isfinite(v) for v in values):
                 own[name] = value
+            elif callable(value) and key not in MODULE:
+                calls[name] = getattr(value, "__qualname__", type(value).__name__)
     put = {n: describe(p) for n, p in parts.items() if type(p) in (Offset, nn.AvgPool2d) and n[-1:].isdigit()}
     last = {name: t.stride() for name, t in tensors.items() if t.is_contiguous(memory_format=torch.channels_last)}
-    return {"said": said, "own": own, "put": put, "last": last}, tensors
+    return {"said": said, "own": own, "calls": calls, "put": put, "last": last}, tensors
 
 
 def _assert_alike(found, wanted, needed):
     """Raise ParameterError where a module is not what it is to be, by what `_state` returns of both."""
-    here, there = ({**state["said"], **state["own"]} for state in (found, wanted))
+    here, there = ({**state.get("calls", {}), **state["said"], **state["own"]} for state in (found, wanted))
     for name in {**there, **found["said"]}:
         if _tuples(here.get(name)) != _tuples(there.get(name)) and not name.endswith("training"):
             raise ParameterError(f"{name!r} of module is {here.get(name)}; {needed} {there.get(name)}")
@@ -353,14 +358,10 @@ def macs(module, inputs):
     return counter.get_total_flops() // 2
 
 
-def _recurred(x, into, back, *_, out_val=None, **options):
-    return 2 * x[0] * x[1] * (math.prod(into) + math.prod(back))
-
-
 # What torch calls and its counter does not know: an RNN on CUDA; one layer and direction, and attention, on a CPU.
 UNCOUNTED = {
     torch.ops.aten._cudnn_rnn: lambda x, own, *_, **_o: 2 * x[0] * x[1] * sum(math.prod(w) for w in own if len(w) == 2),
-    torch.ops.aten.mkldnn_rnn_layer: _recurred,
+    torch.ops.aten.mkldnn_rnn_layer: lambda x, a, b, *_, **_o: 2 * x[0] * x[1] * (math.prod(a) + math.prod(b)),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **options: sdpa_flop_count(q, k, v),
 }
 
