@@ -6,7 +6,7 @@ it, and behind a padded convolution into a `plain.Offset`, which stands behind t
 
 import warnings
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import torch
 from torch import nn
@@ -40,8 +40,7 @@ def sliced(module, masks, inputs=None):
     normalisations and factors or terms for each channel get narrower, in sums, products and concatenations alike; the
     weights that are masked inside stay, as zeros. A layer keeps at least one unit. Warns where units on no path stay,
     because something normalises over them or needs their number, and says what, and of layers that training alone uses,
-    which stay whole. ValueError for what cannot be read, or would compute otherwise: then Torch-Pruning, which it
-    names, takes units out.
+    which stay whole. ValueError for what cannot be read, or would compute otherwise: Torch-Pruning may then.
     """
     isinstance(inputs, torch.Tensor) and assert_tensors(inputs)
     work = h.copied(h.unwrapped(module)).eval()
@@ -60,10 +59,13 @@ def sliced(module, masks, inputs=None):
     gone, constants = _settled(work, coupled, dead, reached, read)
     _tell(coupled, dead & ~gone, not gone.any())
     _tell_idle(work, coupled, gone)
+    larger = _larger(work, x) if inputs is None and constants and all(map(_even, constants.values())) else []
     _cut(work, coupled, gone)
     for name, constant in constants.items():
         _add(work, name, constant)
-    _assert_same(outputs, work, x)
+    _assert_same(outputs, work, x, TORCH_PRUNING)
+    for outputs, x in larger:
+        _assert_same(outputs, work, x, "What they say depends on the size of images: pass one of yours, inputs=x")
     kind = next(iter(types.values()))
     for part, name, tensor in _tensors(work):  # what is new is of the type of what stands before it, its layer's weight
         kind = types.get((part, name), kind)
@@ -258,8 +260,16 @@ def _add(work, name, constant):
         setattr(work.get_submodule(above), last, nn.Sequential(part, *border))
 
 
-def _assert_same(outputs, work, x):
-    """Raise ValueError if a module does not return what it did before it was cut."""
+def _larger(work, x):
+    """Return [(outputs, examples)] of images of twice the sides, nothing where the module takes none."""
+    large = [_example(one.new_empty(*one.shape[:2], *(2 * side for side in one.shape[2:]))).to(one) for one in x]
+    with suppress(ValueError):
+        return [(_run(work, large, "on them"), large)]
+    return []
+
+
+def _assert_same(outputs, work, x, way_out):
+    """Raise ValueError, with a way out, if a module does not return what it did before it was cut."""
     with ExitStack() as hooks:
         for part in work.modules():
             if hasattr(part, "num_features") and not part.state_dict():
@@ -267,7 +277,7 @@ def _assert_same(outputs, work, x):
         again = _run(work, x, "without units on no path")
     for before, after in zip(h.tensors(outputs), h.tensors(again), strict=True):
         if before.shape != after.shape or (before - after).abs().max() > CLOSE * before.abs().max().clamp(1e-30):
-            raise ValueError(f"{type(work).__name__} computes otherwise without units on no path. {TORCH_PRUNING}")
+            raise ValueError(f"{type(work).__name__} computes otherwise without units on no path. {way_out}")
 
 
 def _recount(part, given):
