@@ -120,6 +120,7 @@ def test_magnitude_is_the_same_in_one_round_or_many(scope, rounds):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*that stay, most of all, have a score of 0")
 def test_what_is_pruned_stays_pruned():
     """Even with scores that would have it back, and where all scores are zero."""
     net, seen = conv(), []

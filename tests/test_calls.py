@@ -1,10 +1,12 @@
 """Calls from Python with what is not meant: each is told what is wanted, before anything is computed."""
 
+import copy
 import tempfile
 import threading
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -16,11 +18,14 @@ from lib import (
     dpp,
     errors,
     evaluate,
+    evidence,
     gallery,
     hops,
+    likelihood,
     line_search,
     masks,
     methods,
+    modules,
     nets,
     phew,
     plain,
@@ -33,6 +38,7 @@ from lib import (
     smaller,
     stacking,
     synflow,
+    tables,
     topology,
     units,
 )
@@ -111,6 +117,21 @@ def of_each_row(count):
 
 def walks():
     return phew.phew_masks(module(), 50, verbose=False)[0]
+
+
+def twice():
+    return pd.DataFrame({"type": ["A", "A", "B"], "seed": 1, "width": 8, "acc": [0.1, 0.2, 0.3]})
+
+
+def bordered():
+    """Return a network of any size of images, and masks that leave a constant filter before a padded one."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(),
+                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3)).eval()  # fmt: skip
+    for p in (net[0].bias, net[2].weight):
+        p.data.fill_(1)
+    kept = {f"{k}.weight": torch.ones_like(net[k].weight, dtype=torch.bool) for k in (0, 2, 6)}
+    kept["0.weight"][0] = kept["2.weight"][0, 1] = kept["2.weight"][1, 0] = False
+    return net, kept
 
 
 TOLD = {
@@ -252,6 +273,35 @@ TOLD = {
     "matrices in a text": (lambda: dpp.sample("abc", 1, [0]), "matrices are 'abc'; needed is"),
     "texts in matrices": (lambda: dpp.sample([[["a"]]], 1, [0]), "matrices are .*'a'.*; needed is"),
     "matrices of nothing": (lambda: dpp.sample(np.ones((1, 0, 0)), 1, [0]), r"matrices are \(1, 0, 0\); needed is"),
+    "units of a unit": (lambda: methods.prune(module(), "magnitude", 0.5, of="units", scope="unit"),
+                        "scope is 'unit'; allowed are layer, global"),
+    "inputs for units": (
+        lambda: methods.prune(nn.Sequential(nn.ConvTranspose2d(4, 6, 3)), "magnitude", 0.5, scope="unit"),
+        "scope is 'unit'; allowed are layer, global"),
+    "scores of a module": (lambda: masks.top(methods.score(module(), "magnitude"), 0.5), "no runs as first axis.*None"),
+    "scores of a module of filters": (lambda: masks.top({"0.weight": torch.ones(4, 3, 3, 3)}, 0.5, "global"),
+                                      "0.weight have no runs as first axis"),
+    "stacks of two functions": (lambda: nets.join([stack(), nets.MLP([6, 5, 3], "no-WN", "sigmoid")]),
+                                "differently, by .*relu.*sigmoid.*, cannot join"),
+    "stacks of two dropouts": (lambda: nets.join(nets.MLP([6, 5, 3], "no-WN", dropout=p) for p in (0.1, 0.5)),
+                               "cannot join"),
+    "a certain dropout": (lambda: nets.MLP([6, 5, 3], "no-WN", dropout=1.0), r"dropout is 1.0; .* in \[0, 1\)"),
+    "a density of each layer in rounds": (
+        lambda: methods.prune(module(), "synflow", {"0.weight": 0.5, "2.weight": 0.5}),
+        "density for each layer, goes with one round.*rounds=1"),
+    "rounds within some layers": (
+        lambda: methods.prune(module(), "synflow", 0.1, within={"0.weight": torch.ones(5, 6).bool()}),
+        "within has no masks of 2.weight; it has those of 0.weight"),
+    "bytes": (lambda: evaluate.evaluate(stack(1), X.byte(), Y), "x is torch.uint8 .*needed .* torch.float32"),
+    "examples of other runs": (lambda: evaluate.evaluate(stack(3), X.expand(2, 4, 6), Y),
+                               r"\(2, 4, 6\); .* or \(R, N, 6\)"),
+    "moments of nothing": (lambda: likelihood.moments(X[:0]), r"x has shape \(0, 6\)"),
+    "moments of an array": (lambda: likelihood.moments(X.numpy()), "x is a ndarray"),
+    "a ridge below zero": (lambda: likelihood.likelihood(torch.eye(3), 4, ridge=-5), "ridge is -5; allowed are"),
+    "a seed that stands twice": (lambda: evidence.apart(twice(), "A", "B", "acc"), "A has several rows of seed = 1; "),
+    "a seed twice in a group": (lambda: tables.gains(twice(), "A", "B", ["width"], "acc"),
+                                r"several rows of width, seed = \(8, 1\)"),
+    "images of one size alone": (lambda: shrink.shrink(*bordered()), "depends on the size of images: .* inputs=x"),
     "no folder": (lambda: plain.load(None), "folder is a NoneType; needed is the path of a folder"),
     "no seeds of a claim": (lambda: gallery.claim("", [1.0, np.nan]), r"gains are \[1.0, nan\]; needed are finite"),
     "shares for hits": (lambda: gallery.share("", [0.3, 0.5]), r"hits are \[0.3 0.5\]; needed are True and False"),
@@ -472,3 +522,107 @@ def test_a_score_has_its_gradients_whatever_the_callers_mode(name):
     with torch.inference_mode():
         found = methods.score(net, name, X, Y)
     assert all(torch.equal(found[key], asked[key]) for key in asked | found)
+
+
+def test_what_no_score_tells_apart_is_counted():
+    """By hand: of two runs, of one count for all and of one for each layer, where zeros are most of what stays."""
+    scores = {"a": torch.tensor([[0.0, 0, 0, 5], [0, 0, 0, 5]]), "b": torch.tensor([[0.0, 1, 2, 3], [1, 1, 2, 3]])}
+    kept = {"a": torch.tensor([[0, 1, 1, 1], [0, 0, 0, 1]]).bool(), "b": torch.tensor([[0, 0, 0, 1]] * 2).bool()}
+    assert modules.blank(scores, kept, "layer") == 2, "those of a in the first run"
+    assert modules.blank(scores, kept, "global") == 0, "they are half of what stays there"
+    assert modules.blank(scores, kept | {"b": kept["b"] & False}, "global") == 2
+    assert modules.blank(scores, {"a": kept["a"] | True, "b": kept["b"]}, "layer") == 0, "all that are alike stay"
+    assert modules.blank(scores, kept, "layer", kept) == 0, "what went before goes not now"
+    assert modules.blank({name: score + 1 for name, score in scores.items()}, kept, "layer") == 0
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_scores_that_say_nothing_are_told(rounds):
+    """Of a function that is flat where the sum over all paths ends, SynFlow of the weights before it is 0."""
+    net = nets.init_(nets.MLP([784, 50, 10], "no-WN", "erf"), [1])
+    for given in (net, nn.Sequential(nn.Linear(784, 50), nn.ReLU6(), nn.Linear(50, 3))):
+        with pytest.warns(UserWarning, match="that stay, most of all, have a score of 0, .* alone decide") as heard:
+            methods.prune(given, "synflow", 0.1, rounds=rounds)
+        assert {one.filename for one in heard} == {__file__}
+
+
+def test_scores_of_half_precision_are_those_of_single():
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Linear(64, 50), nn.ReLU(), nn.Linear(50, 3)).half().float()
+    half, x = copy.deepcopy(whole).half(), torch.rand(20, 64).half()
+    for name, of in (("grasp", "weights"), ("hessian", "weights"), ("wanda", "weights"), ("taylor", "units")):
+        found = methods.prune(half, name, 0.2, x, torch.arange(20) % 3, of=of)
+        wanted = methods.prune(whole, name, 0.2, x.float(), torch.arange(20) % 3, of=of)
+        assert all(torch.equal(mask, wanted[part]) for part, mask in found.items())
+    assert half[0].weight.dtype == torch.float16
+
+
+def test_rounds_of_some_layers_go_on_within_their_masks():
+    net = module()
+    within = methods.prune(net, "magnitude", 0.5, layers=["0"])
+    (kept,) = methods.prune(net, "synflow", 0.2, layers=["0"], within=within).values()
+    assert int(kept.sum()) == 6 and not (kept & ~within["0.weight"]).any()
+
+
+def test_units_of_a_layer_that_shares_its_weight_have_a_score():
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+    net[2].weight = net[0].weight
+    (score,) = methods.score(net, "taylor", X, Y, of="units", layers=["2"]).values()
+    torch.nn.functional.cross_entropy(net.eval()(X), Y).backward()
+    torch.testing.assert_close(score, (net[0].weight * net[0].weight.grad).abs().sum(1).detach())
+
+
+def test_a_frozen_layer_is_pruned_and_stays():
+    net = stack(1)
+    net.layers[0].weight.requires_grad_(False)
+    held = Trainer(net, (X, Y), (X, Y), [1], bar=False)
+    held.prune(kept := methods.prune(net, "magnitude", 0.5))
+    before = net.layers[0].weight.clone()
+    held.fit(2)
+    assert torch.equal(net.layers[0].weight, before) and not net.layers[0].weight[~kept["layers.0.weight"]].any()
+
+
+def test_a_look_at_a_network_leaves_every_part_in_its_mode():
+    net = nets.init_(convnets.build("resnet20", (3, 32, 32), 3, 1, 2), [1]).train()
+    net.stem_norm.eval()
+    before = [part.training for part in net.modules()]
+    evaluate.evaluate(net, torch.rand(4, 3072), Y)
+    assert [part.training for part in net.modules()] == before
+
+
+def test_what_masks_take_is_measured_without_dropout():
+    net = nets.init_(nets.MLP([6, 50, 3], "no-WN", dropout=0.5), [1]).train()
+    kept = methods.prune(net, "magnitude", 0.5)
+    found = anatomy.perturbation(net, kept, X)["output_error"]
+    assert found == anatomy.perturbation(net.eval(), kept, X)["output_error"] and not net.drops[0].step
+
+
+@pytest.mark.parametrize("scheme", ["torch_default", "torch_kaiming", "standard_normal"])
+def test_a_start_does_not_depend_on_the_usual_type(scheme):
+    wanted = nets.init_(nets.MLP([6, 5, 3], "no-WN"), [1], scheme).layers[0].weight
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = nets.init_(nets.MLP([6, 5, 3], "no-WN").float(), [1], scheme).layers[0].weight
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, wanted)
+
+
+class Shifted(nn.Module):
+    """A network that keeps numbers, and a function, beside its parameters."""
+
+    def __init__(self, function=torch.relu):
+        super().__init__()
+        self.layer, self.mean, self.options, self.function = nn.Linear(6, 3), torch.zeros(6), {"gain": 1.0}, function
+
+    def forward(self, x):
+        return self.function(self.layer(x - self.mean)) * self.options["gain"]
+
+
+def test_what_a_module_keeps_beside_its_parameters_is_saved(tmp_path):
+    net = Shifted()
+    net.mean, net.options = X.mean(0), {"gain": 3.0}
+    plain.save(net, tmp_path)
+    assert torch.equal(plain.load(tmp_path, Shifted())(X), net(X))
+    with pytest.raises(errors.ParameterError, match="'function' of module is .*tanh; .*relu"):
+        plain.load(tmp_path, Shifted(torch.tanh))

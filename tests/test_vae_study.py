@@ -139,6 +139,7 @@ def test_going_on_from_a_file_is_going_on():
     assert (np.diff(history["seconds"]) >= 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:.*that stay, most of all, have a score of 0")  # of units that are silent yet
 def test_the_first_epochs_are_trained_once(monkeypatch):
     begun()
     trained, epoch = [], Trainer._epoch
@@ -159,6 +160,7 @@ def unit_masks(net, units):
     return masks
 
 
+@pytest.mark.filterwarnings("ignore:.*that stay, most of all, have a score of 0")  # of units that are silent yet
 @pytest.mark.parametrize("kind", ["contribution", "random"])
 def test_training_on_narrow_is_training_on_masked(kind):
     start = begun()

@@ -29,8 +29,7 @@ def crop_flip(images, index, shift, flip, pad=PAD):
     """Return the chosen images `(*index.shape, C, H, W)`, each moved within a black frame and mirrored or not.
 
     images (N, C, H, W), uint8; index `(...)`; shift `(..., 2)`, the row and column, 0 to 2·pad, at which the crop of
-    H × W begins in the image that `pad` black pixels surround; flip `(...)`, bool, left to right after the crop. One
-    gather, whatever is drawn.
+    H × W begins in the image that `pad` black pixels surround; flip `(...)`, bool, left to right after the crop.
     """
     _, channels, height, width = images.shape
     framed = nn.functional.pad(images[index.flatten()], (pad,) * 4)
@@ -45,8 +44,7 @@ def crop_flip(images, index, shift, flip, pad=PAD):
 def moves(seed, epoch, count, pad=PAD):
     """Return (shift `(count, 2)`, flip `(count,)`) of every training image in one epoch of the runs of `seed`.
 
-    All shifts, 0 to 2·pad, are equally likely, and half the images are mirrored. What an image undergoes does not
-    depend on the batch that it is in.
+    All shifts, 0 to 2·pad, are equally likely, and half the images are mirrored. No image depends on its batch.
     """
     rng = draws.generator(seed, "augment", epoch)
     shift, flip = rng.integers(2 * pad + 1, size=(count, 2)), rng.random(count) < 0.5

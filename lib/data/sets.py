@@ -250,10 +250,8 @@ def _verify(published, folder):
         path = folder / file
         found = calculate_md5(path) if path.is_file() else "no file"
         if found != md5:
-            raise DataError(
-                f"{path} is damaged: its MD5 is {found}, the published one is {md5}. Delete the folder"
-                f" {path.parent} to have it downloaded again, or use {WITHOUT_FILES}."
-            )
+            told = f"{path} is damaged: its MD5 is {found}, the published one is {md5}. Delete the folder {path.parent}"
+            raise DataError(f"{told} to have it downloaded again, or use {WITHOUT_FILES}.")
 
 
 def _idx(folder):

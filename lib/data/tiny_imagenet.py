@@ -1,7 +1,6 @@
 """Tiny-ImageNet (Le & Yang 2015): 200 classes of 64×64 images, read from the archive as it is published.
 
-100,000 training images, and 10,000 of validation, the test set of the pruning studies: their archive comes
-without the labels of its test images.
+100,000 training images, and 10,000 of validation, the test set of the pruning studies: test images have no labels.
 """
 
 import io

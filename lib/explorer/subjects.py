@@ -98,10 +98,8 @@ def _from_file(path, label, seed, examples):
     data, net = sets.load(dataset, statistics=statistics), _mlp(tensors, activation)
     recorded, found = _recorded(arrays, meta), float(evaluate_alone(net, *data.split("test")).accuracy)
     if abs(found - recorded) > APART:
-        raise RecordError(
-            f"{path} says that its network has a test accuracy of {recorded:.4f}, here it has {found:.4f}: it read"
-            f" other inputs, or is of another kind than {kind!r} says. Explore one of another folder."
-        )
+        told = f"{path} says that its network has a test accuracy of {recorded:.4f}, here it has {found:.4f}: it read"
+        raise RecordError(f"{told} other inputs, or is of another kind than {kind!r}. Explore one of another folder.")
     return _of(label, net, data, statistics, seed, examples)
 
 

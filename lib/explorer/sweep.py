@@ -1,7 +1,6 @@
 """What one method leaves of one network at every place of a slider: what is drawn, computed before it moves.
 
-No drawing and no controls: a `Sweep` is the work of seconds, and what is shown at one place of the slider, a `Cut`,
-then lies there.
+No drawing and no controls: a `Sweep` is the work of seconds; a `Cut`, what is shown at one place, lies there.
 """
 
 from dataclasses import dataclass

@@ -39,8 +39,7 @@ def claim(text, gains, than=0.0, unit=" points", main=False):
 def ahead(rows, pairs, value, said, main=(), unit=" points"):
     """Return the claims that the first type of each of `pairs` has more of the column `value` than the second.
 
-    rows: with type and seed; said: that claim in words, with a place for either type; main: pairs that the verdict
-    stands on.
+    rows: with type and seed; said: that claim in words, with a place for either type; main: pairs of the verdict.
     """
     return [claim(said.format(*(drawing.look(kind)[0] for kind in pair)), evidence.apart(rows, *pair, value), unit=unit,
                   main=pair in main) for pair in pairs]  # fmt: skip

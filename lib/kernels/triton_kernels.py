@@ -9,8 +9,7 @@ The three of the linear layer have 8 warps of at most 80 registers a thread in f
 work on an SM, and their 8 to 15 KB of shared memory are no bound. Of one run, a batch of 128 through 784-1024 is 64
 programs of `linear` and 128 of `linear_step`: half of 132 SMs stay idle going forward; nine runs fill them 1.5 times.
 `log_loss` is one program a run, so nine runs keep nine SMs busy: it is short, and spares launches. `accept`
-holds 64 × 64 float64 in the registers of 8 warps, 230 a thread (255, all there are, by Triton 3.6): one matrix is on an
-SM at a time.
+holds 64 × 64 float64 in the registers of 8 warps, 230 a thread (of 255, by Triton 3.6): an SM has one matrix.
 """
 
 import triton

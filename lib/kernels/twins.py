@@ -68,8 +68,7 @@ def trailing(values, like):
 def product(x, v):
     """Return x vᵀ of every run, `(R, N, O)`; `x` is `(R, N, I)`, or `(N, I)` when all runs share it.
 
-    A shared input makes ONE wide matrix product: for small networks that is hundreds of times
-    cheaper than a batch of tiny ones.
+    A shared input makes ONE wide product: for small networks, hundreds of times cheaper than many.
     """
     if x.dim() == 2:
         runs, units, _ = v.shape
@@ -297,7 +296,6 @@ class _LogLoss(torch.autograd.Function):
 def log_loss(logits, y):
     """Return the log of the mean cross-entropy of every run, `(R,)`, with its gradient.
 
-    The gradient of the loss rescaled by e^-ℓ is exp(log_loss - ℓ) times this one: all of it stays of
-    order one while the loss itself goes to e^-300.
+    The gradient of the loss rescaled by e^-ℓ is exp(log_loss - ℓ) times this one: it stays of order one.
     """
     return _LogLoss.apply(logits, y)

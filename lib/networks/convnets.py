@@ -42,8 +42,7 @@ def build(name, image, classes, runs, width=None):
 
     image: (C, H, W). For 64×64 a VGG has a fifth max-pool and a head of three linear layers, as the study has it for
     Tiny-ImageNet, for 32×32 a last mean-pool and one linear layer; a ResNet takes squares of any size. width: the
-    filters of the first stage, by default the published. Raises ParameterError for an unknown name and for images
-    that do not fit.
+    filters of the first stage, by default the published. ParameterError for an unknown name and images that do not fit.
     """
     choice("network", name, NAMES)
     sides = tuple(HEADS) if name.startswith("vgg") else ()

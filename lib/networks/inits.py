@@ -97,10 +97,11 @@ def torch_defaults(layers, stream):
     """Return what torch's own layers draw for themselves, `[(weight, bias or None)]`: uniform in ±1/sqrt(fan-in)."""
     drawn = []
     for layer in layers:
-        weight = nn.init.kaiming_uniform_(torch.empty(layer.weight.shape[1:]), a=5**0.5, generator=stream)
+        weight = torch.empty(layer.weight.shape[1:], dtype=torch.float32)
+        nn.init.kaiming_uniform_(weight, a=5**0.5, generator=stream)
         bias, bound = None, weight[0].numel() ** -0.5
         if layer.bias is not None:
-            bias = nn.init.uniform_(torch.empty(len(weight)), -bound, bound, generator=stream)
+            bias = nn.init.uniform_(torch.empty(len(weight), dtype=torch.float32), -bound, bound, generator=stream)
         drawn.append((weight, bias))
     return drawn
 
@@ -134,5 +135,5 @@ def sparse_starts(masks, seed, scheme):
     drawn = []
     for kept in masks:
         deviation = twins.trailing(SPARSE[scheme](kept).sqrt(), kept)
-        drawn.append(torch.randn(kept.shape, generator=stream) * deviation * kept)
+        drawn.append(torch.randn(kept.shape, generator=stream, dtype=torch.float32) * deviation * kept)
     return drawn

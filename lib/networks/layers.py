@@ -12,8 +12,7 @@ class Layer(nn.Module):
     """R layers of one shape, the tensors that linear layers and convolutions have in common.
 
     weight (R, O, *F) is v where a run is normalised, the weights themselves elsewhere; scale (R, O) is s;
-    norm (R,) holds the codes of `twins.NORMS`; bias (R, O) or None. `positions`: how often a unit is
-    evaluated on one example.
+    norm (R,) holds the codes of `twins.NORMS`; bias (R, O) or None. `positions`: where a unit works in an example.
     """
 
     positions = 1
@@ -59,8 +58,7 @@ class Linear(Layer):
 class Conv2d(Layer):
     """R convolutions: `(R, N, C, H, W)`, or shared `(N, C, H, W)`, to `(R, N, O, H', W')`.
 
-    weight (R, O, C, side, side); `padding` by zeros all around, None for half a filter, with which stride 1 and an
-    odd side keep height and width.
+    weight (R, O, C, side, side); `padding` by zeros all around, None for half a filter, as odd sides have it.
     """
 
     function = staticmethod(twins.conv2d)
@@ -115,7 +113,7 @@ class Dropout(nn.Module):
 
     def __init__(self, runs, chance=0.5):
         super().__init__()
-        self.chance = chance
+        self.chance = number("the chance of a dropout", chance, "[0, 1)")
         self.register_buffer("key", torch.zeros(runs, dtype=torch.int64))
         self.register_buffer("step", torch.zeros(runs, dtype=torch.int64))
 

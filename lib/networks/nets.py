@@ -214,7 +214,7 @@ def _parts(of):
 
 
 def join(parts):
-    """Return one stack of all the runs of several stacks of the same layers, in order; of all that `take` takes."""
+    """Return one stack of all runs of stacks of one kind, in order, of all that `take` takes; ValueError for others."""
     parts = list(parts)
     first = parts[0]
     if isinstance(first, dict):
@@ -225,6 +225,9 @@ def join(parts):
         return sum(parts, [])
     if not isinstance(first, nn.Module):
         return torch.cat(parts) if isinstance(first, torch.Tensor) else np.concatenate(parts)
+    said = [[v for part in net.modules() for v in vars(part).values() if isinstance(v, str | float)] for net in parts]
+    if any(own != said[0] for own in said):  # their functions, say, or the chances of their dropouts
+        raise ValueError(f"stacks that compute differently, by {said}, cannot join")
     return load_(take(first, [0] * sum(map(runs, parts))), join(net.state_dict() for net in parts))
 
 
@@ -263,12 +266,12 @@ def fold(net):
 @contextmanager
 def mode(net, training):
     """Within the block the network is in `train()` or in `eval()` mode; the latter drops nothing, and moves no mean."""
-    before = net.training
-    net.train(training)
-    try:
+    with ExitStack() as held:
+        for part in net.modules():
+            held.callback(setattr, part, "training", part.training)
+        held.callback(net.train, net.training)  # before these: it may have more than its parts in this mode
+        net.train(training)
         yield
-    finally:
-        net.train(before)
 
 
 def assert_plain(net):

@@ -312,8 +312,7 @@ def load(folder, module=None):
 def onnx(module, folder, inputs):
     """Return the file `network.onnx` in `folder`: the module as ONNX, of x `(N, inputs)` for any N, in eval() mode.
 
-    inputs: the length of an example's row, or its shape, as of `macs`. ParameterError where onnx and onnxscript,
-    which torch needs for it, are not installed.
+    inputs: as of `macs`. ParameterError where onnx and onnxscript, which torch needs for it, are not installed.
     """
     try:
         import onnxscript  # noqa: F401

@@ -58,7 +58,8 @@ def perturbation(net, masks, x):
     normalised weights, and for another network.
     """
     instance("net is", net, nets.MLP, "nets.MLP, whose layers stand one behind the other with nothing between")
-    pruned, act = apply_(copy.deepcopy(net), masks), nets.ACTIVATIONS[net.activation]
+    net, act = copy.deepcopy(net).eval(), nets.ACTIVATIONS[net.activation]
+    pruned = apply_(copy.deepcopy(net), masks)
     logits, mass, error = net(x), [], []
     output_error = _size(pruned(x) - logits) / _size(logits)
     for layer, left in zip(nets.layers(net).values(), nets.layers(pruned).values(), strict=True):

@@ -21,15 +21,15 @@ def anneal(
     its keywords; x, y, seeds: for it. A density is one number, or one per run: after round e of E it is density^(e/E);
     what is pruned stays pruned, and each time exactly `masks.count` weights are kept. SynFlow takes 100 rounds, so that
     no layer is emptied before the others (arXiv 2006.05467); one round prunes at once. scope, rounding, within: see
-    `masks.top`. `net` is left as it is. A score whose `form` makes a copy of a network that is scored alike, and
-    faster, is given that.
+    `masks.top`. `net` is left as it is. A score is given the copy that its `form` makes, scored alike and faster.
     """
     number("rounds", rounds, "[1, 2^31)", whole=True)
     choice("scope", scope, masks.SCOPES)
     own = _of_each(net, x, y, seeds, within)
     jobs = [(*run, goal) for d in densities for run, goal in zip(own, masks.each(d, len(own)), strict=True)]
     device, plan = next(net.parameters()).device, (rounds, scope, rounding)
-    made = workers.each(lambda job: _annealed(score, *job, *plan), jobs, device)
+    made, blank = zip(*workers.each(lambda job: _annealed(score, *job, *plan), jobs, device), strict=True)
+    modules.warn_of_blanks(max(blank), 7)
     return [nets.join(made[k : k + len(own)]) for k in range(0, len(jobs), len(own))]
 
 
@@ -42,10 +42,10 @@ def _of_each(net, x, y, seeds, within):
 
 
 def _annealed(score, net, x, y, seeds, within, goal, rounds, scope, rounding):
-    """Return the masks `{name: bool (1, O, *F)}` of one run."""
+    """Return the masks `{name: bool (1, O, *F)}` of one run, and how many the last scores do not tell apart."""
     left = _form(score)(net)
     weights = {name: left.get_parameter(name) for name in nets.weights(left)}
-    for name in () if within is None else weights:
+    for name in weights.keys() & (within or {}):
         weights[name].data.masked_fill_(~within[name], 0)
     for e in range(1, rounds + 1):
         scores = score(left, x, y, seeds)
@@ -53,9 +53,9 @@ def _annealed(score, net, x, y, seeds, within, goal, rounds, scope, rounding):
             modules.assert_scores(scores, left, where=" in rounds, which are of weights,")
             survivors = _Survivors({name: weights[name] for name in scores}, scope)
             if within is not None:
-                survivors.only(within, goal, rounding)
+                survivors.only(masks.inside(within, scores), goal, rounding)
         survivors.keep(scores, goal ** (e / rounds), rounding)
-    return survivors.masks()
+    return (kept := survivors.masks()), modules.blank(scores, kept, scope)
 
 
 def _form(score):

@@ -98,12 +98,9 @@ def _warn_of_identity(values):
     distance = (values / values.mean(1, keepdim=True) - 1).square().sum(1) / 2
     alike = int((distance < UNIFORM).sum())
     if alike:
-        warnings.warn(
-            f"{alike} of {len(values)} likelihood matrices are numerically the identity: their sets are uniformly"
-            f" random, not diverse. Look at likelihood.quantiles, and take a smaller beta or beta='median'.",
-            IdentityWarning,
-            stacklevel=3,
-        )
+        told = f"{alike} of {len(values)} likelihood matrices are numerically the identity: their sets are uniformly"
+        told += " random, not diverse. Look at likelihood.quantiles, and take a smaller beta or beta='median'."
+        warnings.warn(told, IdentityWarning, stacklevel=3)
 
 
 def sample(matrices, keep, seeds, sampler="exact", purpose="dpp"):
@@ -148,10 +145,9 @@ def _check_rank(eigen, first, keep):
     ranks = (eigen.values > 0).sum(1)
     if int(ranks.min()) < keep:
         matrix = int(ranks.argmin())
-        raise ValueError(
-            f"keep is {keep}, but likelihood matrix {first + matrix} has rank {int(ranks[matrix])}: every larger set"
-            f" has probability 0. Keep at most that many, or add a ridge (0.01 in the published matrices)."
-        )
+        told = f"keep is {keep}, but likelihood matrix {first + matrix} has rank {int(ranks[matrix])}"
+        way_out = "Keep at most that many, or add a ridge (0.01 in the published matrices)."
+        raise ValueError(f"{told}: every larger set has probability 0. {way_out}")
 
 
 def _streams(count, first, keep, seeds, purpose):
@@ -185,8 +181,7 @@ def ratios(values, most, least=1):
 
     e_j(n) = e_j(n-1) + λ_n e_(j-1)(n-1), divided by the same for j - 1. All terms are positive, so nothing
     cancels. `most` may not be more than the rank: beyond it there is no ratio. Only what leads to e_least and above
-    is filled in. NumPy arrays, since each of the many small steps costs a fraction of a call of torch, and on CUDA
-    a launch.
+    is filled in. NumPy arrays: each of the many small steps costs a fraction of a call of torch, or of a launch.
     """
     items = values.shape[1]
     table = np.zeros((items + 1, values.shape[0], most))  # e_j(n) is 0 for j > n
@@ -305,8 +300,7 @@ def accept(products, coins, left):
 def _solver(taken, root, most):
     """Return `(rows, most, b)` that makes the rows of an orthonormal basis of b candidates, the most that a row keeps.
 
-    It is the inverse of the Cholesky factor of those who are kept, 0 for those who are not. Rows that keep fewer
-    are filled up with zeros.
+    It is the inverse of the Cholesky factor of those who are kept, 0 for those who are not. Shorter rows have zeros.
     """
     order = taken.int().argsort(dim=1, descending=True, stable=True)[:, :most]
     eye = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
@@ -343,9 +337,7 @@ def _check_dppy(eigen, first, keep):
     wrong = (lowest < math.log(numbers.tiny)) | (logs.max(1) > math.log(numbers.max))
     if wrong.any():
         matrix = int(wrong.argmax())
-        raise ValueError(
-            f"DPPy cannot keep {keep} items of likelihood matrix {first + matrix}: it needs e_{keep} of the eigenvalues"
-            f" and all before it. It is 10^{float(logs[matrix, -1]) / math.log(10):.0f}, the largest"
-            f" 10^{float(logs[matrix].max()) / math.log(10):.0f}; float64 ends at 10^-308 and 10^308."
-            f" Take sampler='exact'."
-        )
+        last, most = (float(log) / math.log(10) for log in (logs[matrix, -1], logs[matrix].max()))
+        told = f"DPPy cannot keep {keep} items of likelihood matrix {first + matrix}: it needs e_{keep} of the"
+        ends = "float64 ends at 10^±308. Take sampler='exact'."
+        raise ValueError(f"{told} eigenvalues, and all before: 10^{last:.0f}, the largest 10^{most:.0f}; {ends}")

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from lib.errors import choice
+from lib.errors import choice, number
 from lib.kernels import twins
+from lib.pruning.modules import assert_tensors
 
 RIDGE = 0.01  # what the study adds to the diagonal
 EXAMPLES_AT_ONCE = 4096
@@ -41,6 +42,7 @@ def moments(x, transform=None):
     Here as in the next two functions each run is summed alone: stacked products round otherwise, by some 1e-6, and a
     draw from matrices that differ so goes another way.
     """
+    assert_tensors(x)
     if x.dim() == 3 and len(x) > 1:
         return joined(moments(x[[run]], transform) for run in range(len(x)))
     gram = total = 0.0
@@ -94,7 +96,7 @@ def likelihood(gram, examples, beta="10/N", ridge=RIDGE, form="rbf"):
     # Rounding can leave a distance slightly below zero; two equal items are at distance 0.
     distances = (squares[..., :, None] + squares[..., None, :]).sub_(gram, alpha=2).clamp_(min=0)
     matrices = distances.mul_(_bandwidth(beta, examples, distances)).neg_().exp_()
-    matrices.diagonal(dim1=-2, dim2=-1).add_(ridge)
+    matrices.diagonal(dim1=-2, dim2=-1).add_(number("ridge", ridge, "[0, inf)"))
     return matrices
 
 
@@ -137,10 +139,8 @@ class Edges:
     def __post_init__(self):
         inputs = self.weight.shape[-1]
         if self.weight.dim() != 2 or self.moments.gram.shape != (inputs, inputs):
-            raise ValueError(
-                f"weight is {tuple(self.weight.shape)}, gram {tuple(self.moments.gram.shape)}; allowed are (O, I) and"
-                " (I, I): one run at a time, with the moments of the inputs of this layer"
-            )
+            told = f"weight is {tuple(self.weight.shape)}, gram {tuple(self.moments.gram.shape)}; allowed are (O, I)"
+            raise ValueError(f"{told} and (I, I): one run at a time, with the moments of the inputs of this layer")
 
     @property
     def shape(self):

@@ -36,17 +36,25 @@ def top(scores, density, scope="layer", rounding="nearest", within=None, least=N
     "unit" each row. density: one number, or one per run, of all weights. within: masks whose weights alone may stay, so
     that what is pruned there never comes back; ValueError where more are to be kept than they keep. least: the share of
     every tensor, and so at least one of its entries, that stays however low it scores; ValueError where these are more
-    than are to be kept. Among equal scores the earlier entry goes first, so a result never depends on the sorting
-    algorithm.
+    than are to be kept. Among equal scores the earlier entry goes first, so a result depends on no sorting.
     """
     scores = scores if least is None else _raised(scores, least, density, rounding, within)
-    rows = _sharing(assert_named(scores, "score"), scope)
+    named = assert_named(scores, "score").items()
+    if odd := [name for name, s in named if s.dim() < 2 + name.endswith(".weight") or s.dim() == 4 and len(s) > 1]:
+        raise ValueError(f"scores of {listed(odd)} have no runs as first axis: of a torch module pass score[None]")
+    rows = _sharing(scores, scope)
     if within is not None:
-        if odd := [name for name in scores if name not in within]:
-            raise ValueError(f"within has no masks of {listed(odd)}; it has those of {listed(within)}")
-        assert_like(within := {name: within[name] for name in scores}, scores)
-    inside = [None] * len(rows) if within is None else _sharing(within, scope)
-    return _parted([_top(*both, density, rounding) for both in zip(rows, inside, strict=True)], scores, scope)
+        within = inside(within, scores)
+    places = [None] * len(rows) if within is None else _sharing(within, scope)
+    return _parted([_top(*both, density, rounding) for both in zip(rows, places, strict=True)], scores, scope)
+
+
+def inside(within, scores):
+    """Return the masks `within` of what has scores; ValueError where there are none."""
+    if odd := [name for name in scores if name not in within]:
+        raise ValueError(f"within has no masks of {listed(odd)}; it has those of {listed(within)}")
+    assert_like(within := {name: within[name] for name in scores}, scores)
+    return within
 
 
 def _raised(scores, least, density, rounding, within):
@@ -106,8 +114,7 @@ def expand(units, net):
 
     Without the bias a "removed" unit would go on sending relu(bias). `units` maps a layer's name to `bool (R, O)`;
     `net` is a chain of layers, weights (R, O, I) or filters (R, O, I, h, w). Layers that `units` does not name keep all
-    their units. ValueError for batch normalisation, whose shift would go on speaking for the unit: `shrink.narrow`
-    takes it along.
+    their units. ValueError for batch normalisation, whose shift would speak on: `shrink.narrow` takes it along.
     """
     parameters = dict(unwrapped(net).named_parameters())
     weights = {name: p for name, p in parameters.items() if name.endswith(".weight")}

@@ -170,16 +170,21 @@ def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds,
         made = chosen.function(net, densities, x, y, seeds, **options)
         return modules.assert_drawn(made, net, name, of, densities)
     scope, rounds = scope or SCOPES[of], chosen.rounds if rounds is None else rounds
+    turned = any(getattr(layer, "turned", False) for layer in nets.layers(net).values())  # a row is an input there
+    choice("scope", scope, masks.SCOPES[: 2 if turned or of == "units" else None])
     score = functools.partial(_scored, chosen, layers=layers, **options)
     if rounds != 1:
-        if least is not None:
-            raise ParameterError(f"least = {least} goes with one round, and {name} has {rounds}: pass rounds=1")
+        if least is not None or any(isinstance(density, dict) for density in densities):
+            told = "least, or a density for each layer,"
+            raise ParameterError(f"{told} goes with one round, and {name} has {rounds}: pass rounds=1")
         score = functools.partial(chosen.function, **options) if layers is None else score
         return anneal.anneal(score, net, densities, rounds, scope, rounding, x, y, seeds, within=within)
     made = score(net, x, y, seeds)
     if of == "units" and not isinstance(net, modules.One):
         made = paths.joint(nets.graph(net), made)
-    return [_kept(made, density, scope, rounding, within, least) for density in densities]
+    every = [_kept(made, density, scope, rounding, within, least) for density in densities]
+    modules.warn_of_blanks(max(modules.blank(made, kept, scope, within) for kept in every))
+    return every
 
 
 @torch.inference_mode(False)

@@ -77,8 +77,10 @@ class One(nn.Module):
         x is None or assert_tensors(x)
         batch, first = x[0] if isinstance(x, list | tuple) else x, next(iter(layers.values()))
         shape = (first.in_features,) if isinstance(first, nn.Linear) else None
-        self._shape, self._example = shape if batch is None else tuple(batch.shape[1:]), batch
-        self.__dict__["_own"] = hops.copied(module)  # no child: its parameters are not those of the stack
+        self._shape, self._example = shape if batch is None else tuple(batch.shape[1:]), _single(batch)
+        half = torch.float16 in {p.dtype for p in module.parameters()}  # squares and slopes would be zero, or infinite
+        own = hops.copied(module).float() if half else hops.copied(module)
+        self.__dict__["_own"] = own  # no child: its parameters are not those of the stack
         self._odd = _neutralised(self._own) if neutral else []
         _shell_(self, self._own, {})
         first, tensors = {}, _named(self)
@@ -125,7 +127,7 @@ class One(nn.Module):
 
     def forward(self, x):
         """Return the logits `(1, N, classes)` of `x (N, I)` or `(1, N, I)`; ParameterError if there are several."""
-        own, x = _named(self), x.flatten(0, -2).unflatten(1, self.image)
+        own, x = _named(self), _single(x).flatten(0, -2).unflatten(1, self.image)
         tensors = {name: own[first][0] for name, first in self._first.items()}
         try:  # what it draws, as its dropouts do, comes from one fixed seed, and torch's own stream stays as it was
             with torch.random.fork_rng([x.device] if x.is_cuda else []):
@@ -143,6 +145,10 @@ class One(nn.Module):
         return logits[None]
 
 
+def _single(x):
+    return x.float() if isinstance(x, torch.Tensor) and x.dtype == torch.float16 else x
+
+
 def opened(net, needs, x, y, seeds, layers):
     """Return `net` as a stack, a torch module as `One`, the examples as that reads them, and the seeds of its runs."""
     if nets.layers(net, stack=False):
@@ -155,9 +161,9 @@ def opened(net, needs, x, y, seeds, layers):
     return alone, x, [0] if seeds is None else seeds
 
 
-def assert_pairs(net, x, y, classes=True):
+def assert_pairs(net, x, y, classes=True, bytes=False):
     """Raise ValueError for examples that a stack does not read, and labels that are not theirs, or no `classes`."""
-    assert_tensors(x, y), assert_rows(net, x)
+    assert_tensors(x, y), assert_rows(net, x, bytes)
     if y.dim() > 1 or x.shape[-2] != len(y) or y.dtype != torch.int64:
         told = f"{x.shape[-2]} examples with labels {tuple(y.shape)}, {y.dtype}"
         raise ValueError(f"{told}; needed is a class of each, (N,) torch.int64")
@@ -166,13 +172,14 @@ def assert_pairs(net, x, y, classes=True):
         raise ValueError(f"labels are {int(y.min())} to {int(y.max())}; {count} logits have 0 to {count - 1}")
 
 
-def assert_rows(net, x):
-    """Raise ParameterError for examples that a stack does not read."""
+def assert_rows(net, x, bytes=True):
+    """Raise ParameterError for examples that a stack does not read; bytes: which are numbers later, as of images."""
     own = next(iter(nets.weights(net).values()))
     inputs = math.prod(net.image) if hasattr(net, "image") else own.shape[-1]
-    if x.dim() > 3 or x.shape[-1:] != (inputs,) or x.dtype not in (own.dtype, torch.uint8):  # autoencoders read bytes
+    shared = x.dim() < 3 or x.dim() == 3 and len(x) in (1, len(own))
+    if not shared or x.shape[-1:] != (inputs,) or x.dtype not in (own.dtype, torch.uint8 if bytes else own.dtype):
         told = f"x is {x.dtype} of shape {tuple(x.shape)}; needed for a stack are {own.dtype}"
-        raise ParameterError(f"{told}, rows (N, {inputs}), of images x.flatten(1)")
+        raise ParameterError(f"{told}, rows (N, {inputs}), of images x.flatten(1), or (R, N, {inputs})")
 
 
 def assert_scores(made, net, of="weights", where=""):
@@ -255,17 +262,35 @@ def some(made, densities, stacklevel=5):
     return made
 
 
+def blank(scores, kept, scope, within=None):
+    """Return how many entries stay whose score is 0, where they are most of what stays, and others of that score go.
+
+    Of what shares a count, and lies within masks: then places decide what the scores do not.
+    """
+    count, room = 0, within or {name: torch.ones_like(mask) for name, mask in kept.items()}
+    for group in [list(kept)] if scope == "global" else [[name] for name in kept]:
+        parts = [(scores[name] == 0) & room[name] for name in group], [kept[name] for name in group]
+        zero, stays = (torch.cat([one.flatten(1) for one in each], 1) for each in parts)
+        none = (zero & stays).sum(1)
+        count += int(none[(2 * none > stays.sum(1)) & (zero & ~stays).any(1)].sum())
+    return count
+
+
+def warn_of_blanks(count, stacklevel=6):
+    """Warn, so many frames above, of so many entries that stay though their score is 0: see `blank`."""
+    if count:
+        told = f"{count} that stay, most of all, have a score of 0, as others that go: their places alone decide"
+        warnings.warn(f"{told}. Take another method, or a lower density", stacklevel=stacklevel)
+
+
 def told(made, module=None):
     """Return masks, having warned of the parts, weights or layers, of which they keep nothing.
 
     module: whose weights they are all of, but for those of other kinds than layers, of which is warned too.
     """
     if module is not None and (other := _unmasked(hops.unwrapped(module))):
-        warnings.warn(
-            f"{listed(other)} are weights of no convolution and no linear layer: they stay whole, and "
-            f"density does not count them. Or say what is pruned, layers=[...]",
-            stacklevel=5,
-        )
+        told = f"{listed(other)} are weights of no convolution and no linear layer: they stay whole, and density"
+        warnings.warn(f"{told} does not count them. Or say what is pruned, layers=[...]", stacklevel=5)
     if empty := list(dict.fromkeys(part for kept in made for part, mask in kept.items() if not mask.any())):
         warnings.warn(f"nothing is kept of {listed(empty)}: no input is seen behind it", stacklevel=5)
     return made

@@ -45,9 +45,8 @@ def phew_masks(network, prune_percentage, verbose=True, kernel_conserved=False, 
     if not 0 <= percentage < 100:
         raise ValueError(f"prune_percentage is {prune_percentage}; allowed is 0 <= prune_percentage < 100")
     if 0 < percentage < 1:
-        warnings.warn(
-            f"prune_percentage {percentage} prunes {percentage} % of the weights, not {percentage:.1%}", stacklevel=2
-        )
+        told = f"prune_percentage {percentage} prunes {percentage} % of the weights, not {percentage:.1%}"
+        warnings.warn(told, stacklevel=2)
     hops, layers, first = topology(network, inputs), weighted(network), shared(network)
     weights = {f"{name}.weight": weight_of(layers[name])[None] for name in dict.fromkeys(first.values())}
     kept = masks(hops, weights, 1 - percentage / 100, [seed], kernels=kernel_conserved, **options)
@@ -118,6 +117,7 @@ class Walks:
     def __init__(
         self, hops, weights, seed, *, power=1, invert=False, kernels=False, kernel_walk=False, legacy_branch=False
     ):
+        _number("power", power)
         if not isinstance(seed, int) and not hasattr(seed, "__index__"):
             raise ValueError(f"seed is {seed!r}; wanted is a whole number")
         self.hops = wired(hops)
@@ -132,7 +132,7 @@ class Walks:
         first = torch.ones(width[0], dtype=torch.bool, device=self.device)
         _, live, came, leads = alive(self.hops, [step.across for step in self.steps], first)
         for hop, step in zip(self.hops, self.steps, strict=True):
-            step.settle(live[hop.source], live[hop.target], (_number("power", power), invert), self.whole)
+            step.settle(live[hop.source], live[hop.target], (power, invert), self.whole)
             if step.size:
                 first = self.layers.setdefault(hop.layer, step)  # a weight used again has one place among all
                 step.start = self.total if first is step else first.start
@@ -222,9 +222,8 @@ class Walks:
             kept, done, idle = kept + new, done + count, 0 if new else idle + count
             if idle >= BATCH or done + batch >= NEVER:
                 found = f"{kept} of {goal} weights, after which {idle} walks found no new one: the rest are nearly zero"
-                raise ValueError(
-                    f"walks found {found}, or on no path. Take a density below {kept / self.total:.4f}, or power=0"
-                )
+                way_out = f"Take a density below {kept / self.total:.4f}, or power=0"
+                raise ValueError(f"walks found {found}, or on no path. {way_out}")
             wanted = max(wanted, done + math.ceil(1.1 * (goal - kept) / max(recent, goal / NEVER)))
         return first, torch.cat(gains).cumsum(0).cpu()
 

@@ -84,8 +84,7 @@ def hessian(net, x, y, seeds):
     """Return w² · (dL/dw)², its mean over examples, of every weight, `{name: (R, O, *F)}`.
 
     Optimal Brain Damage (LeCun, Denker & Solla 1989) with the diagonal of the empirical Fisher matrix for that of the
-    Hessian. L is the cross-entropy of one example, in `eval()` mode. Of an MLP of 814,000 weights 1,000 examples take
-    some seconds.
+    Hessian. L is the cross-entropy of one example, in `eval()` mode. 1,000 examples of an MLP take some seconds.
     """
     batches, total = _batches(x, y), None
     for images, labels in batches:

@@ -300,10 +300,8 @@ def _kept(net, units):
             raise ValueError(f"{hop} brings other units to node {hop.target} than the hops before; keep the same ones")
         counts = here.sum(1).tolist()
         if min(counts) == 0 or min(counts) < max(counts):
-            raise ValueError(
-                f"{hop.layer} keeps {counts} units in the runs; a stack needs equal counts above 0: "
-                f"narrow the runs one by one (nets.take), or shrink them"
-            )
+            told = f"{hop.layer} keeps {counts} units in the runs; a stack needs equal counts above 0"
+            raise ValueError(f"{told}: narrow the runs one by one (nets.take), or shrink them")
     if not here.all():
         raise ValueError(f"{hop.layer} makes the output, whose units all stay; drop units of hidden layers")
     return kept

@@ -24,8 +24,7 @@ from lib.pruning.scores import plain
 def synflow(net, x, y, seeds):
     """Return |w| · dR/d|w| of every weight, `{name: (R, O, *F)}`: SynFlow (Tanaka et al., arXiv 2006.05467).
 
-    R, see `flow`, is the sum over all paths of the product of their |w|, so a score is the sum over those through a
-    weight. No data are used.
+    R, see `flow`, is the sum over all paths of the product of their |w|, a score that of those through a weight.
     """
     flows = flow(net)
     return {name: slope.mul_(flows.weights[name]) for name, slope in flows.slopes.items()}
@@ -39,8 +38,7 @@ synflow.form = lambda net: _thinned(powered(net, absorb=True))
 def synflow_l2(net, x, y, seeds, power=2):
     """Return |w|^power · dR/d(w²) of every weight, `{name: (R, O, *F)}`: SynFlow-L2 (arXiv 2010.11354).
 
-    As `synflow`, of a network whose parameters are squared. power 2 makes the score a sum over paths, as the paper has
-    it; 1 is what its code computes.
+    As `synflow`, of a network whose parameters are squared. power 2: a sum over paths, as in the paper; 1: as its code.
     """
     flows = flow(net, 2)
     return {name: slope.mul_(flows.weights[name].pow(power / 2)) for name, slope in flows.slopes.items()}
@@ -89,8 +87,7 @@ def path_kernel(net, masks):
     It is the sum over all kept weights w and all paths through w of the product of the other squared weights on the
     path, Σ_w dR/d(w²), with R the sum over all paths of their squared products (Gebhart, Saxena & Schrater, arXiv
     2101.10552; Patil & Dovrolis, arXiv 2010.11354). Biases and batch normalisations take part as in `flow`. masks: as
-    of `masks.top`; weights that they do not name are kept, so that {} is the dense network. Raises ValueError where
-    float64 cannot hold the trace.
+    of `masks.top`; weights that they do not name are kept, so that {} is the dense network. ValueError beyond float64.
     """
     kept = paths.complete(masks, nets.weights(net))
     each = nets.apart(apply_(copy.deepcopy(net), kept))
@@ -105,8 +102,7 @@ def path_kernel(net, masks):
 def powered(net, power=1, dtype=None, absorb=False):
     """Return a copy in `eval()` mode whose parameters are |p|^power, or `net` as another dtype if it is such a copy.
 
-    absorb: batch normalisations are gone, and in the weights: a product w · dR/dw is the same then, and a pass takes
-    half of the time.
+    absorb: batch normalisations are gone, and in the weights: w · dR/dw is the same then, in half of the time.
     """
     weights, made = plain(net), copy.deepcopy(net).eval().to(dtype or next(net.parameters()).dtype)
     if _powers(net) is None:

@@ -110,10 +110,8 @@ def _searched(network, names, kind):
             low, high = (max(low, side), high) if small else (low, min(high or side, side))
             if high is not None:
                 sides = [(low + high) // 2] if high - low > 1 else []
-    raise ValueError(
-        f"{type(network).__name__} does not run on what was tried ({type(reason).__name__}: {reason}); "
-        f"pass an example, inputs=x, or a tuple of all that it reads"
-    ) from reason
+    told = f"{type(network).__name__} does not run on what was tried ({type(reason).__name__}: {reason})"
+    raise ValueError(f"{told}; pass an example, inputs=x, or a tuple of all that it reads") from reason
 
 
 def _larger(network, reader):

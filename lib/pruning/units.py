@@ -23,8 +23,9 @@ def taylor(net, x, y, seeds):
     How much of the loss hangs on them, to first order (Molchanov et al., arXiv 1906.10771, where |Σ w · dL/dw| is
     squared; the sum of absolute values is what Torch-Pruning computes). For single weights it is SNIP's score.
     """
-    scores = snip(net, x, y, seeds, training=False)
-    return {layer: scores[f"{layer}.weight"].flatten(2).sum(2) for layer in nets.hidden(net)}
+    scores, names = snip(net, x, y, seeds, training=False), {id(w): name for name, w in nets.weights(net).items()}
+    hidden = {layer: net.get_submodule(layer).weight for layer in nets.hidden(net)}  # several layers may share one
+    return {layer: scores[names[id(weight)]].flatten(2).sum(2) for layer, weight in hidden.items()}
 
 
 @method("fpgm", of="units")

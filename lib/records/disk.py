@@ -299,10 +299,9 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     except FileNotFoundError:
         raise RecordError(f"there are no weights at {path}.") from None
     except (safetensors.SafetensorError, TypeError, ValueError, OSError) as error:
-        raise RecordError(
-            f"{path} does not hold the weights of a run ({type(error).__name__}: {error}): truncated, altered, or "
-            f"written by another program or an earlier version. Restore it from a copy, or delete it to make it again."
-        ) from error
+        told = f"{path} does not hold the weights of a run ({type(error).__name__}: {error}): truncated, altered, or"
+        way_out = "Restore it from a copy, or delete it to make it again."
+        raise RecordError(f"{told} written by another program or an earlier version. {way_out}") from error
 
 
 def _digest(tensors: dict[str, np.ndarray], meta: str) -> str:

@@ -97,10 +97,10 @@ def _literal(statement: ast.stmt, notebook: Path) -> tuple[str, object]:
             return targets[0].id, ast.literal_eval(statement.value)
         except ValueError:
             pass  # not a literal: the message below holds for it too
-    raise ParameterError(
-        f"the parameters cell of {notebook.name} holds `{ast.unparse(statement)}`; only lines "
-        f"such as `levels: list = [-10]` may stand there, since papermill injects its values after that cell."
+    told = (
+        f"the parameters cell of {notebook.name} holds `{ast.unparse(statement)}`; only lines such as `levels: list ="
     )
+    raise ParameterError(f"{told} [-10]` may stand there, since papermill injects its values after that cell.")
 
 
 # ---- what it was given
@@ -154,10 +154,8 @@ def _scalar(name: str, value, examples: list, more: str = ""):
     if kind not in kinds:
         raw = f" With papermill, `-r {name} {value}` passes a text." if kinds == {"str"} else as_list(name, value)
         raw = f" With papermill, `-p {name} True` or `-p {name} False`." if kinds == {"bool"} else raw
-        raise ParameterError(
-            f"{name} = {value!r} is of kind {kind}; {name} is of kind {' or '.join(sorted(kinds))}, "
-            f"such as {examples[0]!r}{more}.{raw}"
-        )
+        told = f"{name} = {value!r} is of kind {kind}; {name} is of kind {' or '.join(sorted(kinds))}"
+        raise ParameterError(f"{told}, such as {examples[0]!r}{more}.{raw}")
     return value
 
 
@@ -190,10 +188,8 @@ def _seeds(value, default=0) -> list[int] | str:
         return _sweep(value, default)
     seeds = many(value)
     if not seeds or any(isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS for seed in seeds):
-        raise ParameterError(
-            f"seed = {value!r}: it is an integer >= 0 and below 2^64, or a list of them; the default is {default!r}."
-            f"{as_list('seed', value)}"
-        )
+        told = f"seed = {value!r}: it is an integer >= 0 and below 2^64, or a list of them; the default is {default!r}."
+        raise ParameterError(f"{told}{as_list('seed', value)}")
     _reject_repeated("seed", seeds)
     return seeds
 
@@ -203,10 +199,8 @@ def _sweep(value, default: str) -> str:
     match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value), re.ASCII)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if first > last or last >= SEEDS or last - first >= MOST_SEEDS:
-        raise ParameterError(
-            f"seed = {value!r}: this notebook sweeps over consecutive seeds below 2^64, at most {MOST_SEEDS} of them, "
-            f"first..last such as {default!r}."
-        )
+        told = f"seed = {value!r}: this notebook sweeps over consecutive seeds below 2^64, at most {MOST_SEEDS} of them"
+        raise ParameterError(f"{told}, first..last such as {default!r}.")
     return f"{first}..{last}"
 
 

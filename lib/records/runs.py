@@ -67,8 +67,7 @@ def trained(recipe: dict) -> Path:
 def missing(experiment: str, parameters: dict) -> list[Pair]:
     """Return the (seed, type) pairs that have no finished record; `parameters` are the overrides alone.
 
-    A record that cannot be read, or that was made under other defaults, counts as missing: its run is then
-    tried, and `open_run` says what is the matter with it.
+    A record that cannot be read, or that was made under other defaults, counts as missing: `open_run` says why.
     """
     defaults = declared(experiment)
     values = naming.checked(parameters, defaults)
@@ -94,8 +93,7 @@ def _path(experiment: str, pair: Pair, parameters: dict, defaults: dict) -> Path
 def _changed_defaults(record: Record, parameters: dict) -> list[str]:
     """Return "name was …, is …" for every scientific parameter whose value is not the record's.
 
-    Their names being equal, a default changed in between. A parameter that only one of the two knows came or
-    went with an edit of the code, which `edited` reports.
+    Their names being equal, a default changed in between. What only one of them knows, `edited` reports.
     """
     return [
         f"{name} was {record.parameters[name]!r}, is {value!r}"

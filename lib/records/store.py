@@ -227,8 +227,7 @@ def of_run(found: dict, run: int, axes: dict, coordinates: dict) -> dict:
 def pack(arrays: dict | None, axes: dict[str, list]) -> tuple[bytes, dict[str, list[str]]]:
     """Return the npz and the axis names of each array; floats become float32, integers and bools stay.
 
-    arrays: name -> (array, ("axis", ...)). RecordError unless each shape is that of its axes' coordinates,
-    and every axis is used.
+    arrays: name -> (array, ("axis", ...)). RecordError for other shapes, and an axis without use.
     """
     stored, names = {}, {}
     for name, (value, array_axes) in (arrays or {}).items():
@@ -283,10 +282,8 @@ def assert_values(records: list[Record], where: dict) -> None:
         there = [_identity(record).get(key) for record in records]
         if there and not any(value in (wanted, *many(wanted)) for value in there):
             known = sorted({repr(value) for value in there})
-            raise RecordError(
-                f"no record has {key} = {wanted!r}.{hint(wanted, [v for v in there if isinstance(v, str)])} "
-                f"There are: {listed(known)}."
-            )
+            told = f"no record has {key} = {wanted!r}.{hint(wanted, [v for v in there if isinstance(v, str)])}"
+            raise RecordError(f"{told} There are: {listed(known)}.")
 
 
 def _identity(record: Record) -> dict:
@@ -319,10 +316,8 @@ def curves(records: list[Record], name: str) -> pd.DataFrame:
     if lacking:
         known = dict.fromkeys(key for record in records for key in record.arrays)
         meant = "" if name in known else hint(name, known)
-        raise RecordError(
-            f"{len(lacking)} of {len(records)} records have no array {name!r}, such as {lacking[0]}."
-            f"{meant} There are: {listed(known)}. Leave runs out by a filter such as type='EWN'."
-        )
+        told = f"{len(lacking)} of {len(records)} records have no array {name!r}, such as {lacking[0]}.{meant}"
+        raise RecordError(f"{told} There are: {listed(known)}. Leave runs out by a filter such as type='EWN'.")
     identities = [_columns(record) for record in records]
     varying = _varying(identities)
     frames = [

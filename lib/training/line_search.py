@@ -25,10 +25,7 @@ SMALLEST_STEP = 1e-30  # a run whose step has shrunk to this has stalled
 ENDS = ("limit", "budget", "stalled")
 
 # With a = -margin: the log of an example's loss, and the log of that loss's derivative by a.
-LOSSES = {
-    "logistic": (twins.log_softplus, torch.nn.functional.logsigmoid),
-    "exponential": (lambda a: a, lambda a: a),
-}
+LOSSES = {"logistic": (twins.log_softplus, torch.nn.functional.logsigmoid), "exponential": (lambda a: a, lambda a: a)}
 ACTIVATIONS = {  # z -> (value, function that carries a gradient back through it)
     "none": lambda z: (z, lambda d: d),
     "relu": lambda z: (z.clamp_min(0), lambda d: torch.ops.aten.threshold_backward(d, z, 0)),

@@ -90,8 +90,7 @@ class ReluSteps:
 
     Examples are columns: for `v xᵀ` two threads take a tenth to a third less than for `x vᵀ`, one as long (784 to 1024,
     128 examples, Zen 4). The matrices are read and written by products alone. What a step does to the length of a
-    normalised row, it does to a factor of the row, which goes into the matrix at the end of the pass: only the
-    direction of v matters before.
+    normalised row, it does to a factor of the row, which goes into the matrix at the end of the pass.
     """
 
     def __init__(self, net):

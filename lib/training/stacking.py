@@ -34,8 +34,7 @@ def bytes_per_run(net, batch):
 def width(net, batch, most=0, kind="dense"):
     """Return how many runs of `net` are trained together: one where a CPU does better so, else what memory allows.
 
-    most: at most so many, 0 for no bound; kind: of networks without convolutions, how they are trained: "descent", or
-    "dense" for what fits.
+    most: at most so many, 0 for no bound; kind: how networks without convolutions are trained, "descent" or "dense".
     """
     flat = all(layer.weight.dim() == 3 for layer in nets.layers(net).values())
     large = nets.parameters_per_run(net) > TOO_LARGE_TO_STACK[kind if flat else "convolutions"]
@@ -75,9 +74,8 @@ def split(work, items, most=0):
                 raise
             most, said = -(-len(part) // 2), str(error).strip().split(". ")[0]
         # Here, and not above, the error is gone, and with it what its frames held.
-        warnings.warn(
-            f"no memory for {len(part)} runs at once ({said}): {most} go on together", MemoryWarning, stacklevel=2
-        )
+        told = f"no memory for {len(part)} runs at once ({said}): {most} go on together"
+        warnings.warn(told, MemoryWarning, stacklevel=2)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -71,8 +71,7 @@ class Trainer:
     is descended on, see `CrossEntropy`; bf16 computes the products in bfloat16; epoch: passes that the networks have
     behind them already, which orders and drops count from; every: seconds between two writings of the state that `fit`
     keeps on request. `history` has one row of (R,) arrays per epoch, row 0 before the first; `notes`, lists of arrays
-    by name, is for who prunes between epochs, and goes into the state. Nothing is chosen by the test set: it is looked
-    at after each epoch and that is all.
+    by name, is for who prunes between epochs, and goes into the state. Nothing is chosen by the test set.
     """
 
     def __init__(
@@ -82,8 +81,8 @@ class Trainer:
         drops = tuple(drops) if isinstance(drops, Iterable) else (drops,)
         one_each(nets.runs(net), seeds=seeds)
         for what, part in (("train", train), ("test", test)):
-            needed = f'(x, y), as split("{what}") of the data gives them'
-            modules.assert_pairs(net, *instance(f"{what} is", part, tuple, needed), classes=objective is None)
+            part = instance(f"{what} is", part, tuple, f'(x, y), as split("{what}") of the data gives them')
+            modules.assert_pairs(net, *part, not objective, bool(objective or batches))
         optimizers.assert_numbers(locals())
         if wrong := optimizers.complaint(rule, momentum, nesterov):
             raise ValueError(wrong)
@@ -226,7 +225,7 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         for p, pruned in gone:  # a zero with zero gradient and moments stays zero under every rule, decay included
-            p.grad.masked_fill_(pruned, 0)
+            p.grad is None or p.grad.masked_fill_(pruned, 0)
         self.optimizer.step()
         return tuple(sums)
 

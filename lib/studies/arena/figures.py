@@ -126,8 +126,7 @@ def order(axes, frame, table):
 def errors(axes, frame, kinds):
     """Draw the error of types against the share of weights that stays, both logarithmic, beside the controls.
 
-    kinds: type -> (label, colour, marker, dashes). Lines are means over seeds, see `drawing.spread`, hollow markers are
-    of shuffled masks.
+    kinds: type -> (label, colour, marker, dashes). Lines are means over seeds, see `drawing.spread`; hollow: shuffled.
     """
     free = {kind: look(kind) for kind in ("none", "small") if kind in set(frame["type"])}
     for kind, (name, colour, marker, dashes) in (kinds | free).items():

@@ -43,8 +43,7 @@ def rows(records):
 
     raw, reweighted, tuned: on the test set; shuffled: tuned, of shuffled masks; gap: how far its own are above;
     held_out; error: 100 - tuned; true, effective; macs: share of the whole network's, in %; work: multiplications
-    without the units that lie on no path, all inputs there; seconds that the mask took. A network whose outputs
-    are no numbers is never right.
+    without the units that lie on no path, all inputs there; seconds that the mask took. NaN is never right.
     """
     columns = {}
     for record in records:

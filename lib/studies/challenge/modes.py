@@ -104,8 +104,7 @@ def masks_of(net, kind, densities, seeds=None, scope="layer"):
 def chosen(lab, net, kind, sparsity):
     """Return (masks, units) of a stack at one sparsity, see `masks_of`.
 
-    Units are what is kept where only whole units go, equally many in every run and one at least, so that the stack
-    can be narrowed; else None.
+    Units are what is kept where only whole units go, as many in every run, so that it can be narrowed; else None.
     """
     made, units = masks_of(net, kind, [1 - sparsity] * nets.runs(net), lab.seeds, lab.scope)
     counts = [set(kept.sum(1).tolist()) for kept in (units or {}).values()]

@@ -137,9 +137,8 @@ def _semi_structured(net, kept, run, block):
     modules = _matrices(net, kept, run, "semi_structured")
     for weight in (module.weight for module in modules if isinstance(module, nn.Linear)):
         if not (_has_two_of_four(weight) or weight.all()):
-            raise ValueError(
-                "semi_structured takes masks that keep two of every four inputs (sparse.two_of_four), or all"
-            )
+            told = "masks that keep two of every four inputs (sparse.two_of_four), or all"
+            raise ValueError(f"semi_structured takes {told}")
     network = Transposed(modules, _semi, SEMI_ALIGNMENT, torch.float16)
     halved = [type(weight) is not torch.Tensor for weight, _, _ in network.layers]
     sizes = [weight.shape.numel() for weight, _, _ in network.layers]

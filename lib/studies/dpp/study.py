@@ -116,8 +116,7 @@ def complaint(p):
 class Items(NamedTuple):
     """What is known of a layer on the training inputs: of its inputs, of its units as items of a DPP, and as inputs.
 
-    inputs: `Moments` (I, I); units, outputs: (R, O, O), what dpp_node draws from, and what the next layer is
-    refitted to.
+    inputs: `Moments` (I, I); units, outputs: (R, O, O), what dpp_node draws from, and the next layer is refitted to.
     """
 
     inputs: Moments
@@ -151,8 +150,7 @@ def pruned(kind, net, keep, seeds, items, options=None, intercept=True, as_publi
     """Yield (masks, raw, reweighted) for every number in the list `keep`: masks and stacks, pruned by one type.
 
     options: keywords of `kinds.masks_of`; items: the `Items`; seeds: one per run. intercept: see
-    `reweight`; as_published: units are not removed but keep speaking through their biases. Without `refit` there is
-    no last stack.
+    `reweight`; as_published: units keep speaking through their biases. Without `refit` there is no last stack.
     """
     drawn_from = items.inputs if kinds.of_edges(kind) else items.units
     act = nets.ACTIVATIONS[net.activation]
@@ -171,8 +169,7 @@ def accuracies(kind, net, keep, seeds, items, test, options=None, as_published=F
     """Return what a type leaves of every run, `{name: array}`: one entry per number in the list `keep`.
 
     accuracy (R, 2, K), raw and reweighted, on `test`, or (R, 1, K) without `refit`; log_det (R, K): see `diversity`;
-    left (R, K): weights of the first two layers. as_published: no intercepts, units that stay, and random edges at one
-    half whatever `keep`.
+    left (R, K): weights of the first two layers. as_published: no intercepts, units stay, random edges at one half.
     """
     options = (options or {}) | ({"rule": "half"} if as_published and kind == "random_edge" else {})
     yardstick, columns = matrices(kind, net, items), []

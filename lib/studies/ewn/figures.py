@@ -42,8 +42,7 @@ def left(parts):
 def depth(pruned, facts, shares=SHARES):
     """Return a figure: test error against the level, one column a share of units, and paired differences below.
 
-    pruned, facts: as of `left`, of one criterion. Ours end at the level `deepest`: what few seeds say further down is
-    wider than all the rest.
+    pruned, facts: as of `left`, of one criterion. Ours end at the level `deepest`: few seeds say little of more.
     """
     pruned = pruned[pruned["level"] >= deepest(pruned)]
     at = [[table[np.isclose(table["sparsity"], share)] for table in (pruned, facts)] for share in shares]

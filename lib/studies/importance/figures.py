@@ -55,8 +55,7 @@ def rounds(records):
     """Return what every round did, rows of type, seed and round, which is 0 before the first pruning.
 
     epoch: at which the round ends; pruned: share of hidden units that are gone, train, test: accuracy when it ends,
-    before, after: test accuracy on both sides of the pruning that it starts with, all in %; one column a layer, its
-    width.
+    before, after: test accuracy on both sides of the pruning that it starts with, all in %; by layer its width.
     """
     parts = []
     for record in records:

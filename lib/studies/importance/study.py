@@ -328,8 +328,7 @@ def left(study, outcome):
     """Return what is left of one network, and what it costs when the units that went are really taken out.
 
     parameters, macs (of one example): of the smaller network; live_units: hidden ones on a path from input to output;
-    epoch_seconds: of a pass over the training set, measured on a part of it; test_seconds: of the logits of all test
-    images, by a plain module.
+    epoch_seconds: of a pass over the training set, measured on a part of it; test_seconds: of all test logits.
     """
     kept = masks.expand(outcome.kept, outcome.net)
     narrow, sizes = shrink.narrow(outcome.net, outcome.kept), anatomy.anatomy(outcome.net, kept)

@@ -137,8 +137,7 @@ class Lab(frame.Lab):
 
     width: filters of the first stage, 0 for the published; epochs, drops: of a training; augment: crop and mirror
     training images; rounds: of `anneal`; examples_per_class: whose gradients SNIP and GraSP read, that many of all
-    classes together; prune_epochs: of magnitude pruning after training, 0 for at once; as_published: with the published
-    code's own ways (`QUIRKS`).
+    classes together; prune_epochs: of magnitude pruning after training, 0 for at once; as_published: with `QUIRKS`.
     """
 
     build: Callable = build
@@ -166,8 +165,7 @@ class Lab(frame.Lab):
     def examples(self):
         """Return (x, y), lists of batches `(R, B, C·H·W)` and `(R, B)`: training images of each run's own choice.
 
-        As the first epoch would show them, cropped and mirrored with `augment`; not balanced over classes, as
-        published.
+        As the first epoch shows them, cropped and mirrored with `augment`; not balanced, as published.
         """
         count, n = self.examples_per_class * self.data.classes, len(self.data.train_y)
         if not 0 < count <= n:
