@@ -15,6 +15,7 @@ from torch.nn.utils import prune
 from lib import (
     anatomy,
     convnets,
+    descend,
     dpp,
     errors,
     evaluate,
@@ -54,6 +55,10 @@ def module():
 
 def stack(runs=2):
     return nets.init_(nets.MLP([6, 5, 3], ["no-WN"] * runs), list(range(runs)))
+
+
+def deeper():
+    return nets.init_(nets.MLP([6, 5, 4, 3], "no-WN"), [1])
 
 
 def diverged():
@@ -302,6 +307,12 @@ TOLD = {
     "a seed twice in a group": (lambda: tables.gains(twice(), "A", "B", ["width"], "acc"),
                                 r"several rows of width, seed = \(8, 1\)"),
     "images of one size alone": (lambda: shrink.shrink(*bordered()), "depends on the size of images: .* inputs=x"),
+    "units of two layers": (
+        lambda: reweight.units_(net := deeper(), methods.prune(net, "magnitude", 0.5, of="units"), torch.relu),
+        "masks are of layers.0, layers.1; needed are those of one layer"),
+    "edges of two layers": (lambda: reweight.edges_(stack(1), methods.prune(stack(1), "magnitude", 0.5), None),
+                            "masks are of layers.0.weight, layers.1.weight; needed are those of one"),
+    "a text of levels": (lambda: descend.descend(stack(1), None, [1], "-10"), "levels are log-losses, each negative"),
     "no folder": (lambda: plain.load(None), "folder is a NoneType; needed is the path of a folder"),
     "no seeds of a claim": (lambda: gallery.claim("", [1.0, np.nan]), r"gains are \[1.0, nan\]; needed are finite"),
     "shares for hits": (lambda: gallery.share("", [0.3, 0.5]), r"hits are \[0.3 0.5\]; needed are True and False"),

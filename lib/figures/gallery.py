@@ -121,8 +121,7 @@ def folded(title, *blocks):
 def grid(table, row, digits=2):
     """Return a table of means ± sd, types as columns and `row` as rows, published means in italics.
 
-    table: of `tables.beside`, its index `row` and type. A mean of one has no spread. Of more types than fit side by
-    side (`COLUMNS`) each has a row.
+    table: of `tables.beside`, index `row` and type. A mean of one has no spread. More types than `COLUMNS` have rows.
     """
     kinds, keys = drawing.ordered(table.index.unique("type")), list(table.index.unique(row))
     names = [f"{key:g}" if isinstance(key, float) else key for key in keys]

@@ -117,13 +117,12 @@ def prunable(net, channels=None):
 def of_units(net, x, average=1.0, maximum=0.0, on="activation", channels=None):
     """Return the scores of a stack's hidden units for the examples `x`, `{layer: (R, units)}` float64.
 
-    x: `(N, I)`, or `(R, N, I)` of each run's own. on: "activation", what the next layer reads, or "preactivation",
-    the value before the activation function, as the study's code has it: a unit that is silent then counts by how far
-    below zero it is. channels: score those of convolutions too, see `prunable`. A channel's contribution to a next unit
-    sums |w| |a| over the filter's positions; every place where a next convolution puts its filter is an example more,
-    and a linear layer behind a convolution reads all positions of a channel. Channels have no preactivation score
-    (ValueError).
-    Each run is scored alone, so that no rank depends on a neighbour's rounding.
+    x: `(N, I)`, or `(R, N, I)` of each run's own. on: "activation", what the next layer reads, or "preactivation", the
+    value before the activation function, as the study's code has it: a unit that is silent then counts by how far below
+    zero it is. channels: score those of convolutions too, see `prunable`. A channel's contribution to a next unit sums
+    |w| |a| over the filter's positions; every place where a next convolution puts its filter is an example more, and a
+    linear layer behind a convolution reads all positions of a channel. Channels have no preactivation score
+    (ValueError). Each run is scored alone, so that no rank depends on a neighbour's rounding.
     """
     choice("on", on, ON)
     if channels and on != ON[0]:

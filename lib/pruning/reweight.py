@@ -9,7 +9,7 @@ solutions the one that changes the weights least is taken.
 import torch
 
 from lib import workers
-from lib.errors import choice
+from lib.errors import choice, listed
 from lib.networks import nets
 from lib.pruning import masks
 
@@ -77,7 +77,7 @@ def edges_(net, mask, moments, intercept=True):
     mask: `{"<layer>.weight": bool (R, O, I)}`, as from `kinds.masks_of`. moments: the `Moments` of the layer's inputs.
     intercept: the layer's bias takes a constant; without it, as published, the bias stays.
     """
-    ((name, kept),) = mask.items()
+    name, kept = _one(mask)
     layer = plain_layer(net, name.removesuffix(".weight"))
     layer.weight[:], shift = refit(layer.weight, kept, moments, intercept)
     _add_(layer, shift, intercept, name)
@@ -90,11 +90,10 @@ def units_(net, units, activation, moments=None, intercept=True, as_published=Fa
 
     units: `{layer: bool (R, O)}`. moments: None, or the `Moments` (R, O, O) of the layer's outputs, to refit the
     next layer to the units kept. Without them a pruned unit leaves activation(bias), which is what it says when its
-    weights are 0, in the next bias. As published (arXiv 1511.05077's code by Acharyya, Zhang et al.)
-    it is not removed but goes on saying so, through its bias, and a refit has no intercept; the published moments are
-    those of activations computed without the bias.
+    weights are 0, in the next bias. As published (arXiv 1511.05077's code by Acharyya, Zhang et al.) it goes on saying
+    so, through its bias, and a refit has no intercept; the published moments are of activations without the bias.
     """
-    ((name, kept),) = units.items()
+    name, kept = _one(units)
     layer, after = plain_layer(net, name), plain_layer(net, next_layer(net, name))
     if moments is not None:
         intercept = intercept and not as_published
@@ -108,6 +107,12 @@ def units_(net, units, activation, moments=None, intercept=True, as_published=Fa
         intercept = bool((shift != 0).any())
     _add_(after, shift, intercept, next_layer(net, name))
     return masks.apply_(net, masks.expand(units, net))
+
+
+def _one(kept):
+    if len(masks.assert_named(kept)) != 1:
+        raise ValueError(f"masks are of {listed(kept)}; needed are those of one layer: they are refitted one by one")
+    return next(iter(kept.items()))
 
 
 def plain_layer(net, name):

@@ -208,11 +208,10 @@ class Run:
         scores, cost: name -> a finite number, a text, or None for missing; nan of a score says that the run diverged,
         and the record says so: the score is missing, and `diverged` is True. arrays: name -> (array, ("axis", ...)),
         nan allowed. axes: axis -> its coordinates. data: checksum of the data. seconds: what training took; without it,
-        since the run was opened or what was saved before.
-        stacked_with: what trained in the same stack, "type-seed" or, of a sweep, "type"; the record waits until those
-        of them that are to be computed are there too, and all are saved together: killed in between, the rest would
-        be trained again with fewer neighbours, and round otherwise. A sweep saves with seed="first..last" (a pair of
-        `todo`), and its arrays have an axis called seed.
+        since the run was opened or what was saved before. stacked_with: what trained in the same stack, "type-seed" or,
+        of a sweep, "type"; the record waits until those of them that are to be computed are there too, and all are
+        saved together: killed in between, the rest would be trained again with fewer neighbours, and round otherwise. A
+        sweep saves with seed="first..last" (a pair of `todo`), and its arrays have an axis called seed.
         """
         if (seed, type) not in self.todo:
             told = f"({seed!r}, {type!r}) is not to be computed; loop over run.todo: {self.todo}."

@@ -83,7 +83,7 @@ def _resume(net, seeds, sets, journal):
 
 def levels_complaint(levels):
     """Return what is wrong with a list of levels, or None."""
-    told = [float(f"{level:g}") for level in levels]  # as in the names of files and scores
+    told = [float(f"{v:g}") if isinstance(v, int | float) else 0 for v in levels]  # as in names of files and scores
     if not levels or any(later >= level for level, later in zip([0, *told], told, strict=False)):
         return "levels are log-losses, each negative and below the one before in six digits, such as [-10, -100]"
     return None

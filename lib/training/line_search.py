@@ -123,10 +123,9 @@ def search(net, x, y, exponent, cap, limit, *, first=FIRST_STEP, budget=100_000,
     again, the others take their next step.
 
     net: `nets.MLP` of one hidden layer and one output, without bias, which is left as it is; weights that require no
-    gradient stay.
-    x (N, I), or (R, N, I) by run; y (N,) or (R, N) of ±1. exponent (0: the rate is ρ), cap, limit: one number, or
-    one per run. keep: which of "weights", "slopes" and "margins" go into the history beside the log-loss, at up to
-    `points` log-spaced steps of the `budget`.
+    gradient stay. x (N, I), or (R, N, I) by run; y (N,) or (R, N) of ±1. exponent (0: the rate is ρ), cap, limit: one
+    number, or one per run. keep: which of "weights", "slopes" and "margins" go into the history beside the log-loss, at
+    up to `points` log-spaced steps of the `budget`.
     """
     state = _start(net, x, y, loss, first, exponent, cap, limit)
     result, slots = _empty_result(net, state, budget, keep, points)

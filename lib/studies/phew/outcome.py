@@ -72,8 +72,7 @@ def train(lab, kind, starts):
 
     test_accuracy, test_top5, test_loss: of all test images after the last epoch; by epoch, entry 0 before the first:
     train_loss and train_accuracy, counted over the epoch while weights change, and watched_accuracy, of the watched
-    test images. seconds: of one run's training. Killed and called again, it goes on where it was, from files that go
-    when its record is saved.
+    test images. seconds: of one run's training. Killed and called again, it goes on where it was.
     """
     each = [_tested(lab, *lab.dense(lab.epochs))] if kind == "dense" else _under_masks(lab, starts)
     return {name: np.stack([one[name] for one in each], 1) for name in each[0]}
