@@ -321,6 +321,7 @@ def test_what_reads_a_unit_may_be_a_transposed_convolution():
     torch.testing.assert_close(scores["b"][0], net.o.weight.detach().abs().view(4, 6, 2).sum((0, 2)))
 
 
+@pytest.mark.filterwarnings("ignore:in float16")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["magnitude", "taylor", "fpgm", "outgoing_l1"])
 def test_units_of_every_precision_have_scores(name, dtype):

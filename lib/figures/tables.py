@@ -31,7 +31,7 @@ def deep_groups(experiment, **where):
     """Return what `largest_group` does, of every set of records that has seeds enough of two types to decide.
 
     The one that went deepest with so many (`evidence.NEEDED`) comes first. Records that differ in `levels` are
-    comparable: one of -300 has passed -100. Without enough seeds anywhere, the deepest set alone, then the largest.
+    comparable: one of -300 has passed -100. Without enough seeds anywhere, the deepest set alone, of such the largest.
     """
     settings, rows = [], []
     for record in _found(experiment, where):

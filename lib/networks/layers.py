@@ -12,7 +12,7 @@ class Layer(nn.Module):
     """R layers of one shape, the tensors that linear layers and convolutions have in common.
 
     weight (R, O, *F) is v where a run is normalised, the weights themselves elsewhere; scale (R, O) is s;
-    norm (R,) holds the codes of `twins.NORMS`; bias (R, O) or None. `positions`: where a unit works in an example.
+    norm (R,) holds the codes of `twins.NORMS`; bias (R, O) or None. `positions`: uses of a unit in an example.
     """
 
     positions = 1
@@ -58,7 +58,7 @@ class Linear(Layer):
 class Conv2d(Layer):
     """R convolutions: `(R, N, C, H, W)`, or shared `(N, C, H, W)`, to `(R, N, O, H', W')`.
 
-    weight (R, O, C, side, side); `padding` by zeros all around, None for half a filter, as odd sides have it.
+    weight (R, O, C, side, side); `padding` by zeros all around, None for half a filter: odd sides keep the size.
     """
 
     function = staticmethod(twins.conv2d)

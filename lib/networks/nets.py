@@ -213,6 +213,9 @@ def _parts(of):
     return {field.name: getattr(of, field.name) for field in fields(of) if field.init}
 
 
+COMPUTING = "activation", "chance"  # attributes of a stack's parts that no tensor holds
+
+
 def join(parts):
     """Return one stack of all runs of stacks of one kind, in order, of all that `take` takes; ValueError for others."""
     parts = list(parts)
@@ -225,9 +228,9 @@ def join(parts):
         return sum(parts, [])
     if not isinstance(first, nn.Module):
         return torch.cat(parts) if isinstance(first, torch.Tensor) else np.concatenate(parts)
-    said = [[v for part in net.modules() for v in vars(part).values() if isinstance(v, str | float)] for net in parts]
-    if any(own != said[0] for own in said):  # their functions, say, or the chances of their dropouts
-        raise ValueError(f"stacks that compute differently, by {said}, cannot join")
+    own = [[(k, v) for part in net.modules() for k, v in vars(part).items() if k in COMPUTING] for net in parts]
+    if odd := [other for other in own if other != own[0]]:
+        raise ValueError(f"stacks that compute differently cannot join: {odd[0]} beside {own[0]}")
     return load_(take(first, [0] * sum(map(runs, parts))), join(net.state_dict() for net in parts))
 
 

@@ -19,10 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lib.errors import ParameterError, RecordError, instance, number
 from lib.kernels import twins
+from lib.networks import nets
 from lib.records import disk
 
-FILE = "network.safetensors"
-ONNX = "network.onnx"
+FILE, ONNX = "network.safetensors", "network.onnx"
 FORMAT = 2
 
 
@@ -115,7 +115,6 @@ KINDS = (nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
          nn.Sigmoid, nn.Sequential, Square, Erf, Offset, Route, Constant, Graph)  # fmt: skip
 LAYERS, SEVERAL = (nn.Linear, nn.Conv2d), (list, tuple, torch.Size)
 NAMES = {kind.__name__: kind for kind in KINDS}
-MODULE = set(vars(nn.Module()))  # attributes that are torch's own
 NOT_OPTIONS = {"device", "dtype", "enter", "activation"}  # of constructors: where tensors lie, and other modules
 NUMPY = {torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
          torch.bool}  # fmt: skip
@@ -200,32 +199,35 @@ def _tuples(value):
 def _state(module):
     """Return what a module of any class is, fit for json, and its tensors, shared ones once, by their first names.
 
-    said: of parts the class and hooks, of tensors the first name and the shape; own: simple attributes of parts; calls:
-    names of functions; put: what slicing or `laid_out` put into sequences; last: strides where channels are last.
+    said: of parts the class and hooks, of tensors the first name and the shape; own: simple attributes; told: functions
+    and dicts; put: what slicing or `laid_out` put into sequences; last: strides where channels are last.
     """
-    parts, said, own, calls, first, tensors = dict(module.named_modules(remove_duplicate=False)), {}, {}, {}, {}, {}
-    for path, part in parts.items():
+    said, own, told, first, tensors, beside = ({} for _ in range(6))
+    for path, part in (parts := dict(module.named_modules(remove_duplicate=False))).items():
         hooks = [key for key, value in vars(part).items() if "hook" in key and value or key == "forward"]
         said[path] = " with ".join([type(part).__name__, *hooks])
         for key, value in (vars(part) | part._parameters | part._buffers).items():
             name, values = f"{path}.{key}".lstrip("."), value if type(value) in SEVERAL else [value]
-            if type(value) is dict and key not in MODULE and all(type(one) is str for one in value):
-                values = value.values()
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and key in vars(part):
+                beside |= {name: value} if value.layout == torch.strided and value.dtype in NUMPY else {}
+            elif isinstance(value, torch.Tensor):
                 said[name] = f"{first.setdefault(id(value), name)} {tuple(value.shape)}"
                 tensors.setdefault(first[id(value)], value)
             elif all(type(v) in (bool, int, str) or type(v) is float and math.isfinite(v) for v in values):
                 own[name] = value
-            elif callable(value) and key not in MODULE:
-                calls[name] = getattr(value, "__qualname__", type(value).__name__)
+            elif key[0] != "_" and callable(value):
+                told[name] = getattr(value, "__name__", type(value).__name__)
+            elif key[0] != "_" and type(value) is dict:
+                told[name] = sorted(str(item) for item in value.items() if isinstance(item[1], int | float | str))
     put = {n: describe(p) for n, p in parts.items() if type(p) in (Offset, nn.AvgPool2d) and n[-1:].isdigit()}
     last = {name: t.stride() for name, t in tensors.items() if t.is_contiguous(memory_format=torch.channels_last)}
-    return {"said": said, "own": own, "calls": calls, "put": put, "last": last}, tensors
+    return {"said": said, "own": own, "told": told, "put": put, "last": last}, tensors | beside
 
 
 def _assert_alike(found, wanted, needed):
     """Raise ParameterError where a module is not what it is to be, by what `_state` returns of both."""
-    here, there = ({**state.get("calls", {}), **state["said"], **state["own"]} for state in (found, wanted))
+    here, there = ({**state.get("told", {}), **state["said"], **state["own"]} for state in (found, wanted))
+    there = {name: said for name, said in there.items() if name in here or name not in wanted.get("told", {})}
     for name in {**there, **found["said"]}:
         if _tuples(here.get(name)) != _tuples(there.get(name)) and not name.endswith("training"):
             raise ParameterError(f"{name!r} of module is {here.get(name)}; {needed} {there.get(name)}")
@@ -250,7 +252,8 @@ def _changed(fresh, state, tensors, path):
         elif above in parts and parts[above]["_parameters"].get(key, key) is None:
             parts[above]["_parameters"][key] = nn.Parameter(torch.empty(0))  # a bias that slicing added
     for name, tensor in _state(work)[1].items():
-        like = tensors.get(name, tensor.data)
+        fits = name in state["said"] or name in tensors and tensors[name].shape == tensor.shape
+        like = tensors.get(name, tensor.data) if fits else tensor.data
         tensor.data = like.new_empty_strided(like.shape, state["last"].get(name, like.stride())).copy_(like)
     _assert_alike(_state(work)[0], state, f"a fresh instance of what {path} holds has")
     return work
@@ -317,8 +320,7 @@ def onnx(module, folder, inputs):
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        told = "onnx and onnxscript are not both installed, which ONNX files need"
-        raise ParameterError(f"{told}: pip install onnx onnxscript onnxruntime") from error
+        raise ParameterError("ONNX needs onnx and onnxscript: pip install onnx onnxscript onnxruntime") from error
     path = disk.assert_writable(folder) / ONNX
     twin = copy.deepcopy(_asserted(module)).cpu().eval()
     x = _zeros(twin, 2, inputs)
@@ -345,15 +347,13 @@ def macs(module, inputs):
     Of products of matrices and convolutions, those of attention and recurrence included. inputs: the example's length,
     or its shape, or a batch `(N, ...)` of examples, as of a module that looks numbers up.
     """
-    before, fast = [part.training for part in _asserted(module).modules()], torch.backends.mha.get_fastpath_enabled()
+    fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one call that the counter does not know
-    try:
-        with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:  # which counts additions too, as many
-            module.eval()(_zeros(module, 1, inputs))
+    try:  # the counter counts additions too, as many
+        with nets.mode(_asserted(module), False), FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
+            module(_zeros(module, 1, inputs))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for part, training in zip(module.modules(), before, strict=True):
-            part.training = training
     return counter.get_total_flops() // 2
 
 

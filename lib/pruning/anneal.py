@@ -21,15 +21,16 @@ def anneal(
     its keywords; x, y, seeds: for it. A density is one number, or one per run: after round e of E it is density^(e/E);
     what is pruned stays pruned, and each time exactly `masks.count` weights are kept. SynFlow takes 100 rounds, so that
     no layer is emptied before the others (arXiv 2006.05467); one round prunes at once. scope, rounding, within: see
-    `masks.top`. `net` is left as it is. A score is given the copy that its `form` makes, scored alike and faster.
+    `masks.top`. `net` is left as it is. One with a `form` scores the copy that this makes, alike and faster.
     """
     number("rounds", rounds, "[1, 2^31)", whole=True)
     choice("scope", scope, masks.SCOPES)
     own = _of_each(net, x, y, seeds, within)
     jobs = [(*run, goal) for d in densities for run, goal in zip(own, masks.each(d, len(own)), strict=True)]
     device, plan = next(net.parameters()).device, (rounds, scope, rounding)
-    made, blank = zip(*workers.each(lambda job: _annealed(score, *job, *plan), jobs, device), strict=True)
-    modules.warn_of_blanks(max(blank), 7)
+    every = workers.each(lambda job: _annealed(score, *job, *plan), jobs, device)
+    modules.warn_of_blanks([blank for _, blank in every], 7)
+    made = [kept for kept, _ in every]
     return [nets.join(made[k : k + len(own)]) for k in range(0, len(jobs), len(own))]
 
 

@@ -40,7 +40,7 @@ def top(scores, density, scope="layer", rounding="nearest", within=None, least=N
     """
     scores = scores if least is None else _raised(scores, least, density, rounding, within)
     named = assert_named(scores, "score").items()
-    if odd := [name for name, s in named if s.dim() < 2 + name.endswith(".weight") or s.dim() == 4 and len(s) > 1]:
+    if odd := [name for name, s in named if s.dim() < 2 or len(s) > 1 and s.dim() in (2 * name.endswith(".weight"), 4)]:
         raise ValueError(f"scores of {listed(odd)} have no runs as first axis: of a torch module pass score[None]")
     rows = _sharing(scores, scope)
     if within is not None:

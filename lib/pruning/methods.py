@@ -170,8 +170,8 @@ def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds,
         made = chosen.function(net, densities, x, y, seeds, **options)
         return modules.assert_drawn(made, net, name, of, densities)
     scope, rounds = scope or SCOPES[of], chosen.rounds if rounds is None else rounds
-    turned = any(getattr(layer, "turned", False) for layer in nets.layers(net).values())  # a row is an input there
-    choice("scope", scope, masks.SCOPES[: 2 if turned or of == "units" else None])
+    turned = {name for name, layer in nets.layers(net).items() if getattr(layer, "turned", False)}  # a row is an input
+    choice("scope", scope, masks.SCOPES[: 2 if of == "units" or turned & {*(layers or turned)} else None])
     score = functools.partial(_scored, chosen, layers=layers, **options)
     if rounds != 1:
         if least is not None or any(isinstance(density, dict) for density in densities):
@@ -183,7 +183,7 @@ def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds,
     if of == "units" and not isinstance(net, modules.One):
         made = paths.joint(nets.graph(net), made)
     every = [_kept(made, density, scope, rounding, within, least) for density in densities]
-    modules.warn_of_blanks(max(modules.blank(made, kept, scope, within) for kept in every))
+    modules.warn_of_blanks([modules.blank(made, kept, scope, within) for kept in every])
     return every
 
 

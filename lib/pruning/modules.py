@@ -77,10 +77,8 @@ class One(nn.Module):
         x is None or assert_tensors(x)
         batch, first = x[0] if isinstance(x, list | tuple) else x, next(iter(layers.values()))
         shape = (first.in_features,) if isinstance(first, nn.Linear) else None
-        self._shape, self._example = shape if batch is None else tuple(batch.shape[1:]), _single(batch)
-        half = torch.float16 in {p.dtype for p in module.parameters()}  # squares and slopes would be zero, or infinite
-        own = hops.copied(module).float() if half else hops.copied(module)
-        self.__dict__["_own"] = own  # no child: its parameters are not those of the stack
+        self._shape, self._example = shape if batch is None else tuple(batch.shape[1:]), batch
+        self.__dict__["_own"] = hops.copied(module)  # no child: its parameters are not those of the stack
         self._odd = _neutralised(self._own) if neutral else []
         _shell_(self, self._own, {})
         first, tensors = {}, _named(self)
@@ -127,7 +125,7 @@ class One(nn.Module):
 
     def forward(self, x):
         """Return the logits `(1, N, classes)` of `x (N, I)` or `(1, N, I)`; ParameterError if there are several."""
-        own, x = _named(self), _single(x).flatten(0, -2).unflatten(1, self.image)
+        own, x = _named(self), x.flatten(0, -2).unflatten(1, self.image)
         tensors = {name: own[first][0] for name, first in self._first.items()}
         try:  # what it draws, as its dropouts do, comes from one fixed seed, and torch's own stream stays as it was
             with torch.random.fork_rng([x.device] if x.is_cuda else []):
@@ -145,12 +143,11 @@ class One(nn.Module):
         return logits[None]
 
 
-def _single(x):
-    return x.float() if isinstance(x, torch.Tensor) and x.dtype == torch.float16 else x
-
-
 def opened(net, needs, x, y, seeds, layers):
     """Return `net` as a stack, a torch module as `One`, the examples as that reads them, and the seeds of its runs."""
+    if needs == "examples" and isinstance(net, nn.Module) and torch.float16 in {p.dtype for p in net.parameters()}:
+        told = "in float16 squares and slopes may be 0, or infinite: pass a copy in float32"
+        warnings.warn(f"{told}, copy.deepcopy(net).float(), which has masks like these", stacklevel=5)
     if nets.layers(net, stack=False):
         batches = (x if isinstance(x, list | tuple) else [x]) if needs == "examples" else []
         for batch in (batch for batch in batches if isinstance(batch, torch.Tensor)):
@@ -176,7 +173,7 @@ def assert_rows(net, x, bytes=True):
     """Raise ParameterError for examples that a stack does not read; bytes: which are numbers later, as of images."""
     own = next(iter(nets.weights(net).values()))
     inputs = math.prod(net.image) if hasattr(net, "image") else own.shape[-1]
-    shared = x.dim() < 3 or x.dim() == 3 and len(x) in (1, len(own))
+    shared = x.dim() < 3 or x.dim() == 3 and len(x) == len(own)
     if not shared or x.shape[-1:] != (inputs,) or x.dtype not in (own.dtype, torch.uint8 if bytes else own.dtype):
         told = f"x is {x.dtype} of shape {tuple(x.shape)}; needed for a stack are {own.dtype}"
         raise ParameterError(f"{told}, rows (N, {inputs}), of images x.flatten(1), or (R, N, {inputs})")
@@ -267,20 +264,20 @@ def blank(scores, kept, scope, within=None):
 
     Of what shares a count, and lies within masks: then places decide what the scores do not.
     """
-    count, room = 0, within or {name: torch.ones_like(mask) for name, mask in kept.items()}
+    count = 0
     for group in [list(kept)] if scope == "global" else [[name] for name in kept]:
-        parts = [(scores[name] == 0) & room[name] for name in group], [kept[name] for name in group]
-        zero, stays = (torch.cat([one.flatten(1) for one in each], 1) for each in parts)
-        none = (zero & stays).sum(1)
-        count += int(none[(2 * none > stays.sum(1)) & (zero & ~stays).any(1)].sum())
+        zero = [(scores[name] == 0) & within[name] if within else scores[name] == 0 for name in group]
+        stay = [zeros & kept[name] for zeros, name in zip(zero, group, strict=True)], [kept[name] for name in group]
+        every, none, stays = (sum(part.flatten(1).sum(1) for part in parts) for parts in (zero, *stay))
+        count += int(none[(2 * none > stays) & (every > none)].sum())
     return count
 
 
-def warn_of_blanks(count, stacklevel=6):
-    """Warn, so many frames above, of so many entries that stay though their score is 0: see `blank`."""
-    if count:
-        told = f"{count} that stay, most of all, have a score of 0, as others that go: their places alone decide"
-        warnings.warn(f"{told}. Take another method, or a lower density", stacklevel=stacklevel)
+def warn_of_blanks(counts, stacklevel=6):
+    """Warn, so many frames above, of entries that stay though their score is 0, the most of the counts: see `blank`."""
+    if any(counts):
+        told = f"{max(counts)} that stay, most of all, have a score of 0, as others that go: their places alone decide"
+        warnings.warn(f"{told}. Take another method, or another density", stacklevel=stacklevel)
 
 
 def told(made, module=None):

@@ -36,7 +36,7 @@ class Evaluation:
 def evaluate(net, x, y, top5=False):
     """Return the `Evaluation` of every run of `net` on `x (N, I)`, or `(R, N, I)` of its own, and `y (N,)`.
 
-    The pass is made in `eval()` mode. top5: count that too. ValueError for what the stack does not read or say.
+    The pass is made in `eval()` mode. top5: count that too. ValueError for what it does not read, and for no class.
     """
     modules.assert_pairs(net, x, y)
     size, n, losses, correct = chunk(net), len(y), [], 0
