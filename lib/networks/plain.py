@@ -202,14 +202,14 @@ def _state(module):
     said: of parts the class and hooks, of tensors the first name and the shape; own: simple attributes; told: functions
     and dicts; put: what slicing or `laid_out` put into sequences; last: strides where channels are last.
     """
-    said, own, told, first, tensors, beside = ({} for _ in range(6))
+    said, own, told, first, tensors, too = ({} for _ in range(6))
     for path, part in (parts := dict(module.named_modules(remove_duplicate=False))).items():
         hooks = [key for key, value in vars(part).items() if "hook" in key and value or key == "forward"]
         said[path] = " with ".join([type(part).__name__, *hooks])
         for key, value in (vars(part) | part._parameters | part._buffers).items():
             name, values = f"{path}.{key}".lstrip("."), value if type(value) in SEVERAL else [value]
             if isinstance(value, torch.Tensor) and key in vars(part):
-                beside |= {name: value} if value.layout == torch.strided and value.dtype in NUMPY else {}
+                too |= {name: value} if value.is_leaf and value.layout == torch.strided and value.dtype in NUMPY else {}
             elif isinstance(value, torch.Tensor):
                 said[name] = f"{first.setdefault(id(value), name)} {tuple(value.shape)}"
                 tensors.setdefault(first[id(value)], value)
@@ -221,7 +221,7 @@ def _state(module):
                 told[name] = sorted(str(item) for item in value.items() if isinstance(item[1], int | float | str))
     put = {n: describe(p) for n, p in parts.items() if type(p) in (Offset, nn.AvgPool2d) and n[-1:].isdigit()}
     last = {name: t.stride() for name, t in tensors.items() if t.is_contiguous(memory_format=torch.channels_last)}
-    return {"said": said, "own": own, "told": told, "put": put, "last": last}, tensors | beside
+    return {"said": said, "own": own, "told": told, "put": put, "last": last}, tensors | too
 
 
 def _assert_alike(found, wanted, needed):
