@@ -1,5 +1,6 @@
 """Any torch module as a stack of one, so that methods made for stacks prune it too."""
 
+import itertools
 import math
 import warnings
 from functools import partial
@@ -264,12 +265,14 @@ def blank(scores, kept, scope, within=None):
 
     Of what shares a count, and lies within masks: then places decide what the scores do not.
     """
-    count = 0
-    for group in [list(kept)] if scope == "global" else [[name] for name in kept]:
-        zero = [(scores[name] == 0) & within[name] if within else scores[name] == 0 for name in group]
-        stay = [zeros & kept[name] for zeros, name in zip(zero, group, strict=True)], [kept[name] for name in group]
-        every, none, stays = (sum(part.flatten(1).sum(1) for part in parts) for parts in (zero, *stay))
-        count += int(none[(2 * none > stays) & (every > none)].sum())
+    count, groups = 0, [list(kept)] if scope == "global" else [[name] for name in kept]
+    for group, run in itertools.product(groups, range(len(next(iter(kept.values()))))):
+        each = [(scores[name][run], kept[name][run], within[name][run] if within else True) for name in group]
+        stay = sum(int(mask.count_nonzero()) for _, mask, _ in each)
+        if 2 * sum(score.numel() - int(score.count_nonzero()) for score, *_ in each) > stay:  # else there is no need
+            zero = [(score == 0) & room for score, _, room in each]
+            none = sum(int((zeros & mask).count_nonzero()) for zeros, (_, mask, _) in zip(zero, each, strict=True))
+            count += none if 2 * none > stay and sum(int(zeros.count_nonzero()) for zeros in zero) > none else 0
     return count
 
 
