@@ -58,7 +58,7 @@ class Linear(Layer):
 class Conv2d(Layer):
     """R convolutions: `(R, N, C, H, W)`, or shared `(N, C, H, W)`, to `(R, N, O, H', W')`.
 
-    weight (R, O, C, side, side); `padding` by zeros all around, None for half a filter: odd sides keep the size.
+    weight (R, O, C, side, side); `padding` by zeros, None for half a filter: odd ones keep sizes at stride 1.
     """
 
     function = staticmethod(twins.conv2d)

@@ -21,7 +21,7 @@ def anneal(
     its keywords; x, y, seeds: for it. A density is one number, or one per run: after round e of E it is density^(e/E);
     what is pruned stays pruned, and each time exactly `masks.count` weights are kept. SynFlow takes 100 rounds, so that
     no layer is emptied before the others (arXiv 2006.05467); one round prunes at once. scope, rounding, within: see
-    `masks.top`. `net` is left as it is. One with a `form` scores the copy that this makes, alike and faster.
+    `masks.top`. `net` is left as it is. What has a `form` scores the copy that this makes, alike and faster.
     """
     number("rounds", rounds, "[1, 2^31)", whole=True)
     choice("scope", scope, masks.SCOPES)

@@ -39,7 +39,7 @@ def top(scores, density, scope="layer", rounding="nearest", within=None, least=N
     than are to be kept. Among equal scores the earlier entry goes first, so a result depends on no sorting.
     """
     scores = scores if least is None else _raised(scores, least, density, rounding, within)
-    named = assert_named(scores, "score").items()
+    named = assert_named(scores, "score").items()  # a module's are (O, I) or (O, I, h, w): units would pass for runs
     if odd := [name for name, s in named if s.dim() < 2 or len(s) > 1 and s.dim() in (2 * name.endswith(".weight"), 4)]:
         raise ValueError(f"scores of {listed(odd)} have no runs as first axis: of a torch module pass score[None]")
     rows = _sharing(scores, scope)

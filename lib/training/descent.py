@@ -129,10 +129,8 @@ def assert_trained(folders, levels):
         lacks = [level for level in levels if not level_path(folder, level).exists()]
         if lacks:
             there = sorted(path.name for path in Path(folder).glob("level-*.safetensors"))
-            told = (
-                f"{folder} has no {listed(level_path(folder, level).name for level in lacks)}; there is {listed(there)}"
-            )
-            raise RecordError(f"{told}. Name a folder of trained levels, or none, to train.")
+            told = f"{folder} has no {listed(level_path(folder, level).name for level in lacks)}; there is"
+            raise RecordError(f"{told} {listed(there)}. Name a folder of trained levels, or none, to train.")
 
 
 class Journal:
