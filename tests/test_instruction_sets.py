@@ -28,12 +28,7 @@ def test_gradients_of_small_convolutions(limit):
     assert len(cases) > 500, "too few"
 
 
-def test_a_convolution_that_stands_in_two_places_keeps_its_function():
-    one, other = (nn.Conv2d(3, 3, 1, 2) for _ in range(2))
-    shared = nn.Sequential(one, nn.Sequential(nn.ReLU(), one))
-    held = plain.Graph([(0, 1), (1, 2)], nn.Identity(), nn.ReLU(), nn.Sequential(other), other)
-    for module, pools in ((shared, 2), (held, 0)):
-        x = torch.randn(2, 3, 8, 8)
-        expected = module(x)
-        torch.testing.assert_close(plain.laid_out(module)(x), expected)
-        assert sum(isinstance(part, nn.AvgPool2d) for part in module.modules()) == pools
+@pytest.mark.parametrize(("channels", "kept"), [(7, True), (8, False)])
+def test_a_module_whose_gradient_would_not_be_safe_keeps_its_memory(channels, kept):
+    module = plain.laid_out(nn.Sequential(nn.Conv2d(2, channels, 3), nn.Sequential(nn.Conv2d(channels, 3, 1, 2))))
+    assert module[0].weight.is_contiguous(memory_format=torch.channels_last) != kept == module[0].weight.is_contiguous()

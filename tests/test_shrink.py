@@ -230,6 +230,17 @@ def test_a_stream_that_loses_all_its_blocks_goes_on():
     assert len(convolutions) == 3 and not isinstance(small, plain.Graph)  # the stem and the two projections, a chain
 
 
+@pytest.mark.parametrize(("width", "pools"), [(3, 2), (4, 1), (8, 0)])
+def test_pools_take_the_steps_of_projections_whose_gradient_would_not_be_safe(width, pools):
+    """Those of less than eight channels; see `twins.FEW`."""
+    net, x = small_convnet("resnet20", width=width), inputs(3, 3 * 8 * 8)
+    small = shrink.shrink(net)
+    assert_same(small, net, {}, x, 0)
+    narrow = [m for m in small.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    assert sum(isinstance(m, nn.AvgPool2d) for m in small.modules()) == pools
+    assert sorted(m.stride[0] for m in narrow) == [1] * pools + [2] * (2 - pools)
+
+
 def test_a_dead_filter_is_stored_as_what_it_does_at_the_border():
     """A filter that says relu(bias) everywhere: to the next, padded convolution it is 3×3 numbers for each unit."""
     net = shaken(nets.init_(convnets.VGG((1, 32, 32), 3, ["no-WN"], width=4), [0]))

@@ -121,32 +121,18 @@ NUMPY = {torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, 
 
 
 def laid_out(module):
-    """Return the module, its filters with the channels last in memory if they are on the CPU.
+    """Return the module, its filters with the channels last in memory if they are on the CPU, and all gradients safe.
 
     Its convolutions follow. ResNet20 on one core: 1.7 times faster, and 2.5 times with an eighth of the inner filters.
-    A pool of single pixels comes before a convolution whose gradient would not be safe so: see `twins.FEW`.
     """
-    if any(tensor.device.type != "cpu" for tensor in _asserted(module).parameters()):
+    elsewhere = any(tensor.device.type != "cpu" for tensor in _asserted(module).parameters())
+    if elsewhere or any(map(overruns, module.modules())):
         return module
-    _space(module)
     return module.to(memory_format=torch.channels_last)
 
 
-def _space(module):
-    """Put the pools of single pixels into the sequences of the module, wherever such a convolution stands there."""
-    parents = list(module.modules())
-    elsewhere = {part for parent in parents if not isinstance(parent, nn.Sequential) for part in parent.children()}
-    sequences = [part for part in parents if isinstance(part, nn.Sequential)]
-    strided = {part for sequence in sequences for part in sequence if _overruns(part)} - elsewhere
-    for sequence in sequences:
-        for place, part in reversed(list(enumerate(sequence))):
-            if part in strided:
-                sequence.insert(place, nn.AvgPool2d(1, part.stride))
-    for part in strided:
-        part.stride = (1, 1)
-
-
-def _overruns(part):
+def overruns(part):
+    """Return whether a part is a convolution whose gradient with channels last would not be safe: see `twins.FEW`."""
     if not isinstance(part, nn.Conv2d):
         return False
     padding = 0 if part.padding == "valid" else max(part.padding)
@@ -200,7 +186,7 @@ def _state(module):
     """Return what a module of any class is, fit for json, and its tensors, shared ones once, by their first names.
 
     said: of parts the class and hooks, of tensors the first name and the shape; own: simple attributes; told: functions
-    and dicts; put: what slicing or `laid_out` put into sequences; last: strides where channels are last.
+    and dicts; put: offsets, as slicing puts them behind layers; last: strides where channels are last.
     """
     said, own, told, first, tensors, too = ({} for _ in range(6))
     for path, part in (parts := dict(module.named_modules(remove_duplicate=False))).items():
@@ -219,7 +205,7 @@ def _state(module):
                 told[name] = getattr(value, "__name__", type(value).__name__)
             elif key[0] != "_" and type(value) is dict:
                 told[name] = sorted(str(item) for item in value.items() if isinstance(item[1], int | float | str))
-    put = {n: describe(p) for n, p in parts.items() if type(p) in (Offset, nn.AvgPool2d) and n[-1:].isdigit()}
+    put = {path: describe(part) for path, part in parts.items() if type(part) is Offset}
     last = {name: t.stride() for name, t in tensors.items() if t.is_contiguous(memory_format=torch.channels_last)}
     return {"said": said, "own": own, "told": told, "put": put, "last": last}, tensors | too
 
@@ -238,12 +224,11 @@ def _changed(fresh, state, tensors, path):
     if type(fresh).__name__ != (kind := state["said"][""].split()[0]):
         raise ParameterError(f"module is a {type(fresh).__name__}; {path} needs a fresh {kind}(...) in full size")
     work = copy.deepcopy(fresh).cpu()
+    parts = dict(work.named_modules(remove_duplicate=False))
     for name, description in state["put"].items():
-        parts, (above, _, place) = dict(work.named_modules(remove_duplicate=False)), name.rpartition(".")
-        if above in parts and place.isdigit() and type(parts.get(name)).__name__ != description[0]:
-            if not isinstance(parts[above], nn.Sequential):  # a layer that stood alone
-                setattr(parts[above.rpartition(".")[0]], above.rpartition(".")[2], nn.Sequential(parts[above]))
-            work.get_submodule(above).insert(int(place), build(description))
+        above, _, last = (layer := name.rpartition(".")[0]).rpartition(".")
+        if isinstance(parts.get(layer), nn.Conv2d | nn.ConvTranspose2d):
+            setattr(parts[above], last, nn.Sequential(parts[layer], build(description)))
     parts = {name: vars(part) for name, part in work.named_modules(remove_duplicate=False)}
     for name, value in (state["own"] | tensors).items():
         above, _, key = name.rpartition(".")

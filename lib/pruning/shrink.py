@@ -206,7 +206,7 @@ def _layer(part, sources, targets, constant, joint, whole):
     puts |= whole or not joint
     bias, border = added(constant[puts])
     weight = weight[puts][:, paths.per_input(takes[None], weight[None])[0]]
-    inner = [*part.inside, _torch_layer(weight, bias, part.options), *border]
+    inner = [*part.inside, *_torch_layer(weight, bias, part.options), *border]
     return [*_routes(takes, into=False), *inner, *_routes(puts, into=True)]
 
 
@@ -229,10 +229,17 @@ def _routes(units, into):
 
 
 def _torch_layer(weight, bias, options):
-    """Return torch's own layer, made on no device, for elsewhere its own start would be drawn, and lost."""
+    """Return [torch's own layer], made on no device, for elsewhere its own start would be drawn, and lost.
+
+    A pool of single pixels takes the steps of a convolution whose gradient would not be safe, see `twins.FEW`.
+    """
     kind, filters = (nn.Linear, {}) if weight.dim() == 2 else (nn.Conv2d, {"kernel_size": tuple(weight.shape[2:])})
     empty = kind(*weight.shape[1::-1], bias=bias is not None, device="meta", **filters, **options)
-    return filled(empty, weight=weight, bias=bias)
+    layer = filled(empty, weight=weight, bias=bias)
+    if not plain.overruns(layer):
+        return [layer]
+    pool, layer.stride = nn.AvgPool2d(1, layer.stride), (1, 1)
+    return [pool, layer]
 
 
 def _assembled(net, ways):
