@@ -15,7 +15,7 @@ from lib.errors import listed, number
 from lib.kernels.twins import trailing
 from lib.networks import convnets, nets, plain
 from lib.pruning import paths
-from lib.pruning.masks import assert_units, fitted
+from lib.pruning.masks import apply_, assert_units, fitted
 from lib.pruning.slices import TORCH_PRUNING, added, filled, sliced
 
 
@@ -47,8 +47,8 @@ def shrink(net, masks=None, run=0, inputs=None):
     for a normalised layer (`nets.fold` first), for a run that is not there, and for a stack of another class.
     """
     if not nets.layers(net, stack=False):
-        return sliced(net, masks or {}, inputs)
-    parts = _parts(net, masks or {}, run)
+        return sliced(net, {} if masks is None else masks, inputs)
+    parts = _parts(net, masks, run)
     hops = [part.hop for part in parts]
     live = paths.live(hops, {f"{part.hop.layer}.weight": (part.weight != 0)[None] for part in parts if part.hop.layer})
     reached, last = {node: units[0] for node, units in live.reached.items()}, hops[-1].target
@@ -63,7 +63,7 @@ def shrink(net, masks=None, run=0, inputs=None):
 @torch.no_grad()
 def unshrunk(net, masks=None, run=0):
     """Return one run of `net` under `masks` as an `nn.Module` of full size: what `shrink` returns, and nothing gone."""
-    parts = _parts(net, masks or {}, run)
+    parts = _parts(net, masks, run)
     sizes = paths.widths([part.hop for part in parts], nets.weights(net))
     rows = {node: parts[0].weight.new_ones(size, dtype=torch.bool) for node, size in sizes.items()}
     return _assembled(net, _ways(net, parts, rows, _constants(net, parts, rows), whole=True))
@@ -74,27 +74,23 @@ def unshrunk(net, masks=None, run=0):
 
 def _parts(net, masks, run):
     """Return the `Part`s of one run, in the order of the forward pass."""
-    inside, count = _inside(net), nets.runs(net)
+    inside, count, masks = _inside(net), nets.runs(net), {} if masks is None else masks
     nets.assert_plain(net), fitted(net, masks)
     run = number("run", run, f"[0, {count})", whole=True)
-    kept = paths.complete(masks, nets.weights(net))
-    return [_part(net, hop, {**masks, **kept}, run, inside.get(hop.layer, [])) for hop in nets.graph(net)]
+    alone = apply_(nets.take(net, [run]), {name: mask[[run]] for name, mask in masks.items()}).double()
+    return [_part(alone, hop, inside.get(hop.layer, [])) for hop in nets.graph(alone)]
 
 
-def _part(net, hop, masks, run, inside):
+def _part(alone, hop, inside):
     if hop.layer is None:
         return Part(hop, None, None, inside, {})
-    layer = net.get_submodule(hop.layer)
-    weight = layer.weight[run].masked_fill(~masks[f"{hop.layer}.weight"][run], 0).double()
-    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias[run].double()
-    if f"{hop.layer}.bias" in masks:
-        bias = bias.masked_fill(~masks[f"{hop.layer}.bias"][run], 0)
+    layer = alone.get_submodule(hop.layer)
+    weight, bias = layer.weight, layer.weight.new_zeros(layer.weight.shape[:2]) if layer.bias is None else layer.bias
     if hop.norm is not None:
-        norm = nets.take(net.get_submodule(hop.norm), [run]).double()
-        weight, bias = (tensor[0] for tensor in norm.folded(weight[None], bias[None]))
+        weight, bias = alone.get_submodule(hop.norm).folded(weight, bias)
     if not (weight.isfinite().all() and bias.isfinite().all()):
         raise ValueError(f"{hop.layer} has weights that are not finite, as of a run that diverged: nothing to shrink")
-    return Part(hop, weight, bias, inside, layer.options)
+    return Part(hop, weight[0], bias[0], inside, layer.options)
 
 
 def _inside(net):
@@ -271,7 +267,8 @@ def narrow(net, units):
     nets.assert_plain(net)
     small = copy.deepcopy(net)
     with torch.no_grad():
-        for module, name, _, index in _indexed(small, _kept(net, units)):
+        for key, index in _indexed(small, _kept(net, units)).items():
+            module, name = small.get_submodule(key.rpartition(".")[0]), key.rpartition(".")[2]
             tensor = getattr(module, name)
             part = tensor[index].contiguous()
             setattr(module, name, nn.Parameter(part, tensor.requires_grad) if name in module._parameters else part)
@@ -283,8 +280,7 @@ def widen(small, net, units):
 
     Nothing is read from `net` but its shape. A dropped unit gets no weights, bias, factor or shift: it stays silent.
     """
-    kept, full = _kept(net, units), copy.deepcopy(net)
-    indices, tensors = {key: index for _, _, key, index in _indexed(full, kept)}, small.state_dict()
+    indices, full, tensors = _indexed(net, _kept(net, units)), copy.deepcopy(net), small.state_dict()
     with torch.no_grad():
         for key, tensor in full.state_dict().items():
             # A dropped unit's variance becomes one: nothing is divided by zero.
@@ -315,20 +311,18 @@ def _kept(net, units):
 
 
 def _indexed(net, kept):
-    """Return [(module, name, key, index)] of the tensors that have units: `tensor[index]` is what is kept of them."""
-    entries = []
+    """Return `{name: index}` of the tensors that have units: `tensor[index]` is what is kept of them."""
+    indices = {}
     for hop in (hop for hop in nets.graph(net) if hop.layer):
-        units, layer = _numbers(kept[hop.target]), net.get_submodule(hop.layer)
+        units = _numbers(kept[hop.target])
         run = torch.arange(len(units), device=units.device)[:, None]
         for path in filter(None, (hop.layer, hop.norm)):
             module = net.get_submodule(path)
-            tensors = {**module._parameters, **module._buffers}
-            index = {name: (run, units) for name, tensor in tensors.items() if tensor is not None and tensor.dim() > 1}
-            if module is layer:
-                inputs = _numbers(paths.per_input(kept[hop.source], layer.weight))
-                index["weight"] = run[:, :, None], units[:, :, None], inputs[:, None]
-            entries += [(module, name, f"{path}.{name}", where) for name, where in index.items()]
-    return entries
+            tensors = (*module.named_parameters(path), *module.named_buffers(path))
+            indices |= {name: (run, units) for name, tensor in tensors if tensor.dim() > 1}
+        inputs = _numbers(paths.per_input(kept[hop.source], net.get_submodule(hop.layer).weight))
+        indices[f"{hop.layer}.weight"] = run[:, :, None], units[:, :, None], inputs[:, None]
+    return indices
 
 
 def _numbers(kept):
