@@ -6,14 +6,13 @@ inputs and the units of one group of a convolution. What has an entry for each u
 it, batch normalisations, and a factor or a term for each channel.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from lib.pruning import hops as h
 from lib.pruning import topology
@@ -22,16 +21,8 @@ ACROSS = set("layer_norm group_norm local_response_norm rms_norm normalize softm
 PER_CHANNEL = set("batch_norm instance_norm prelu".split())  # have a parameter for each channel
 
 
-@dataclass(frozen=True, eq=False)  # no tuple: that would be taken apart with the arguments around it
-class Seen:
-    """A tensor that a function was given, or made: its group, and the unit of each entry."""
-
-    group: int
-    numbers: torch.Tensor
-
-
 class Event(NamedTuple):
-    """A call of a function: what it was given, `Seen` in place of what depends on the input, and what it made."""
+    """A call of a function: what it was given, and what it made, see `_still`."""
 
     func: object
     name: str
@@ -67,31 +58,41 @@ class Recorder(topology.Reader):
         self.events = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        args, kwargs = tree_map(_seen, (before := (args, kwargs or {})))
-        found = super().__torch_function__(func, types, *before)
-        made = [each for each in map(_seen, h.tensors(found)) if isinstance(each, Seen)]
-        if made and any(isinstance(each, Seen) for each in tree_leaves((args, kwargs))):
+        given = tree_map(_still, (args, kwargs or {}))
+        found = super().__torch_function__(func, types, args, kwargs)
+        made = [_still(x) for x in _known(found)]
+        if made and _known(given):
             where = f"{self.where()} calls {func.__name__}"
-            self.events.append(Event(func, h.name_of(func), args, kwargs, made, self.inside[-1][0], where))
+            self.events.append(Event(func, h.name_of(func), *given, made, self.inside[-1][0], where))
         return found
 
 
-def _seen(x):
-    return Seen(*x.units) if isinstance(x, torch.Tensor) and hasattr(x, "units") else x
+def _still(x):
+    """Return what has the units that a tensor has now, where it has some, whatever is written into it later."""
+    if not hasattr(x, "units"):
+        return x
+    still = h.blank(x.shape, x.dtype)
+    still.units = x.units
+    return still
+
+
+def _known(values):
+    return [x for x in h.tensors(values) if hasattr(x, "units")]
 
 
 class Coupled:
     """What goes together in a module as it works on such inputs. Units of all groups are counted through.
 
-    cuts, layers: see there; stays: `bool (U,)`, units that never go, those of the input and of the output among them,
-    and why, `{unit: what keeps it}`, where it is no matter of course.
+    cuts, layers: see there; calls: `{name: [Layer]}`, those of the layers that may be cut; stays: `bool (U,)`, units
+    that never go, those of the input and of the output among them, and why, `{unit: what keeps it}`, where it is no
+    matter of course.
     """
 
     def __init__(self, module, inputs=None):
         self.reader = topology.read(module, inputs, Recorder)
         self.starts = torch.tensor([0, *self.reader.width]).cumsum(0)
         self.count, self.cuts, self.layers, self.joined = int(self.starts[-1]), [], [], []
-        self.shared = set()
+        self.calls, self.shared = {}, set()
         self.names = {id(tensor): name for name, tensor in module.named_parameters()}
         self.names |= {id(tensor): name for name, tensor in self.reader.network.named_buffers()}
         self.stays, self.why = torch.zeros(self.count, dtype=torch.bool), {}
@@ -115,27 +116,27 @@ class Coupled:
         left = torch.zeros(self.count, dtype=torch.int64).index_add_(0, self.sets, (~dead | self.stays).long())
         return left[self.sets] == 0
 
-    def every(self, seen):
+    def every(self, x):
         """Return the units that occur in a tensor; those of the input, which all stay, are one."""
-        if seen.group == 0:
-            return torch.zeros(1, dtype=torch.int64)
-        return h.used_of(seen.numbers) + self.starts[seen.group]
+        group, numbers = x.units
+        return h.used_of(numbers) + self.starts[group] if group else torch.zeros(1, dtype=torch.int64)
 
     def touched(self, event):
         """Return the units that occur in what a function was given, or made."""
-        given = [each for each in tree_leaves((event.args, event.kwargs)) if isinstance(each, Seen)]
-        return torch.cat([self.every(seen) for seen in (*given, *event.made)]).unique()
+        given = _known((event.args, event.kwargs))
+        return torch.cat([self.every(x) for x in (*given, *event.made)]).unique()
 
-    def along(self, seen, axis):
+    def along(self, x, axis):
         """Return the unit of each index of an axis, `(n,)`, -1 where it has none; None where one has several."""
-        if seen.group == 0:
-            return torch.zeros(seen.numbers.shape[axis], dtype=torch.int64)
-        lines = h.small_of(seen.numbers).movedim(axis, 0).flatten(1)
+        group, numbers = x.units
+        if group == 0:
+            return torch.zeros(x.shape[axis], dtype=torch.int64)
+        lines = h.small_of(numbers).movedim(axis, 0).flatten(1)
         highest = lines.amax(1, keepdim=True)
         if not ((lines == highest) | (lines < 0)).all():
             return None
-        units = highest[:, 0].long().expand(seen.numbers.shape[axis])
-        return torch.where(units < 0, units, units + self.starts[seen.group])
+        units = highest[:, 0].long().expand(x.shape[axis])
+        return torch.where(units < 0, units, units + self.starts[group])
 
     def _all(self, group):
         return torch.arange(*self.starts[group : group + 2])
@@ -143,25 +144,26 @@ class Coupled:
     # ---- what was seen
 
     def _note(self, event, layers):
+        others = [x for x in h.tensors((event.args, event.kwargs)) if not hasattr(x, "units")]
         if event.name in topology.LAYERS:
             self._note_layer(event, next(layers))
         elif event.name in ACROSS:
             self.keep(self.every(event.made[0]), f"{event.where}, over all of them")
         elif event.name in PER_CHANNEL:
-            for tensor in h.tensors((event.args, event.kwargs)):
+            for tensor in others:
                 self._note_cut(tensor, 0, event, 1)
         elif event.name not in topology.MOVES | topology.JOINS | {"to", "type_as"}:
-            for tensor in h.tensors((event.args, event.kwargs)):
+            for tensor in others:
                 for axis in range(tensor.dim()):
                     self._note_cut(tensor, axis, event, axis - tensor.dim())
 
     def _note_cut(self, tensor, axis, event, across):
         """Note that a tensor has a unit at each index of an axis, if it has more than one there."""
-        (seen, *_), name = event.made, self.names.get(id(tensor))
-        if tensor.shape[axis] > 1 and h.small_of(seen.numbers).shape[across] > 1:
-            units = self.along(seen, across)
+        (made, *_), name = event.made, self.names.get(id(tensor))
+        if tensor.shape[axis] > 1 and h.small_of(made.units[1]).shape[across] > 1:
+            units = self.along(made, across)
             if units is None or name is None:
-                self.keep(self.every(seen), f"{event.where} with a tensor that is no parameter of theirs")
+                self.keep(self.every(made), f"{event.where} with a tensor that is no parameter of theirs")
             else:
                 self.cuts.append(Cut(name, axis, units))
 
@@ -178,6 +180,7 @@ class Coupled:
             self.keep(torch.cat([self.every(given), self.every(made)]), f"{event.where}: it {what}")
         else:
             self._note_axes(layer, event.where)
+            self.calls.setdefault(layer.name, []).append(layer)
         self.layers.append(layer)
 
     def _note_axes(self, layer, where):
@@ -242,8 +245,8 @@ class Coupled:
 
     def fits(self, event, gone):
         """Return whether a call would make of what is left what is left of what it made."""
-        made = [self._left(seen, gone) for seen in event.made]
-        given = [self._left(each, gone) for each in tree_leaves((event.args, event.kwargs)) if isinstance(each, Seen)]
+        made = [self._left(x, gone) for x in event.made]
+        given = [self._left(x, gone) for x in _known((event.args, event.kwargs))]
         if any(numbers is None for numbers in (*made, *given)):
             return False
         if event.name in topology.MOVES:
@@ -257,10 +260,10 @@ class Coupled:
 
     def _moves(self, event, gone, made):
         """Return whether what moves entries moves those that are left to where they are in what it made."""
-        args, kwargs = tree_map(lambda x: self._carrying(x, gone), (event.args, event.kwargs))
-        first = next(x for x in tree_leaves((args, kwargs)) if hasattr(x, "units"))
+        left = lambda x: h.carrying(x, self._left(x, gone)) if hasattr(x, "units") else x  # noqa: E731
+        args, kwargs = tree_map(left, (event.args, event.kwargs))
         try:
-            found = h.tensors(self.reader.moved(event.func, event.name, args, kwargs, first))
+            found = h.tensors(self.reader.moved(event.func, event.name, args, kwargs, _known((args, kwargs))[0]))
         except (RuntimeError, IndexError, ValueError):
             return False
         return all(
@@ -268,27 +271,21 @@ class Coupled:
             for x, numbers in zip(found, made, strict=True)
         )
 
-    def _carrying(self, x, gone):
-        if not isinstance(x, Seen):
-            return x
-        found = h.blank(x.numbers.shape, torch.float32)
-        found.units = x.group, x.numbers
-        return h.carrying(found, self._left(x, gone))
-
-    def _left(self, seen, gone):
+    def _left(self, x, gone):
         """Return the numbers of what is left of a tensor, without what is gone; None if that is no line of an axis."""
-        if seen.group == 0:
-            return seen.numbers
-        small = h.small_of(seen.numbers)
-        drops = gone[small.long().clamp(0) + self.starts[seen.group]] & (small >= 0)
+        group, numbers = x.units
+        if group == 0:
+            return numbers
+        small = h.small_of(numbers)
+        drops = gone[small.long().clamp(0) + self.starts[group]] & (small >= 0)
         stays = (small >= 0) & ~drops
         if not drops.any():
-            return seen.numbers
+            return numbers
         for axis in range(small.dim()) if stays.any() else ():
             dropped, kept = (x.movedim(axis, 0).flatten(1).any(1) for x in (drops, stays))
             if not (dropped & kept).any():
                 left = small.index_select(axis, (~dropped).nonzero()[:, 0])
-                shape = [*seen.numbers.shape]
+                shape = [*x.shape]
                 shape[axis] = left.shape[axis]
                 return left.expand(shape)
         return None

@@ -124,10 +124,9 @@ def _run(work, x, how):
 def _pairs(work, coupled):
     """Return which inputs of a layer have a weight to which of its units, `{layer: bool (O, I / groups)}`."""
     pairs = {}
-    for layer in coupled.layers:
-        if layer.inputs is not None:
-            weight = h.turned(work.get_parameter(f"{layer.name}.weight"), layer.hop.wiring)
-            pairs[layer.name] = paths.joined((weight != 0)[None], weight.shape[1])[0].cpu()
+    for name, (layer, *_) in coupled.calls.items():
+        weight = h.turned(work.get_parameter(f"{name}.weight"), layer.hop.wiring)
+        pairs[name] = paths.joined((weight != 0)[None], weight.shape[1])[0].cpu()
     return pairs
 
 
@@ -136,25 +135,16 @@ def _settled(work, coupled, dead, reached, read):
     while True:
         gone, before, constants = coupled.gone(dead), int(coupled.stays.sum()), {}
         for cut in coupled.cuts:
-            if not _left(cut, gone).any():
+            if _of(gone, cut.units).all():
                 coupled.keep(cut.units[:1])
         events = coupled.reader.events if before == int(coupled.stays.sum()) else ()
         for event in [event for event in events if not coupled.fits(event, gone)]:
             units = coupled.touched(event)
             coupled.keep(units[gone[units]], f"{event.where}, which counts on their number")
-        for layers in _calls(coupled) if before == int(coupled.stays.sum()) else ():
+        for layers in coupled.calls.values() if before == int(coupled.stays.sum()) else ():
             constants |= _constants(work, coupled, layers, gone, reached, read)
         if before == int(coupled.stays.sum()):
             return gone, constants
-
-
-def _calls(coupled):
-    """Return the calls of each layer, `[[Layer]]`, of those whose inputs may go."""
-    calls = {}
-    for layer in coupled.layers:
-        if layer.inputs is not None:
-            calls.setdefault(layer.name, []).append(layer)
-    return calls.values()
 
 
 def _constants(work, coupled, layers, gone, reached, read):
@@ -190,10 +180,6 @@ def _of(which, units):
     return which[units.clamp(0)] & (units >= 0)
 
 
-def _left(cut, gone):
-    return ~_of(gone, cut.units)
-
-
 def _constant(part, silent, x):
     """Return what a layer makes of these inputs, `bool (I,)`, alone, without its bias, `(O, ...)`."""
     axis = -1 if isinstance(part, nn.Linear) else 1 - part.weight.dim()
@@ -225,7 +211,7 @@ def _cut(work, coupled, gone):
     """Take out of the tensors, in place, what belongs to units that are gone."""
     for cut in coupled.cuts:
         path, _, name = cut.tensor.rpartition(".")
-        part, left = work.get_submodule(path), _left(cut, gone)
+        part, left = work.get_submodule(path), ~_of(gone, cut.units)
         if left.all():
             continue  # a new parameter would part what is shared
         tensor = getattr(part, name)
@@ -234,9 +220,8 @@ def _cut(work, coupled, gone):
         for size in ("num_features", "num_parameters"):
             if hasattr(part, size):
                 setattr(part, size, len(less))
-    for layer in coupled.layers:
-        if layer.inputs is not None:
-            _resize(work.get_submodule(layer.name), layer, (~gone[layer.units]).view(layer.hop.wiring.groups, -1))
+    for name, (layer, *_) in coupled.calls.items():
+        _resize(work.get_submodule(name), layer, (~gone[layer.units]).view(layer.hop.wiring.groups, -1))
 
 
 def _resize(part, layer, left):

@@ -57,7 +57,6 @@ def topology(network, inputs=None):
     use. None: tried are images and rows of plausible sizes, larger where maps would be so small. Layers that share one
     weight have the name of the first. Raises ValueError at what joins units otherwise, by its name and where it stands.
     """
-    network = h.unwrapped(network)
     reader = read(network, inputs)
     while inputs is None and reader.cramped and reader.borders < 2 and (larger := _larger(network, reader)):
         reader = larger
@@ -65,7 +64,7 @@ def topology(network, inputs=None):
         reader = read(network, reader.given, Pixels)
     hops = h.merged(reader.hops, reader.output)
     if idle := sorted({*reader.names.values()} - {hop.layer for hop in hops}):
-        mode = "" if network.training else " in eval() mode (in train() mode they may be)"
+        mode = "" if reader.network.training else " in eval() mode (in train() mode they may be)"
         raise ValueError(f"no output depends on the layers {idle}{mode}; walks need all: take out what has no use")
     return hops
 
