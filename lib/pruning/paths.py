@@ -76,16 +76,14 @@ def joint(hops, scores):
 
     Together go units that are added up: those of layers that lead to one node, or to nodes that an identity joins.
     """
-    group, sums = {}, {}
+    group = {}
     for hop in hops:
         group.setdefault(hop.target, hop.target)
         if hop.layer is None:
             old, new = group[hop.target], group[hop.source]
             group = {node: new if own == old else own for node, own in group.items()}
     groups = {hop.layer: group[hop.target] for hop in hops}
-    for layer, score in scores.items():
-        sums[groups[layer]] = sums[groups[layer]] + score if groups[layer] in sums else score
-    return {layer: sums[groups[layer]] for layer in scores}
+    return {layer: sum(scores[other] for other in scores if groups[other] == groups[layer]) for layer in scores}
 
 
 def per_input(units, weight):

@@ -40,7 +40,7 @@ def edges(net, densities, x, y, seeds, sampler="exact", beta="10/N", ridge=likel
         weight = reweight.plain_layer(net, layer).weight.detach()
         inputs = known.of_runs(len(seeds))
         groups = _alike(weight, [own.gram for own in inputs])
-        matrices = {run: likelihood.Edges(inputs[run], weight[run], beta, ridge, form) for run, *_ in groups}
+        matrices = {run: likelihood.Edges(inputs[run], weight[run], beta, ridge, form) for run in groups}
         drawn[f"{layer}.weight"] = _draw(matrices, groups, seeds, densities, sampler, f"dpp_edge {layer}")
     return [{name: sets[k] for name, sets in drawn.items()} for k in range(len(densities))]
 
@@ -52,26 +52,23 @@ def units(net, densities, x, y, seeds, sampler="exact", beta="10/N", ridge=likel
     for layer, known in x.items():
         groups = _alike(known.gram)
         of = known.examples, beta, ridge, form
-        matrices = {run: likelihood.likelihood(known.gram[[run]], *of) for run, *_ in groups}
+        matrices = {run: likelihood.likelihood(known.gram[[run]], *of) for run in groups}
         drawn[layer] = _draw(matrices, groups, seeds, densities, sampler, f"dpp_node {layer}")[:, :, 0]
     return [{name: sets[k] for name, sets in drawn.items()} for k in range(len(densities))]
 
 
 def _alike(*origins):
-    """Return the groups of runs, as lists, that are equal in each of `origins (R, ...)`: copies of one network."""
-    groups = []
+    """Return the runs that are equal in each of `origins (R, ...)`, copies of one network, `{the first: [all]}`."""
+    groups = {}
     for run in range(len(origins[0])):
-        equal = [group for group in groups if all(torch.equal(o[group[0]], o[run]) for o in origins)]
-        if equal:
-            equal[0].append(run)
-        else:
-            groups.append([run])
+        first = next(other for other in (*groups, run) if all(torch.equal(o[other], o[run]) for o in origins))
+        groups.setdefault(first, []).append(run)
     return groups
 
 
 def _draw(matrices, alike, seeds, densities, sampler, purpose):
     """Return the sets `bool (K, R, M, N)` from the `matrices` of the first run of each group in `alike`."""
-    keeps = [masks.count(matrices[alike[0][0]].shape[-1], density) for density in densities]
-    drawn = [dpp.sample(matrices[g[0]], keeps, [seeds[r] for r in g], sampler, purpose) for g in alike]
-    order = torch.tensor([run for group in alike for run in group]).argsort()
+    keeps = [masks.count(matrices[0].shape[-1], density) for density in densities]
+    drawn = [dpp.sample(matrices[k], keeps, [seeds[run] for run in alike[k]], sampler, purpose) for k in alike]
+    order = torch.tensor([run for group in alike.values() for run in group]).argsort()
     return torch.cat(drawn, dim=1)[:, order]
