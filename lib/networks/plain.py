@@ -332,11 +332,14 @@ def macs(module, inputs):
     Of products of matrices and convolutions, those of attention and recurrence included. inputs: the example's length,
     or its shape, or a batch `(N, ...)` of examples, as of a module that looks numbers up.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
+    x, fast = _zeros(_asserted(module), 1, inputs), torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one call that the counter does not know
     try:  # the counter counts additions too, as many
-        with nets.mode(_asserted(module), False), FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
-            module(_zeros(module, 1, inputs))
+        with nets.mode(module, False), FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
+            module(x)
+    except RuntimeError as error:
+        told = f"{type(module).__name__} does not run on examples of the shape {tuple(x.shape[1:])}: {error}"
+        raise ParameterError(f"{told}. Pass inputs as it reads them, the shape of one or a batch") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops() // 2

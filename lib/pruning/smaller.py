@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from lib.errors import ParameterError
+from lib.errors import ParameterError, instance
 from lib.kernels.twins import trailing
 from lib.networks import nets, plain
 from lib.networks.layers import Layer
@@ -27,8 +27,10 @@ def table(net, masks, x, folder, run=0, seconds=0.2, onnx=True):
     """
     import pandas as pd
 
+    instance("x is", x, torch.Tensor, "a batch of examples (N, ...), of an array torch.from_numpy(x)")
     x, saved, expected, total = x.cpu(), {}, None, None
     own = None if nets.layers(net, stack=False) else hops.unwrapped(net)
+    own is None and modules.assert_rows(net, x, bytes=False)
     full = shrink.unshrunk(net, masks, run) if own is None else apply_(hops.copied(own), masks)
     for name, made in (("full", full), ("shrunk", shrink.shrink(net, masks, run, x))):
         file = plain.save(made, Path(folder) / name)
