@@ -171,6 +171,10 @@ def test_multiplications_of_what_looks_numbers_up_are_of_an_example():
     assert plain.macs(module, torch.zeros(7, 5, dtype=torch.int64)) == 60
 
 
+def test_what_has_no_parameters_multiplies_nothing():
+    assert plain.macs(nn.ReLU(), 3) == 0
+
+
 def test_recurrence_on_cuda_is_counted_from_the_shapes_of_its_weights():
     """What torch's counter passes on, without a GPU: two layers in both directions, of which biases do not count."""
     net = nn.LSTM(6, 7, num_layers=2, bidirectional=True)
@@ -326,6 +330,16 @@ def test_what_shrinking_made_of_ones_own_class_comes_back(name, tmp_path):
     assert all(
         torch.equal(*both) for both in zip(whole.state_dict().values(), fresh.state_dict().values(), strict=True)
     )
+
+
+def test_what_was_shrunk_twice_comes_back(tmp_path):
+    small, fresh, x = own("border")
+    kept = {"a.weight": torch.ones_like(small.a.weight, dtype=torch.bool)}
+    kept["a.weight"][0] = False
+    small = shrink.shrink(small, kept, inputs=x)
+    assert isinstance(small.b[0][1], plain.Offset) and isinstance(small.b[1], plain.Offset)
+    again = plain.load(plain.save(small, tmp_path).parent, fresh)
+    assert torch.equal(again(x), small(x)) and str(again) == str(small)
 
 
 def test_what_is_shared_stays_shared(tmp_path):

@@ -224,11 +224,11 @@ def _changed(fresh, state, tensors, path):
     if type(fresh).__name__ != (kind := state["said"][""].split()[0]):
         raise ParameterError(f"module is a {type(fresh).__name__}; {path} needs a fresh {kind}(...) in full size")
     work = copy.deepcopy(fresh).cpu()
-    parts = dict(work.named_modules(remove_duplicate=False))
-    for name, description in state["put"].items():
+    for name in sorted(state["put"], key=len):  # of what was shrunk twice one stands within another
         above, _, last = (layer := name.rpartition(".")[0]).rpartition(".")
+        parts = dict(work.named_modules(remove_duplicate=False))
         if isinstance(parts.get(layer), nn.Conv2d | nn.ConvTranspose2d):
-            setattr(parts[above], last, nn.Sequential(parts[layer], build(description)))
+            setattr(parts[above], last, nn.Sequential(parts[layer], build(state["put"][name])))
     parts = {name: vars(part) for name, part in work.named_modules(remove_duplicate=False)}
     for name, value in (state["own"] | tensors).items():
         above, _, key = name.rpartition(".")
@@ -359,7 +359,7 @@ def _zeros(module, count, inputs):
     needed = "the length of an example, its shape, or a batch of examples"
     shape = (inputs,) if isinstance(inputs, int) else instance("inputs are", inputs, tuple | list, needed)
     sides = (number("a side of inputs", side, "[1, 2^31)", whole=True) for side in shape)
-    return next(module.parameters()).new_zeros(count, *sides)
+    return next(module.parameters(), torch.empty(0)).new_zeros(count, *sides)
 
 
 class Latency(NamedTuple):

@@ -45,7 +45,6 @@ class Layer(NamedTuple):
     """A call of a layer: the unit of each input `(I,)` and of each row `(O,)`; None where there are several at one."""
 
     hop: h.Hop
-    name: str
     inputs: torch.Tensor | None
     units: torch.Tensor | None
 
@@ -171,25 +170,25 @@ class Coupled:
         weight = event.kwargs.get("weight", event.args[1] if len(event.args) > 1 else None)
         given, made = event.args[0] if event.args else event.kwargs["input"], event.made[0]
         axis, name = (-1 if weight.dim() == 2 else 1 - weight.dim()), self.names.get(id(weight), "")
-        layer = Layer(hop, name.removesuffix(".weight"), self.along(given, axis), self.along(made, axis))
+        layer = Layer(hop, self.along(given, axis), self.along(made, axis))
         odd = hop.wiring.transposed and hop.wiring.groups > 1 or name != f"{event.path}.weight"
         if odd or layer.inputs is None or layer.units is None:
-            layer = layer._replace(name=hop.layer, inputs=None)
+            layer = layer._replace(inputs=None)
             self.shared.add(name)
             what = "has places that are units of their own, or a weight that is not its own"
             self.keep(torch.cat([self.every(given), self.every(made)]), f"{event.where}: it {what}")
         else:
             self._note_axes(layer, event.where)
-            self.calls.setdefault(layer.name, []).append(layer)
+            self.calls.setdefault(hop.layer, []).append(layer)
         self.layers.append(layer)
 
     def _note_axes(self, layer, where):
-        rows, groups = int(layer.hop.wiring.transposed), layer.hop.wiring.groups
-        self.cuts.append(Cut(f"{layer.name}.weight", rows, layer.units))
-        if f"{layer.name}.bias" in self.names.values():
-            self.cuts.append(Cut(f"{layer.name}.bias", 0, layer.units))
+        name, rows, groups = layer.hop.layer, int(layer.hop.wiring.transposed), layer.hop.wiring.groups
+        self.cuts.append(Cut(f"{name}.weight", rows, layer.units))
+        if f"{name}.bias" in self.names.values():
+            self.cuts.append(Cut(f"{name}.bias", 0, layer.units))
         if groups == 1:
-            self.cuts.append(Cut(f"{layer.name}.weight", 1 - rows, layer.inputs))
+            self.cuts.append(Cut(f"{name}.weight", 1 - rows, layer.inputs))
             return
         every = torch.cat([layer.inputs.view(groups, -1), layer.units.view(groups, -1)], 1)
         self.keep(every[(every < 0).any(1)].clamp(0).flatten(), f"{where} in groups with inputs that are none")
@@ -241,7 +240,7 @@ class Coupled:
         if layer.inputs is None:
             here, there = self._all(hop.source), self._all(hop.target)
             return here, there, torch.ones(1, 1, 1, dtype=torch.bool).expand(1, len(there), len(here))
-        return layer.inputs, layer.units, kept[layer.name].unflatten(0, (hop.wiring.groups, -1))
+        return layer.inputs, layer.units, kept[hop.layer].unflatten(0, (hop.wiring.groups, -1))
 
     def fits(self, event, gone):
         """Return whether a call would make of what is left what is left of what it made."""

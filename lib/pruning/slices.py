@@ -99,7 +99,7 @@ def _example(like):
 
 def _watched(work, coupled, x):
     """Return what a module returns, and what its layers read meanwhile, `{layer: [(N, ...) of each call]}`."""
-    read = {layer.name: [] for layer in coupled.layers}
+    read = {layer.hop.layer: [] for layer in coupled.layers}
     with ExitStack() as hooks:
         for name, each in read.items():
             keep = lambda part, given, each=each: each.append(given[0])  # noqa: E731
@@ -152,7 +152,7 @@ def _constants(work, coupled, layers, gone, reached, read):
 
     It is one for all calls, and one for all places where no `plain.Offset` can stand.
     """
-    name, silent = layers[0].name, [_of(gone & ~reached, layer.inputs) for layer in layers]
+    name, silent = layers[0].hop.layer, [_of(gone & ~reached, layer.inputs) for layer in layers]
     if not torch.stack(silent).any():
         return {}
     part, left = work.get_submodule(name), ~gone[layers[0].units]
@@ -200,7 +200,7 @@ def _tell(coupled, left, whole):
 
 def _tell_idle(work, coupled, gone):
     """Warn of layers that nothing depends on in eval() mode, where units of others go."""
-    used, names = {layer.name for layer in coupled.layers}, h.shared(work)
+    used, names = {layer.hop.layer for layer in coupled.layers}, h.shared(work)
     idle = [name for name, first in names.items() if not {name, first} & used]
     if idle and gone.any():
         told = f"{listed(idle)} make no output in eval() mode and stay whole"
