@@ -85,27 +85,19 @@ class Refused(ValueError):
     pass
 
 
-class _Uneven(RuntimeError):
-    """A linear layer got more, or fewer, inputs than it has: by `excess`."""
-
-    def __init__(self, message, excess):
-        super().__init__(message)
-        self.excess = excess
-
-
 def _searched(network, names, kind):
     """Return what was read with the first plausible example that the network takes."""
     first, reason = next(iter(h.weighted(network).values())), None
     for shape_of in h.plausible(first):
         low, high, sides = 0, None, [*SIDES]
         while sides:
-            side, small = sides.pop(0), True
+            side = sides.pop(0)
             try:
                 return _read(network, names, kind, h.blank((2, *shape_of(side)), next(network.parameters()).dtype))
             except Refused:
                 raise
             except Exception as error:  # whatever an image of the wrong size leads to, a kernel larger than it, say
-                reason, small = reason or error, not isinstance(error, _Uneven) or error.excess < 0
+                reason, small = reason or error, getattr(error, "excess", -1) < 0
             low, high = (max(low, side), high) if small else (low, min(high or side, side))
             if high is not None:
                 sides = [(low + high) // 2] if high - low > 1 else []
@@ -273,8 +265,9 @@ class Reader(TorchFunctionMode):
         axis = -1 if weight.dim() == 2 else 1 - weight.dim()
         wanted = weight.shape[0] if turned else weight.shape[1] * groups
         if numbers.shape[axis] != wanted:
-            message = f"{self.where()} has {wanted} inputs, and gets {numbers.shape[axis]}"
-            raise _Uneven(message, numbers.shape[axis] - wanted) if axis == -1 else RuntimeError(message)
+            error = RuntimeError(f"{self.where()} has {wanted} inputs, and gets {numbers.shape[axis]}")
+            error.excess = numbers.shape[axis] - wanted if axis == -1 else -1  # by which another side is tried
+            raise error
         if axis == -1:
             reads, out, places = h.rows_of(numbers, len(weight))
         else:
