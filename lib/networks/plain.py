@@ -121,7 +121,7 @@ NUMPY = {torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, 
 
 
 def laid_out(module):
-    """Return the module, its filters with the channels last in memory if they are on the CPU, and all gradients safe.
+    """Return the module, the channels of its filters last in memory if it is on the CPU and its gradients are safe.
 
     Its convolutions follow. ResNet20 on one core: 1.7 times faster, and 2.5 times with an eighth of the inner filters.
     """

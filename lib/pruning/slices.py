@@ -276,7 +276,7 @@ def _recount(part, given):
 def _even(constant):
     """Return whether what is added to a unit `(C, ...)` is the same everywhere."""
     flat = constant.reshape(len(constant), -1)
-    return bool(((flat - flat[:, :1]).abs() <= ROUNDING * constant.abs().max()).all())
+    return _alike(flat, flat[:, :1].expand_as(flat))
 
 
 def added(constant, bias=True):
