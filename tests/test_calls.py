@@ -277,7 +277,6 @@ TOLD = {
     "testing on classes that are not there": (lambda: evaluate.evaluate(stack(1), X, Y + 1), "are 1 to 3; 3 logits"),
     "testing on shares": (lambda: evaluate.evaluate(stack(1), X, Y.float()), r"torch.float32; needed is a class of"),
     "a text of a power": (lambda: phew.phew_masks(module(), 50, power="2"), "power is '2'; wanted is a number"),
-    "walks of none at once": (lambda: phew.phew_masks(module(), 50, batch=0), "batch is 0; wanted is a whole number"),
     "ragged matrices": (lambda: dpp.sample([[1, 2], [3]], 1, [0]), r"matrices are \[\[1, 2\], \[3\]\]; .* \(M, N, N\)"),
     "matrices in a text": (lambda: dpp.sample("abc", 1, [0]), "matrices are 'abc'; needed is"),
     "texts in matrices": (lambda: dpp.sample([[["a"]]], 1, [0]), "matrices are .*'a'.*; needed is"),

@@ -177,7 +177,7 @@ def over_seeds(legacy):
         target = int(0.05 * found.total)
         first, count = found.until(target)
         walks.append(int(torch.searchsorted(count, target)))
-        parts = found.by_layer(phew._taken(first, count, target, exact=False)).values()
+        parts = found.by_layer(first < walks[-1]).values()
         densities.append([float(part.double().mean()) for part in parts])
     return statistics.mean(walks), torch.tensor(densities).mean(0)
 
@@ -360,34 +360,18 @@ def test_the_target_is_reached_and_passed_by_less_than_a_walk(name, percentage):
     masks = quiet(network, percentage)
     target = int((1 - percentage / 100) * sum(mask.numel() for mask in masks))
     assert target <= kept(masks) < target + len(masks)
-    exact = quiet(network, percentage, exact=True)
-    assert kept(exact) == target
-    assert all((trimmed <= mask).all() for trimmed, mask in zip(exact, masks, strict=True))
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_exact_drops_what_the_last_walk_took_last(seed):
-    network, target = mlp(9, 9, 9, 9, 9), 97
-    found = walks_of(network, seed)
-    first, count = found.until(target)
-    last = int(torch.searchsorted(count, target)) - 1
-    for goal in range(int(count[last]) + 1, int(count[last + 1]) + 1):
-        newest = (phew._taken(first, count, goal, True) & (first == last)).nonzero()[:, 0].tolist()
-        taken = found.take(last, last + 1)[0].tolist()  # in the order of the walk
-        assert newest == sorted([weight for weight in taken if first[weight] == last][: goal - int(count[last])])
 
 
 def test_denser_masks_contain_sparser_ones_and_each_is_its_own_cut():
     network, levels = literal.resnet20(2), [0.02, 0.3, 1.0, 0.05]
     hops, weights = phew.topology(network), {name: weight[None] for name, weight in weights_of(network).items()}
-    for exact in (False, True):
-        nested = phew.masks(hops, weights, levels, [7], exact=exact)
-        for level, masks in zip(levels, nested, strict=True):
-            alone = phew.masks(hops, weights, level, [7], exact=exact)
-            assert all(torch.equal(alone[name], masks[name]) for name in weights)
-        for sparse, dense in ((0, 3), (3, 1), (1, 2)):
-            assert all((nested[dense][name] | ~nested[sparse][name]).all() for name in weights)
-        assert all(mask.all() for mask in nested[2].values())
+    nested = phew.masks(hops, weights, levels, [7])
+    for level, masks in zip(levels, nested, strict=True):
+        alone = phew.masks(hops, weights, level, [7])
+        assert all(torch.equal(alone[name], masks[name]) for name in weights)
+    for sparse, dense in ((0, 3), (3, 1), (1, 2)):
+        assert all((nested[dense][name] | ~nested[sparse][name]).all() for name in weights)
+    assert all(mask.all() for mask in nested[2].values())
 
 
 def test_draws_made_together_are_those_made_one_by_one(monkeypatch):
@@ -406,13 +390,15 @@ def test_tensors_are_found_in_whatever_holds_them():
     assert [float(x) for x in hops.tensors(nested)] == [0, 1, 2, 3, 4]
 
 
-def test_a_mask_depends_on_its_seed_and_neither_on_the_batch_nor_on_neighbours():
+def test_a_mask_depends_on_its_seed_and_neither_on_the_batch_nor_on_neighbours(monkeypatch):
     stacked = {name: torch.stack([w, w.flip(0), 2 * w]) for name, w in weights_of(small_vgg()).items()}
     hops, seeds = phew.topology(small_vgg()), [11, 12, 11]
     masks = phew.masks(hops, stacked, 0.3, seeds)
-    for batch in (7, 100):
-        small = phew.masks(hops, stacked, 0.3, seeds, batch=batch)
-        assert all(torch.equal(small[name], masks[name]) for name in masks)
+    with monkeypatch.context() as patched:
+        for batch in (7, 100):
+            patched.setattr(phew, "BATCH", batch)
+            small = phew.masks(hops, stacked, 0.3, seeds)
+            assert all(torch.equal(small[name], masks[name]) for name in masks)
     for run, seed in enumerate(seeds):
         alone = phew.masks(hops, {name: w[run : run + 1] for name, w in stacked.items()}, 0.3, [seed])
         assert all(torch.equal(alone[name][0], masks[name][run]) for name in masks)
@@ -529,8 +515,8 @@ def test_hops_may_be_of_any_kind_and_an_identity_is_taken_where_nothing_else_lea
     hop = namedtuple("hop", "layer source target norm")
     hops = [hop("a", 0, 1, "bn"), hop(None, 1, 2, None), hop("b", 2, 3, None), hop(None, 1, 3, None)]
     weights = {"a.weight": torch.rand(1, 4, 3) + 0.1, "b.weight": torch.rand(1, 4, 4) + 0.1}
-    masks = phew.masks(hops, weights, 0.5, [0], exact=True)
-    assert sum(int(mask.sum()) for mask in masks.values()) == 14
+    masks = phew.masks(hops, weights, 0.5, [0])
+    assert sum(int(mask.sum()) for mask in masks.values()) in (14, 15)
     found = phew.Walks(hops, {name: weight[0] for name, weight in weights.items()}, 0)
     counts = found.by_layer(torch.bincount(found.take(0, 1000)[0], minlength=28))
     assert int(counts["a"].sum()) == 1000  # group 1 goes on by identities alone, and every walk begins with a
@@ -549,10 +535,9 @@ def test_wrong_arguments_are_named():
     for density in (0, 1.5, [0.5, -0.1]):
         with pytest.raises(ValueError, match="density is .* allowed is 0 < density <= 1"):
             phew.masks(hops, weights, density, [0])
-    with pytest.raises(ValueError, match="2 seeds for a stack of 1 runs"):
-        phew.masks(hops, weights, 0.5, [0, 1])
-    with pytest.raises(ValueError, match="leave out one of the two"):
-        phew.masks(hops, weights, 0.5, [0], exact=True, kernels=True)
+    for seeds in ([0, 1], 1):
+        with pytest.raises(ValueError, match=r"seeds is .*1.* for a stack of 1 runs; needed .* \[1\]"):
+            phew.masks(hops, weights, 0.5, seeds)
     with pytest.raises(TypeError, match="colour"):
         phew.phew_masks(network, 50, colour="red")
     weights["0.weight"][0, 1, 1] = math.nan

@@ -62,35 +62,31 @@ def phew_masks(network, prune_percentage, verbose=True, kernel_conserved=False, 
 
 
 @torch.no_grad()
-def masks(hops, weights, density, seeds, *, exact=False, batch=BATCH, **options):
+def masks(hops, weights, density, seeds, **options):
     """Return `{name: bool like the weight}` of a stack of runs; for a list of densities a list of such masks.
 
     `hops` in forward order, as of `topology`; `weights` `{layer + ".weight": (R, O, I, *kernel)}`; a seed per run. Kept
-    are int(density · N) weights of all layers together, and what the last walk takes beyond that; `exact` drops this
-    surplus, the weights that it took last. Masks of several densities come from one series of walks, so that a denser
-    one contains a sparser one. `batch` is how many walks are drawn at once. `options`: see `Walks`.
+    are int(density · N) weights of all layers together, and what the last walk takes beyond that. Masks of several
+    densities come from one series of walks, so that a denser one contains a sparser one. `options`: see `Walks`.
     """
-    if not isinstance(batch, int) or batch < 1:
-        raise ValueError(f"batch is {batch!r}; wanted is a whole number of walks, 1 or more")
     several = isinstance(density, list | tuple)
     levels = [_number("density", level) for level in (density if several else [density])]
     runs = len(next(iter(weights.values())))
     if not all(0 < level <= 1 for level in levels):
         raise ValueError(f"density is {density}; allowed is 0 < density <= 1 (density = kept / total)")
-    if len(seeds) != runs:
-        raise ValueError(f"{len(seeds)} seeds for a stack of {runs} runs; one per run is needed")
+    if not hasattr(seeds, "__len__") or len(seeds) != runs:
+        raise ValueError(f"seeds is {seeds!r} for a stack of {runs} runs; needed is a list of one per run, such as [1]")
     out = [{name: torch.empty_like(weight, dtype=torch.bool) for name, weight in weights.items()} for _ in levels]
     for run, seed in enumerate(seeds):
         walks = Walks(hops, {name: weight[run] for name, weight in weights.items()}, seed, **options)
-        if exact and walks.whole:
-            raise ValueError("exact trims single weights, but whole kernels are to be kept; leave out one of the two")
         targets = [int(level * walks.total) for level in levels]
         if 0 in targets:
             least = f"the least is 1, a density of {1 / walks.total:.3g}, or of {100 - 100 / walks.total:.8g} % pruned"
             raise ValueError(f"density {min(levels):.3g} leaves 0 of {walks.total} weights; {least}")
-        first, kept = walks.until(max((target for target in targets if target < walks.total), default=0), batch)
+        first, kept = walks.until(max((target for target in targets if target < walks.total), default=0))
         for level, target in zip(out, targets, strict=True):
-            for name, part in walks.by_layer(_taken(first, kept, target, exact)).items():
+            last = int(torch.searchsorted(kept, target)) - 1 if target < walks.total else NEVER  # all, found or not
+            for name, part in walks.by_layer(first <= last).items():
                 mask, wiring = level[f"{name}.weight"][run], walks.wiring[name]
                 mask.copy_(turned(part.view(turned(mask, wiring).shape), wiring))
     return out if several else out[0]
@@ -207,7 +203,7 @@ class Walks:
         beside = [k for k, hop in enumerate(self.hops) if hop.target == target and k != number]
         return beside if self.hops[number].wiring.factor else []
 
-    def until(self, goal, batch=BATCH):
+    def until(self, goal):
         """Return every weight's first walk `(N,)`, `NEVER` if none, and the number `(T + 1,)` kept by 0 to T walks.
 
         Walks are drawn until `goal` weights are kept, and maybe some more.
@@ -216,11 +212,11 @@ class Walks:
         gains, kept, done, idle = [torch.zeros(1, dtype=torch.int64, device=self.device)], 0, 0, 0
         wanted = self._expected(goal)
         while kept < goal:
-            count = min(batch, max(wanted - done, 16))
+            count = min(BATCH, max(wanted - done, 16))
             gains.append(self._gain(first, done, count))
             new, recent = int(gains[-1].sum()), float(gains[-1][count // 2 :].double().mean())
             kept, done, idle = kept + new, done + count, 0 if new else idle + count
-            if idle >= BATCH or done + batch >= NEVER:
+            if idle >= BATCH or done + BATCH >= NEVER:
                 found = f"{kept} of {goal} weights, after which {idle} walks found no new one: the rest are nearly zero"
                 way_out = f"Take a density below {kept / self.total:.4f}, or power=0"
                 raise ValueError(f"walks found {found}, or on no path. {way_out}")
@@ -288,16 +284,6 @@ def alive(hops, across, first):
         leads[number] = across[number](live[hop.target], True) & reached[hop.source]
         live[hop.source] = live[hop.source] | leads[number]
     return reached, live, came, leads
-
-
-def _taken(first, kept, target, exact):
-    """Return which weights `(N,)` are taken by the walk that reaches `target`, less its last ones if `exact`."""
-    last = int(torch.searchsorted(kept, target)) - 1 if target < len(first) else NEVER  # all, whatever walks find
-    taken = first <= last
-    if exact and last < NEVER:
-        newest, surplus = (first == last).nonzero()[:, 0], int(kept[last + 1]) - target
-        taken[newest[:surplus] if last % 2 else newest[len(newest) - surplus :]] = False
-    return taken
 
 
 def _numbers(plan, device):
