@@ -56,7 +56,8 @@ def test_a_stacked_convolution_is_torchs_run_by_run(runs, shape, shared):
 def test_one_small_image_is_convolved_by_a_product(stride, padding, side, image):
     draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     leaves = [leaf.requires_grad_() for leaf in (draw(1, 1, 5, *image), draw(1, 7, 5, side, side), draw(1, 7))]
-    found = twins.convolve(*leaves, stride, padding)
+    x, w, bias = leaves
+    found = twins.conv2d(x, w, None, bias, None, False, stride, padding)
     expected = conv2d(*(leaf[0] for leaf in leaves), stride, side // 2 if padding is None else padding)[None]
     below, plain = (out.grad_fn.next_functions[0][0] for out in (found, expected))
     assert type(below) is not type(plain)

@@ -173,7 +173,7 @@ def test_images_of_four_places_are_convolved_as_torch_does(examples, biased):
     x, w, bias = (torch.randn(shape, generator=g, dtype=torch.float64, requires_grad=True) for shape in shapes)
     leaves, found = [x, w, *[bias] * biased], []
     for out in (
-        twins.convolve(x, w, bias if biased else None),
+        twins.conv2d(x, w, None, bias if biased else None, None, False),
         torch.nn.functional.conv2d(x[0], w[0], bias[0] if biased else None, padding=1)[None],
     ):
         slopes = torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)

@@ -27,14 +27,10 @@ def normals(keys, step, count):
 def _drawn(keys, step, count):
     """Return the draws of `coins`, int64 `(R, count)`."""
     position = (step[:, None] << 32) + torch.arange(1, count + 1, device=keys.device)
-    z = keys[:, None] + position * _signed(0x9E3779B97F4A7C15)
-    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
+    z = keys[:, None] + position * (0x9E3779B97F4A7C15 - 2**64)  # as int64 has it; so too below
+    z = (z ^ _shifted(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    z = (z ^ _shifted(z, 27)) * (0x94D049BB133111EB - 2**64)
     return z ^ _shifted(z, 31)
-
-
-def _signed(number):
-    return number - 2**64 if number >= 2**63 else number
 
 
 def _shifted(z, bits):

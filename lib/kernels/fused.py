@@ -39,11 +39,9 @@ def picks(name, tensor):
     wanted = asked == "triton" or asked == "measured" and MEASURED[name] is not None
     if not (here and wanted and tensor.dtype in (torch.float32, torch.float64)):
         return False
-    if not installed():
-        if asked == "triton":
-            raise ImportError(f"the kernel {name} is asked for (by ${VARIABLE}), but Triton is not installed")
-        return False
-    return True
+    if asked == "triton" and not installed():
+        raise ImportError(f"the kernel {name} is asked for (by ${VARIABLE}), but Triton is not installed")
+    return installed()
 
 
 def installed():

@@ -44,12 +44,8 @@ def unit_norms(v, s, norm):
     return torch.where(code == EWN, s.exp(), torch.where(code == SWN, s.abs(), lengths(v)))
 
 
-def gain(v, s, norm):
-    """Return the `(R, O)` factor g of every unit with w = g v; exactly 1 where a run is not normalised."""
-    return _gain(lengths(v), s, norm)
-
-
-def _gain(length, s, norm):
+def gain(length, s, norm):
+    """Return the `(R, O)` factor g with w = g v of units, v of this length; exactly 1 where a run is not normalised."""
     code = norm[:, None]
     size = torch.where(code == EWN, s.exp(), s)
     return torch.where(code == NO_WN, torch.ones_like(size), size / length)
@@ -57,7 +53,7 @@ def _gain(length, s, norm):
 
 def weight_norm(v, s, norm):
     """Return the effective weights w of `v (R, O, *F)`, `s (R, O)` and the codes `norm (R,)`."""
-    return v * trailing(gain(v, s, norm), v)
+    return v * trailing(gain(lengths(v), s, norm), v)
 
 
 def trailing(values, like):
@@ -83,7 +79,7 @@ def linear(x, v, s, bias, norm, normalised=True):
     """
     out = product(x, v)
     if normalised:
-        out = out * gain(v, s, norm)[:, None]
+        out = out * gain(lengths(v), s, norm)[:, None]
     return out if bias is None else out + bias[:, None]
 
 
@@ -96,7 +92,7 @@ def layer(x, v, s, bias, norm, normalised, rectified):
     a, g, length = product(x, v), None, None
     if normalised:
         length = lengths(v)
-        g = _gain(length, s, norm)
+        g = gain(length, s, norm)
         out = a * g[:, None] if bias is None else torch.addcmul(bias[:, None], a, g[:, None])
     else:
         a, out = None, a if bias is None else a.add_(bias[:, None])
@@ -182,13 +178,16 @@ def _spaced(x, w, stride, padding):
     return x, stride
 
 
-def convolve(x, w, bias, stride=1, padding=None):
-    """Return `(R, N, O, H', W')`, the convolution of every run with its filters `w (R, O, I, kh, kw)`.
+def conv2d(x, v, s, bias, norm, normalised=True, stride=1, padding=None):
+    """Return `(R, N, O, H', W')`, the layer's output x * w + bias, differentiable as often as wanted.
 
     `x` is `(R, N, I, H, W)`, or `(N, I, H, W)` when all runs share it: then it is ONE convolution with R·O filters.
     Otherwise runs are folded into the channels, with one group of them per run. `padding` by zeros on all sides; None
-    is half a filter, which keeps height and width at stride 1.
+    is half a filter, which keeps height and width at stride 1. The normalised filter is built, which for a matrix it is
+    not: a filter is used at every position of an image, so it is smaller than the activations that would be scaled
+    instead, and those need not be kept twice.
     """
+    w = weight_norm(v, s, norm) if normalised else v
     (x, stride), bias = _spaced(x, w, stride, padding), None if bias is None else bias.flatten()
     runs, padding = w.shape[0], [side // 2 if padding is None else padding for side in w.shape[3:]]
     if runs == 1 and x.shape[-1] * x.shape[-2] <= small_images.TINY and x.device.type == "cpu":
@@ -209,15 +208,6 @@ def _fold_runs(x):
 def _unfold_runs(x, runs):
     """Return `(R, N, C, H, W)` of `x (N, R·C, H, W)`."""
     return x.unsqueeze(0) if runs == 1 else x.unflatten(1, (runs, -1)).transpose(0, 1)
-
-
-def conv2d(x, v, s, bias, norm, normalised=True, stride=1, padding=None):
-    """Return `(R, N, O, H', W')`, the layer's output x * w + bias, differentiable as often as wanted; see `convolve`.
-
-    The normalised filter is built, which for a matrix it is not: a filter is used at every position of an image, so
-    it is smaller than the activations that would be scaled instead, and those need not be kept twice.
-    """
-    return convolve(x, weight_norm(v, s, norm) if normalised else v, bias, stride, padding)
 
 
 def max_pool(x, side):
