@@ -6,7 +6,8 @@ import torch
 from torch.nn.functional import conv2d
 
 from lib import convnets, methods, nets, shrink
-from lib.pruning.contribution import Sums, of_units, prunable
+from lib.pruning import contribution as own
+from lib.pruning.contribution import Sums, contributing, of_units, prunable
 from lib.studies.importance import study
 
 
@@ -48,12 +49,13 @@ def test_is_the_literal_loop(m, n, examples):
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
-def test_chunks_change_nothing(chunk):
+def test_chunks_change_nothing(chunk, monkeypatch):
     weight, activations = draw(2, 4, 6), draw(2, 11, 6, seed=1)
     whole = contribution(weight, activations, 1.0, 1.0)
-    torch.testing.assert_close(contribution(weight, activations, 1.0, 1.0, chunk=chunk), whole, rtol=1e-12, atol=0)
+    monkeypatch.setattr(own, "CHUNK", chunk)
+    torch.testing.assert_close(contribution(weight, activations, 1.0, 1.0), whole, rtol=1e-12, atol=0)
     parts = iter(activations.split(3, 1))
-    torch.testing.assert_close(contribution(weight, parts, 1.0, 1.0, chunk=chunk), whole, rtol=1e-12, atol=0)
+    torch.testing.assert_close(contribution(weight, parts, 1.0, 1.0), whole, rtol=1e-12, atol=0)
 
 
 def test_one_layer_s_shares_are_a_hundred_together():
@@ -93,22 +95,6 @@ def test_next_units_that_were_pruned_do_not_count():
     torch.testing.assert_close(contribution(pruned, activations), contribution(weight[:, [0, 1, 4]], activations))
 
 
-@pytest.mark.parametrize(
-    "weight, activations, options",
-    [
-        ((1, 4, 6), (1, 9, 5), {}),
-        ((2, 4, 6), (1, 9, 6), {}),
-        ((4, 6), (9, 6), {}),
-        ((1, 4, 6), (1, 9, 6), {"each": 4}),
-        ((1, 4, 6), (1, 9, 6), {"chunk": 0}),
-        ((1, 4, 6), (1, 0, 6), {}),
-    ],
-)
-def test_what_does_not_fit_is_refused(weight, activations, options):
-    with pytest.raises(ValueError, match="needed|no example"):
-        contribution(draw(*weight), draw(*activations), **options)
-
-
 # ---- networks
 
 
@@ -122,7 +108,7 @@ def mlp(runs=2):
 def test_units_of_a_deep_network(on, own):
     net, shared = mlp(), draw(8, 10)
     x = torch.stack([shared, 2 * shared.flip(0) + 1]) if own else shared
-    found = of_units(net, x, 1.0, 0.5, on)
+    found = contributing(net, x, None, None, maximum=0.5, on=on)
     assert list(found) == ["layers.0", "layers.1", "layers.2"]
     for run in range(2):
         h = x[run] if own else x
@@ -176,7 +162,8 @@ def test_channels():
 def test_where_all_that_is_hidden_are_filters_they_have_scores():
     net = nets.init_(convnets.build("vgg11", (1, 32, 32), 3, 2, 2), [0, 1])
     x = draw(3, 1024).float()
-    found, asked = methods.score(net, "contribution", x, torch.arange(3), of="units"), of_units(net, x, channels=True)
+    found = methods.score(net, "contribution", x, torch.arange(3), of="units")
+    asked = contributing(net, x, None, None, channels=True)
     assert list(found) == prunable(net) == [f"convs.{k}" for k in range(8)] and prunable(net, False) == []
     assert all(torch.equal(found[name], score) for name, score in asked.items())
     with pytest.raises(ValueError, match="contribution has no score of a hidden layer of VGG.*of convs.0"):
@@ -194,5 +181,5 @@ def test_networks_that_have_no_such_score():
 
 def test_sums_hold_no_more_than_a_chunk():
     """A share of every example, unit and reader at once would be 2·10⁹ numbers."""
-    sums = Sums(torch.ones(1, 200, 1000), chunk=100)
+    sums = Sums(torch.ones(1, 200, 1000))
     assert torch.allclose(sums.add(torch.ones(1, 10_000, 1000)).score(), torch.tensor(0.1).double())

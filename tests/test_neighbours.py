@@ -77,7 +77,7 @@ def annealed(kind):
 
 
 def of_units(**options):
-    return lambda net, seeds: contribution.of_units(net, X, **options)
+    return lambda net, seeds: contribution.contributing(net, X, None, None, **options)
 
 
 def of_autoencoder(preactivation):

@@ -30,18 +30,14 @@ class Sums:
     """What the score of one layer's units adds up over examples, a chunk after the other.
 
     weight: (R, m, n) of the layer that reads the units; each: consecutive inputs that are one unit, of which |w| |a| is
-    summed; maximum: are the largest shares wanted; chunk: no more than chunk · (m + n) numbers are held at once. An
-    example of which a next unit reads nothing (D = 0) gives shares of 0 where the study's code divides by zero; it
-    counts in the mean. Next units without weights (pruned ones) do not: so the score is that of the smaller one.
-    ValueError for other shapes, and without examples.
+    summed; maximum: are the largest shares wanted. No more than CHUNK · (m + n) numbers are held at once. An example of
+    which a next unit reads nothing (D = 0) gives shares of 0 where the study's code divides by zero; it counts in the
+    mean. Next units without weights (pruned ones) do not: so the score is that of the smaller one.
     """
 
-    def __init__(self, weight, each=1, maximum=False, chunk=CHUNK):
-        if weight.dim() != 3 or each < 1 or weight.shape[2] % each or chunk < 1:
-            shape = tuple(weight.shape)
-            raise ValueError(f"weight is {shape}, each {each}, chunk {chunk}; needed: (R, m, n), a divisor of n, 1")
+    def __init__(self, weight, each=1, maximum=False):
         # A row's scale cancels in every share. Without it, products of small numbers do not leave float32.
-        self.weight, self.each, self.chunk = _scaled(weight.detach().abs()), each, chunk
+        self.weight, self.each = _scaled(weight.detach().abs()), each
         self.shares = torch.zeros_like(self.weight, dtype=torch.float64)
         units = weight.shape[2] // each
         self.largest = weight.new_zeros(len(weight), units, dtype=torch.float64) if maximum else None
@@ -49,30 +45,23 @@ class Sums:
 
     def add(self, activations):
         """Add examples, `(R, S, n)`; return this."""
-        shape, size = tuple(activations.shape), self.weight.shape
-        if len(shape) != 3 or shape[0] != size[0] or shape[2] != size[2]:
-            raise ValueError(f"activations are {shape}, the weight {tuple(size)}; needed are (R, S, n) and (R, m, n)")
-        for part in activations.detach().split(self.chunk, 1):
-            self._add(_scaled(part.abs()))
+        self.examples += activations.shape[1]
+        for part in activations.detach().split(CHUNK, 1):
+            size = _scaled(part.abs())
+            sums = size @ self.weight.mT
+            inverse = torch.where(sums < torch.finfo(sums.dtype).tiny, 0, 1 / sums)
+            self.shares += inverse.mT @ size
+            if self.largest is not None:
+                units = zip(size.split(self.each, 2), self.weight.split(self.each, 2), strict=True)
+                tops = [((a @ w.mT).mul_(inverse)).amax((1, 2)) for a, w in units]
+                self.largest = torch.maximum(self.largest, torch.stack(tops, 1).double())
         return self
-
-    def _add(self, size):
-        sums = size @ self.weight.mT
-        inverse = torch.where(sums < torch.finfo(sums.dtype).tiny, 0, 1 / sums)
-        self.shares += inverse.mT @ size
-        self.examples += size.shape[1]
-        if self.largest is not None:
-            units = zip(size.split(self.each, 2), self.weight.split(self.each, 2), strict=True)
-            tops = [((a @ w.mT).mul_(inverse)).amax((1, 2)) for a, w in units]
-            self.largest = torch.maximum(self.largest, torch.stack(tops, 1).double())
 
     def score(self, average=1.0, maximum=0.0):
         """Return the scores of what was added, `(R, n / each)` float64, between 0 and 100.
 
         average, maximum: factors of the mean and of the largest share.
         """
-        if not self.examples:
-            raise ValueError("there is no example; a contribution is a mean over examples")
         read = (self.weight > 0).any(2).sum(1).clamp_min(1)[:, None]
         mean = (self.shares * self.weight).sum(1).unflatten(1, (-1, self.each)).sum(2) / (self.examples * read)
         return 100 * (average * mean + (maximum * self.largest if maximum else 0))
@@ -114,6 +103,7 @@ def prunable(net, channels=None):
     return hidden if channels or channels is None and not linear else linear
 
 
+@torch.no_grad()
 def of_units(net, x, average=1.0, maximum=0.0, on="activation", channels=None):
     """Return the scores of a stack's hidden units for the examples `x`, `{layer: (R, units)}` float64.
 
@@ -122,21 +112,14 @@ def of_units(net, x, average=1.0, maximum=0.0, on="activation", channels=None):
     zero it is. channels: score those of convolutions too, see `prunable`. A channel's contribution to a next unit sums
     |w| |a| over the filter's positions; every place where a next convolution puts its filter is an example more, and a
     linear layer behind a convolution reads all positions of a channel. Channels have no preactivation score
-    (ValueError). Each run is scored alone, so that no rank depends on a neighbour's rounding.
+    (ValueError).
     """
     choice("on", on, ON)
     if channels and on != ON[0]:
         raise ValueError(f"on is {on!r} with channels=True; channels have a score by {ON[0]!r} alone")
-    channels = channels if on == ON[0] else False
-    each = zip(nets.apart(net), nets.of_runs(net, x, 3), strict=True)
-    return nets.join(_of_run(*mine, average, maximum, on, channels) for mine in each)
-
-
-@torch.no_grad()
-def _of_run(net, x, average, maximum, on, channels):
     sums = {}
     with nets.mode(net, training=False), ExitStack() as hooks:
-        for name in prunable(net, channels):
+        for name in prunable(net, channels if on == ON[0] else False):
             reader = net.get_submodule(next_layer(net, name))
             weight = reader.weight.flatten(2)
             sums[name] = Sums(weight, weight.shape[2] // net.get_submodule(name).weight.shape[1], bool(maximum))
