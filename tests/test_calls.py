@@ -119,6 +119,10 @@ def of_each_row(count):
         ("0.weight", torch.empty(5, 6)), ("2.weight", torch.empty(3, 5)))}  # fmt: skip
 
 
+def drawn(moments, layer="layers.0", **options):
+    return methods.prune(stack(1), "dpp", 0.5, {layer: moments}, seeds=[1], **options)
+
+
 def walks():
     return phew.phew_masks(module(), 50, verbose=False)[0]
 
@@ -304,6 +308,12 @@ TOLD = {
     "examples of other runs": (lambda: evaluate.evaluate(stack(3), X.expand(2, 4, 6), Y),
                                r"\(2, 4, 6\); .* or \(R, N, 6\)"),
     "moments of nothing": (lambda: likelihood.moments(X[:0]), r"x has shape \(0, 6\)"),
+    "moments of another network": (lambda: drawn(likelihood.moments(X[:, 1:])),
+                                   r"moments of layers.0 are \(5, 5\);.* gram is \(6, 6\) or \(1, 6, 6\)"),
+    "moments of another network's units": (lambda: drawn(likelihood.moments(X[None]), of="units"),
+                                           r"are \(1, 6, 6\); needed .* gram is \(1, 5, 5\)"),
+    "examples of a layer for moments": (lambda: drawn(X), "moments of layers.0 are a Tensor; needed are likel"),
+    "moments of no layer": (lambda: drawn(likelihood.moments(X), "layer.0"), "mean 'layers.0'"),
     "moments of an array": (lambda: likelihood.moments(X.numpy()), "x is a ndarray"),
     "a ridge below zero": (lambda: likelihood.likelihood(torch.eye(3), 4, ridge=-5), "ridge is -5; allowed are"),
     "a seed that stands twice": (lambda: evidence.apart(twice(), "A", "B", "acc"), "A has several rows of seed = 1; "),
@@ -557,6 +567,7 @@ def test_scores_that_say_nothing_are_told(rounds):
     for given in (net, nn.Sequential(nn.Linear(784, 50), nn.ReLU6(), nn.Linear(50, 3))):
         with pytest.warns(UserWarning, match="that stay, most of all, have a score of 0, .* alone decide") as heard:
             methods.prune(given, "synflow", 0.1, rounds=rounds)
+            methods.prune_each(given, "synflow", [0.1], rounds=rounds)
         assert {one.filename for one in heard} == {__file__}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lib import workers
-from lib.errors import choice, number
+from lib.errors import choice, number, one_each
 from lib.networks import nets
 from lib.pruning import masks, modules, selection
 
@@ -25,21 +25,22 @@ def anneal(
     """
     number("rounds", rounds, "[1, 2^31)", whole=True)
     choice("scope", scope, masks.SCOPES)
-    own = _of_each(net, x, y, seeds, within)
+    own = of_each(net, x, y, seeds)
+    own = [(*mine, within and nets.take(within, [run])) for run, mine in enumerate(own)]
     jobs = [(*run, goal) for d in densities for run, goal in zip(own, masks.each(d, len(own)), strict=True)]
     device, plan = next(net.parameters()).device, (rounds, scope, rounding)
     every = workers.each(lambda job: _annealed(score, *job, *plan), jobs, device)
-    modules.warn_of_blanks([blank for _, blank in every], 7)
+    modules.warn_of_blanks([blank for _, blank in every])
     made = [kept for kept, _ in every]
     return [nets.join(made[k : k + len(own)]) for k in range(0, len(jobs), len(own))]
 
 
-def _of_each(net, x, y, seeds, within):
-    """Return (network, x, y, seeds, within) of every run."""
-    none = [None] * nets.runs(net)
-    seeds = none if seeds is None else [[seed] for seed in seeds]
-    inside = none if within is None else [nets.take(within, [run]) for run in range(len(none))]
-    return list(zip(nets.apart(net), nets.of_runs(net, x, 3), nets.of_runs(net, y, 2), seeds, inside, strict=True))
+def of_each(net, x, y, seeds):
+    """Return an iterator over (network, x, y, seeds) of every run; ValueError for another number of seeds."""
+    if seeds is not None:
+        one_each(nets.runs(net), seeds=seeds)
+    seeds = [None] * nets.runs(net) if seeds is None else [[seed] for seed in seeds]
+    return zip(nets.apart(net), nets.of_runs(net, x, 3), nets.of_runs(net, y, 2), seeds, strict=True)
 
 
 def _annealed(score, net, x, y, seeds, within, goal, rounds, scope, rounding):

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from lib.errors import choice, number
+from lib.errors import ParameterError, choice, number
 from lib.kernels import twins
+from lib.networks import nets
 from lib.pruning.modules import assert_tensors
 
 RIDGE = 0.01  # what the study adds to the diagonal
@@ -33,6 +34,18 @@ class Moments(NamedTuple):
         if self.gram.dim() == 2:
             return [self] * runs
         return [Moments(gram, mean, self.examples) for gram, mean in zip(self.gram, self.mean, strict=True)]
+
+
+def assert_fitting(x, net, of):
+    """Raise ParameterError for what is no `Moments`, by layer, of the inputs of a stack's layers, or of their units."""
+    layers = nets.layers(net)
+    for name, known in x.items():
+        runs, units, inputs = layers[choice("a layer of moments", name, layers)].weight.shape[:3]
+        fitting = [(inputs, inputs), (runs, inputs, inputs)] if of == "weights" else [(runs, units, units)]
+        found = tuple(known.gram.shape) if isinstance(known, Moments) else f"a {type(known).__name__}"
+        if found not in fitting:
+            told = f"the moments of {name} are {found}; needed are likelihood.Moments"
+            raise ParameterError(f"{told} whose gram is {' or '.join(map(str, fitting))}")
 
 
 @torch.no_grad()

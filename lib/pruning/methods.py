@@ -28,7 +28,7 @@ import torch
 
 from lib.errors import ParameterError, choice, flags, hint, instance, listed, one_each
 from lib.networks import nets
-from lib.pruning import anneal, hops, masks, modules, paths
+from lib.pruning import anneal, hops, likelihood, masks, modules, paths
 
 NEEDS = ("nothing", "examples", "moments", "history")
 SCOPES = {"weights": "global", "units": "layer"}  # of what is pruned: what shares one count, if nothing else is said
@@ -66,10 +66,11 @@ def method(name, of="weights", needs="nothing", draws=False, rounds=1):
             raise ParameterError(f"{name} has {own}; it is called with {CALLED[draws]}: {error}") from error
         if needs == "examples" and not draws:
             function = run_by_run(function, of)
-        other = METHODS[of].setdefault(name, Method(name, of, needs, draws, rounds, function)).function
+        made = Method(name, of, needs, draws, rounds, function)
+        other = METHODS[of].get(name, made).function
         if (other.__module__, other.__qualname__) != (function.__module__, function.__qualname__):
             raise ParameterError(f"{other.__module__} has a method of {of} called {name!r}; take another name")
-        METHODS[of][name] = Method(name, of, needs, draws, rounds, function)  # a cell may be run again
+        METHODS[of][name] = made  # a cell may be run again
         return function
 
     return register
@@ -83,14 +84,11 @@ def run_by_run(score, of="weights"):
 
     @functools.wraps(score)
     def made(net, x, y, seeds, *more, **options):
-        runs, parts = nets.runs(net), []
-        seeds is None or one_each(runs, seeds=seeds)
-        seeds = [None] * runs if seeds is None else [[seed] for seed in seeds]
+        parts = []
         cut = {key: nets.of_runs(net, value, 3) for key, value in options.items() if isinstance(value, torch.Tensor)}
-        each = zip(nets.apart(net), nets.of_runs(net, x, 3), nets.of_runs(net, y, 2), seeds, strict=True)
-        for run, mine in enumerate(each):
+        for run, mine in enumerate(anneal.of_each(net, x, y, seeds)):
             parts.append(score(*mine, *more, **options | {key: own[run] for key, own in cut.items()}))
-            runs == 1 or modules.assert_scores(parts[-1], mine[0], of)  # of one, who calls this looks
+            nets.runs(net) == 1 or modules.assert_scores(parts[-1], mine[0], of)  # of one, who calls this looks
         return nets.join(parts)
 
     return made
@@ -127,7 +125,7 @@ def prune(net, name, density, x=None, y=None, seeds=None, **how):
     """
     stack = nets.layers(net, stack=False)
     made = prune_each(hops.copied(net) if stack else net, name, [density], x, y, seeds, **how)
-    return modules.some(made, [density], 3)[0] if stack else made[0]
+    return modules.some(made, [density])[0] if stack else made[0]
 
 
 @torch.inference_mode(False)  # of gradients, whatever the caller's mode
@@ -148,7 +146,10 @@ def prune_each(
     chosen, layers = get(name, of), modules.named(layers)
     if isinstance(densities, str | dict) or not hasattr(densities, "__len__"):
         raise ParameterError(f"densities is {densities!r}; needed is a list of them, and by `prune` one")
-    stack, x, seeds = modules.opened(net, chosen.needs, x, y, seeds, layers)
+    _assert_given(chosen, x, y, options)
+    stack, x, y, seeds = modules.opened(net, chosen, x, y, seeds, layers)
+    if chosen.needs == "moments":
+        likelihood.assert_fitting(x, stack, of)
     if within and stack is not net:
         within = {part: mask[None] for part, mask in masks.assert_named(within).items()}
     made = _masks(chosen, stack, densities, x, y, seeds, layers, scope, rounding, rounds, within, least, **options)
@@ -161,7 +162,6 @@ def prune_each(
 def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds, within, least, **options):
     """Return what `prune_each` does, of a stack."""
     name, of = chosen.name, chosen.of
-    chosen, x, y = _ready(chosen, x, y, options)
     if chosen.draws:
         one_each(nets.runs(net), seeds=seeds)
         given = {"layers": layers, "scope": scope, "within": within, "least": least}
@@ -191,28 +191,25 @@ def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds,
 def score(net, name, x=None, y=None, seeds=None, of="weights", layers=None, **options):
     """Return what a method ranks by, `{name: (R, O, *F)}`, of units `{layer: (R, O)}`, of a module without R."""
     chosen, layers = get(name, of), modules.named(layers)
-    stack, x, seeds = modules.opened(net, chosen.needs, x, y, seeds, layers)
-    chosen, x, y = _ready(chosen, x, y, options)
+    _assert_given(chosen, x, y, options)
+    stack, x, y, seeds = modules.opened(net, chosen, x, y, seeds, layers)
     made = _scored(chosen, stack, x, y, seeds, layers, **options)
     return made if stack is net else nets.take(made, 0)
 
 
-def _ready(chosen, x, y, options):
-    """Return a method and what it reads of x and y, after a look at what it is given."""
-    if chosen.needs == "nothing":
-        x = y = None
-    elif x is None:
+def _assert_given(chosen, x, y, options):
+    """Raise ParameterError for x, y and keywords that are not what a method needs."""
+    if chosen.needs != "nothing" and x is None:
         raise ParameterError(f"{chosen.name} needs {chosen.needs}: pass them as x, see lib/pruning/methods.py")
-    elif chosen.needs == "examples":
+    if chosen.needs == "examples":
         modules.assert_tensors(x, y)
-    else:
+    elif chosen.needs != "nothing":
         instance("x is", x, dict, f"a dict by layers, of {chosen.needs}, see lib/pruning/methods.py")
     own = inspect.signature(chosen.function).parameters
     if odd := [key for key in options if key not in own and "options" not in own]:
         has = listed([*own][5 if chosen.draws else 4 :])
         raise ParameterError(f"{chosen.name} has no keywords {odd}; it has {has}.{hint(odd[0], own)}")
     flags({key: parameter.default for key, parameter in own.items()}, options)
-    return chosen, x, y
 
 
 def _scored(chosen, net, x, y, seeds, layers=None, **options):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 import warnings
 from functools import partial
 from operator import itemgetter
@@ -28,6 +29,7 @@ NORMALISING = set(
     scaled_dot_product_attention""".split()
 )
 NEUTRAL = {"bias": 0, "weight": 1, "running_mean": 0, "running_var": 1}  # of batch normalisations
+INSIDE = __file__.removesuffix("modules.py"), *torch.__path__  # folders that no warning names
 TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 
 
@@ -144,19 +146,22 @@ class One(nn.Module):
         return logits[None]
 
 
-def opened(net, needs, x, y, seeds, layers):
-    """Return `net` as a stack, a torch module as `One`, the examples as that reads them, and the seeds of its runs."""
-    if needs == "examples" and isinstance(net, nn.Module) and torch.float16 in {p.dtype for p in net.parameters()}:
-        told = "in float16 squares and slopes may be 0, or infinite: pass a copy in float32"
-        warnings.warn(f"{told}, copy.deepcopy(net).float(), which has masks like these", stacklevel=5)
-    if nets.layers(net, stack=False):
-        batches = (x if isinstance(x, list | tuple) else [x]) if needs == "examples" else []
-        for batch in (batch for batch in batches if isinstance(batch, torch.Tensor)):
+def opened(net, method, x, y, seeds, layers):
+    """Return `net` as a stack, a torch module as `One`, what the method reads of x and y, and the seeds of its runs."""
+    stack = nets.layers(net, stack=False)
+    if not stack:
+        net = One(net, x if method.needs in ("nothing", "examples") else None, method.needs == "nothing", layers)
+        seeds = [0] if seeds is None else seeds
+    if method.needs == "nothing":
+        return net, None, None, seeds
+    if method.needs == "examples":
+        if torch.float16 in {p.dtype for p in net.parameters()}:
+            told = "in float16 squares and slopes may be 0, or infinite: pass a copy in float32"
+            warn(f"{told}, copy.deepcopy(net).float(), which has masks like these")
+        x = x if stack else examples(x, y)
+        for batch in (x if isinstance(x, list | tuple) else [x]) if stack else ():
             assert_rows(net, batch)
-        return net, x, seeds
-    alone = One(net, x if needs in ("nothing", "examples") else None, needs == "nothing", layers)
-    x = examples(x, y) if needs == "examples" and x is not None else x
-    return alone, x, [0] if seeds is None else seeds
+    return net, x, y, seeds
 
 
 def assert_pairs(net, x, y, classes=True, bytes=False):
@@ -215,7 +220,6 @@ def _units(layer):
 
 def examples(x, y=None):
     """Return examples `(N, ...)`, or batches of them, as `One` reads them, `(N, I)`; ParameterError for odd labels."""
-    assert_tensors(x, y)
     for labels in y if isinstance(y, list | tuple) else [y]:
         if labels is not None and labels.dim() != 1:
             told = f"y has shape {tuple(labels.shape)}; needed are classes (N,), such as y.squeeze(1) of a column"
@@ -226,12 +230,12 @@ def examples(x, y=None):
 def assert_tensors(x, y=None):
     """Raise ParameterError for examples that are neither a tensor nor a list of them, and for labels y likewise."""
     for what, given, axes in (("x", x, 2), ("y", y, 1)):
-        batches = given if isinstance(given, list | tuple) else [given]
-        odd = [type(batch).__name__ for batch in batches if not isinstance(batch, torch.Tensor | None)]
-        if odd or not batches:
+        batches = given if isinstance(given, list | tuple) else [] if given is None else [given]
+        odd = [type(batch).__name__ for batch in batches if not isinstance(batch, torch.Tensor)]
+        if odd or given is not None and not batches:
             told = f"{what} is a {odd[0] if odd else 'list of none'}, or has one; needed is a tensor, or a list of them"
             raise ParameterError(f"{told}: of a loader x, y = map(list, zip(*loader)), of an array torch.from_numpy(x)")
-        if odd := [tuple(one.shape) for one in batches if one is not None and (one.dim() < axes or not one.numel())]:
+        if odd := [tuple(one.shape) for one in batches if one.dim() < axes or not one.numel()]:
             told = f"{what} has shape {odd[0]}; needed are examples along an axis of their own, (N, ...)"
             raise ParameterError(f"{told}, of which there is one at least")
 
@@ -244,10 +248,18 @@ def named(layers):
     return layers
 
 
-def some(made, densities, stacklevel=5):
+def warn(told):
+    """Warn at the line that called this folder, however many of its functions and of torch's lie between."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_code.co_filename.startswith(INSIDE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(told, stacklevel=level)
+
+
+def some(made, densities):
     """Return masks `made` of densities, `[{name: bool (R, O, *F)}]`; ParameterError where a run keeps nothing.
 
-    Warns, so many frames above, where nothing is pruned at a density below one.
+    Warns where nothing is pruned at a density below one.
     """
     for density, kept in zip(densities, made, strict=True):
         count = sum(mask[0].numel() for mask in kept.values())
@@ -256,7 +268,7 @@ def some(made, densities, stacklevel=5):
             raise ParameterError(f"density {density} of {count} keeps none; one is a density of {1 / count:.3g}")
         if (left == count).all() and not isinstance(density, dict) and max(each(density, len(left))) < 1:
             told = f"nothing is pruned: density {density} of {count} keeps all"
-            warnings.warn(f"{told}; one less is a density of {1 - 1 / count:.6g}", stacklevel=stacklevel)
+            warn(f"{told}; one less is a density of {1 - 1 / count:.6g}")
     return made
 
 
@@ -276,11 +288,11 @@ def blank(scores, kept, scope, within=None):
     return count
 
 
-def warn_of_blanks(counts, stacklevel=6):
-    """Warn, so many frames above, of entries that stay though their score is 0, the most of the counts: see `blank`."""
+def warn_of_blanks(counts):
+    """Warn of entries that stay though their score is 0, the most of the counts: see `blank`."""
     if any(counts):
         told = f"{max(counts)} that stay, most of all, have a score of 0, as others that go: their places alone decide"
-        warnings.warn(f"{told}. Take another method, or another density", stacklevel=stacklevel)
+        warn(f"{told}. Take another method, or another density")
 
 
 def told(made, module=None):
@@ -290,9 +302,9 @@ def told(made, module=None):
     """
     if module is not None and (other := _unmasked(hops.unwrapped(module))):
         told = f"{listed(other)} are weights of no convolution and no linear layer: they stay whole, and density"
-        warnings.warn(f"{told} does not count them. Or say what is pruned, layers=[...]", stacklevel=5)
+        warn(f"{told} does not count them. Or say what is pruned, layers=[...]")
     if empty := list(dict.fromkeys(part for kept in made for part, mask in kept.items() if not mask.any())):
-        warnings.warn(f"nothing is kept of {listed(empty)}: no input is seen behind it", stacklevel=5)
+        warn(f"nothing is kept of {listed(empty)}: no input is seen behind it")
     return made
 
 
