@@ -47,13 +47,12 @@ class Remasked(nn.Module):
         return {**super().__getstate__(), "held": None}  # a copy may be of other runs
 
     def forward(self, x):
-        return functional_call(self.net, self._tensors() if self.training else self._once(), (x,))
-
-    def _once(self):
+        if self.training:
+            return functional_call(self.net, self._tensors(), (x,))
         if self.held is None:
             with torch.no_grad():
                 self.held = self._tensors()
-        return self.held
+        return functional_call(self.net, self.held, (x,))
 
     def _largest(self, of):
         """Return masks of what has the largest magnitude; of few they keep none, which is no error in a step."""
@@ -101,7 +100,6 @@ class RemaskedUnits(Remasked):
             tensors[f"{name}.weight"] = _picked(layer.weight, rows, before)
             if layer.bias is not None:
                 tensors[f"{name}.bias"] = _picked(layer.bias[:, :, None], rows, None)[:, :, 0]
-            tensors[f"{name}.scale"] = layer.scale
             before = rows
         return tensors
 

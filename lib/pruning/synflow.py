@@ -113,25 +113,18 @@ def powered(net, power=1, dtype=None, absorb=False):
         weight.requires_grad_()
     vars(made)[POWERED] = power, nets.weights(made)
     if absorb and any(isinstance(module, BatchNorm) for module in made.modules()):
-        for hop in nets.graph(made):
-            _absorb_(made, hop)
+        for hop in (hop for hop in nets.graph(made) if hop.norm):
+            norm, layer = made.get_submodule(hop.norm), made.get_submodule(hop.layer)
+            weight, shift = norm.folded(layer.weight, layer.bias)
+            layer.weight.copy_(weight)
+            layer.bias = nn.Parameter(shift, requires_grad=False) if bool(shift.any()) else None
+            made.set_submodule(hop.norm, Absorbed())
     return made
 
 
 def _powers(net):
     """Return the power of a `powered` copy, None of other networks."""
     return vars(net).get(POWERED, [None])[0]
-
-
-def _absorb_(net, hop):
-    """Put the batch normalisation of a hop of a stack, in `eval()` mode, into the layer before it."""
-    norm, layer = hop.norm and net.get_submodule(hop.norm), hop.layer and net.get_submodule(hop.layer)
-    if not isinstance(norm, BatchNorm):
-        return
-    weight, shift = norm.folded(layer.weight, layer.bias)
-    layer.weight.copy_(weight)
-    layer.bias = nn.Parameter(shift, requires_grad=False) if bool(shift.any()) else None
-    net.set_submodule(hop.norm, Absorbed())
 
 
 def _thinned(net):
