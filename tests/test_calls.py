@@ -323,6 +323,12 @@ TOLD = {
     "units of two layers": (
         lambda: reweight.units_(net := deeper(), methods.prune(net, "magnitude", 0.5, of="units"), torch.relu),
         "masks are of layers.0, layers.1; needed are those of one layer"),
+    "edges refitted to other moments": (
+        lambda: reweight.edges_(stack(1), {"layers.0.weight": torch.ones(1, 5, 6).bool()}, likelihood.moments(X[1:].T)),
+        r"moments of layers.0 are \(3, 3\); needed"),
+    "units refitted to other moments": (
+        lambda: reweight.units_(stack(1), {"layers.0": torch.ones(1, 5).bool()}, torch.relu, likelihood.moments(X)),
+        r"moments of layers.1 are \(6, 6\); needed .* \(5, 5\) or"),
     "edges of two layers": (lambda: reweight.edges_(stack(1), methods.prune(stack(1), "magnitude", 0.5), None),
                             "masks are of layers.0.weight, layers.1.weight; needed are those of one"),
     "a text of levels": (lambda: descend.descend(stack(1), None, [1], "-10"), "levels are log-losses, each negative"),

@@ -220,17 +220,17 @@ def average_pool(x, side):
     return _unfold_runs(torch.nn.functional.avg_pool2d(_fold_runs(x), side), len(x))
 
 
-def batch_norm(x, weight, bias, mean, variance, training, momentum=0.1, eps=EPS, beside=None, rectified=False):
+def batch_norm(x, weight, bias, mean, variance, training, beside=None, rectified=False):
     """Return x `(R, N, C, H, W)` normalised per run and channel, then times `weight (R, C)` plus `bias (R, C)`.
 
     Batch normalisation (Ioffe & Szegedy, arXiv 1502.03167), runs folded into the channels. While `training` by the
-    statistics of the batch, which move `mean` and `variance` (R, C), in place, by `momentum`; else by those two.
+    statistics of the batch, which move `mean` and `variance` (R, C), in place, by a tenth; else by those two.
     beside: None, or like x, what is added; rectified: return max(0, ·). Both in place, for two fifths of the time.
     """
     flat, folded = [t.view(-1) for t in (mean, variance, weight, bias)], _fold_runs(x)
     if len(folded) == 1:  # the strides of one image can be such that torch (2.15, CPU) computes a wrong gradient
         folded = folded.contiguous()
-    out = torch.nn.functional.batch_norm(folded, *flat, training, momentum, eps)
+    out = torch.nn.functional.batch_norm(folded, *flat, training, eps=EPS)
     if beside is not None:
         out.add_(_fold_runs(beside))
     return _unfold_runs(out.relu_() if rectified else out, len(weight))

@@ -77,7 +77,7 @@ class One(nn.Module):
         super().__init__()
         module, self._wanted = hops.unwrapped(module), wanted
         layers = _prunable(module)
-        x is None or assert_tensors(x)
+        assert_tensors(x)
         batch, first = x[0] if isinstance(x, list | tuple) else x, next(iter(layers.values()))
         shape = (first.in_features,) if isinstance(first, nn.Linear) else None
         self._shape, self._example = shape if batch is None else tuple(batch.shape[1:]), batch

@@ -11,7 +11,7 @@ import torch
 from lib import workers
 from lib.errors import choice, listed
 from lib.networks import nets
-from lib.pruning import masks
+from lib.pruning import likelihood, masks
 
 CHUNK_BYTES = {"cpu": 20e6, "cuda": 1e9}  # of Gram blocks solved at a time
 
@@ -79,6 +79,7 @@ def edges_(net, mask, moments, intercept=True):
     """
     name, kept = _one(mask)
     layer = plain_layer(net, name.removesuffix(".weight"))
+    likelihood.assert_fitting({name.removesuffix(".weight"): moments}, net, "weights")
     layer.weight[:], shift = refit(layer.weight, kept, moments, intercept)
     _add_(layer, shift, intercept, name)
     return net
@@ -96,6 +97,7 @@ def units_(net, units, activation, moments=None, intercept=True, as_published=Fa
     name, kept = _one(units)
     layer, after = plain_layer(net, name), plain_layer(net, next_layer(net, name))
     if moments is not None:
+        likelihood.assert_fitting({next_layer(net, name): moments}, net, "weights")
         intercept = intercept and not as_published
         after.weight[:], shift = refit(after.weight, kept, moments, intercept)
     elif as_published:
