@@ -610,6 +610,8 @@ def test_a_run_without_the_array_is_an_error_not_a_gap(root):
         runs.curves("toy", "loss")
     with pytest.raises(RecordError, match="Did you mean 'loss'"):
         runs.curves("toy", "los", seed=3)
+    with pytest.raises(ParameterError, match=r"name is a list; needed is the name of one array; tables\.joined"):
+        runs.curves("toy", ["loss"])
     assert len(runs.curves("toy", "loss", seed=3)) == 1
 
 

@@ -23,7 +23,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from lib.errors import ParameterError, RecordError, hint, listed
+from lib.errors import ParameterError, RecordError, hint, instance, listed
 from lib.records.disk import lock, new, put, recover, render, saved, together
 from lib.records.parameters import many, name_of, scientific, text
 
@@ -312,6 +312,7 @@ def curves(records: list[Record], name: str) -> pd.DataFrame:
     """
     import pandas as pd
 
+    instance("name is", name, str, "the name of one array; tables.joined takes a list of them")
     lacking = [record.name for record in records if name not in record.arrays]
     if lacking:
         known = dict.fromkeys(key for record in records for key in record.arrays)
