@@ -320,21 +320,13 @@ def curves(records: list[Record], name: str) -> pd.DataFrame:
         told = f"{len(lacking)} of {len(records)} records have no array {name!r}, such as {lacking[0]}.{meant}"
         raise RecordError(f"{told} There are: {listed(known)}. Leave runs out by a filter such as type='EWN'.")
     identities = [_columns(record) for record in records]
-    varying = _varying(identities)
+    values = scientific(pd.DataFrame(identities))  # that some lack a parameter, which came or went, is no value of it
+    varying = ["type", "seed", *(key for key, found in values.items() if found.nunique() > 1)]
     frames = [
         _tidy(record, name, {key: identity.get(key) for key in varying})
         for record, identity in zip(records, identities, strict=True)
     ]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["type", "seed", name])
-
-
-def _varying(identities: list[dict]) -> list[str]:
-    """Return type, seed, and the scientific parameters of more than one value; that some lack a name is no value."""
-    values = {}
-    for identity in identities:
-        for key in scientific(identity):
-            values.setdefault(key, set()).add(identity[key])
-    return ["type", "seed", *(key for key, found in values.items() if len(found) > 1)]
 
 
 def _tidy(record: Record, name: str, columns: dict) -> pd.DataFrame:
