@@ -119,9 +119,7 @@ def open_run(experiment: str, namespace: dict, *together: Callable, **allowed: S
     for check in together:
         if message := check(parameters):
             raise ParameterError(message)
-    run = Run(experiment, parameters, defaults)
-    run._claim()
-    return run
+    return Run(experiment, parameters, defaults)
 
 
 def settle(notebook: str, namespace: dict, **allowed: Sequence | Callable) -> None:
@@ -179,13 +177,12 @@ class Run:
         self.parameters = parameters
         self.types: list[str] = parameters["type"]
         self.seeds: list[int] = naming.counted_out(parameters["seed"])
-        self.todo: list[Pair] = []
-        self.done: list[Pair] = []
         self._defaults = defaults
         self._waiting: dict[Pair, tuple] = {}  # what `save` was given of stacks of which more is to come
         self._started, self._since = _now(), time.monotonic()
         self._origin = provenance.origin(ROOT)  # as it is now: files may be edited while the run computes
         self._code = provenance.code(_notebook(experiment))
+        self._claim()
 
     def path(self, type: str, seed: int | str) -> Path:
         """Return the json of one record of this run, there or not."""
@@ -258,38 +255,33 @@ class Run:
 
     def _claim(self) -> None:
         """Return nothing; fill `done` and `todo`, and lock what is to be computed."""
-        self.done = self._finished()
-        wanted = [pair for pair in pairs(self.parameters) if pair not in self.done]
-        if wanted:
-            assert_writable(folder() / self.experiment)
-        _hold(self.experiment, {_work(self.path(pair[1], pair[0])) for pair in wanted})
-        self.done = self._finished()  # again: another process may have made some while this one waited
-        self.todo = [pair for pair in pairs(self.parameters) if pair not in self.done]
-        _hold(self.experiment, {_work(self.path(pair[1], pair[0])) for pair in self.todo})
-        self._report()
+        for _ in range(2):  # again: another process may have made some while this one waited
+            found = self._finished()
+            self.done = [(record.seed, record.type) for record in found]
+            self.todo = [pair for pair in pairs(self.parameters) if pair not in self.done]
+            if self.todo:
+                assert_writable(folder() / self.experiment)
+            _hold(self.experiment, {_work(self.path(type, seed)) for seed, type in self.todo})
+        if found:
+            self._report(found)
 
-    def _finished(self) -> list[Pair]:
-        """Return the pairs whose record stands; none with force. RecordError if a default changed since."""
+    def _finished(self) -> list[Record]:
+        """Return the records that stand; none with force. RecordError if a default changed since."""
         recover(folder() / self.experiment)  # forced too: what was left there may not come over a new record later
-        if self.parameters.get("force"):
-            return []
-        done = [pair for pair in pairs(self.parameters) if self.path(pair[1], pair[0]).exists()]
-        for seed, type in done:
-            path = self.path(type, seed)
-            changed = _changed_defaults(read(path), self.parameters)
-            if changed:
-                said = f"{path.name} was made under other defaults: {'; '.join(changed)}."
-                way_out = _again(path in provenance.kept(ROOT, path.parent))
+        found = [] if self.parameters.get("force") else self.records()
+        for record in found:
+            if changed := _changed_defaults(record, self.parameters):
+                said = f"{record.path.name} was made under other defaults: {'; '.join(changed)}."
+                way_out = _again(record.path in provenance.kept(ROOT, record.path.parent))
                 raise RecordError(f"{said} Put notebooks/defaults.json back as it was, or: {way_out}.")
-        return done
+        return found
 
-    def _report(self) -> None:
+    def _report(self, found: list[Record]) -> None:
         """Return nothing; print one line per finished record, and what was edited since it was made."""
-        kept = provenance.kept(ROOT, folder() / self.experiment) if self.done else ()
-        texts = provenance.texts(_notebook(self.experiment)) if self.done else {}
+        kept = provenance.kept(ROOT, folder() / self.experiment)
+        texts = provenance.texts(_notebook(self.experiment))
         since = provenance.edited_since_commit(ROOT, _notebook(self.experiment), texts) if kept else []
-        for seed, type in self.done:
-            record = read(self.path(type, seed))
+        for record in found:
             edited = since if record.path in kept else provenance.edited(record.provenance["code"], texts)
             made = record.provenance.get("commit") if record.path in kept else None
             note = f" (of commit {made[:7]})" if made else ""
@@ -324,7 +316,7 @@ def records(experiment: str, **where) -> list[Record]:
     if not experiment or not place.exists():
         naming.code_cells(_notebook(experiment))  # not run yet is no error; a misspelt name is
     recover(place)
-    known = without(scientific(naming.frozen(_notebook(experiment))), {"seed", "type"})
+    known = scientific(naming.frozen(_notebook(experiment)))
     found = [read(path) for path in storage.files(place)]
     found = [replace(record, parameters=known | record.parameters) for record in found]
     found.sort(key=lambda record: (record.type, int(str(record.seed).split("..")[0]), record.name))
