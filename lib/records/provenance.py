@@ -24,11 +24,12 @@ def origin(root: Path) -> dict:
     """Return where a result comes from: commit, versions of what computes, machine. None where unknown."""
     torch = sys.modules.get("torch")  # never imported for this: the workflow must start at once
     status = _git(root, "status", "--porcelain", "--", "lib", "notebooks")
+    tested = root / "workflow" / "tested.txt"
     return {
         "commit": _git(root, "rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
         "versions": _versions(torch),
-        "tested": _tested(root),
+        "tested": _sha256(tested.read_text("utf-8")) if tested.exists() else None,  # installed or not
         "platform": platform.platform(),
         "cpu": _cpu(),
         "instructions": _instructions(torch),
@@ -49,12 +50,6 @@ def _versions(torch) -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[name] = None
     return found | ({"torch": str(torch.__version__)} if torch else {})
-
-
-def _tested(root: Path) -> str | None:
-    """Return the checksum of the file of tested versions, whether or not they are what is installed."""
-    file = root / "workflow" / "tested.txt"
-    return _sha256(file.read_text("utf-8")) if file.exists() else None
 
 
 def _git(root: Path, *arguments: str) -> str | None:
@@ -170,13 +165,11 @@ def edited_since_commit(root: Path, notebook: Path, now: dict[str, str]) -> list
     them may since have been moved, renamed or rearranged. now: `texts`.
     """
     changed = (_git(root, "diff", "--relative", "--name-only", "HEAD", "--", "lib", "notebooks") or "").splitlines()
-    stored = {key: _checksum(text) for key, text in now.items()}
-    for key in set(changed) & set(stored):
-        stored[key] = _checksum(_git(root, "show", f"HEAD:./{key}") or "")
     name = f"notebooks/{notebook.name}"
-    if name in changed:
-        committed = json.loads(_git(root, "show", f"HEAD:./{name}") or '{"cells": []}')["cells"]
-        cells = _cells([cell for cell in committed if cell["cell_type"] == "code"])
-        stored = {key: text for key, text in stored.items() if key.startswith("lib/")}
-        stored |= {key: _checksum(text) for key, text in cells.items()}
-    return edited(stored, now)
+    before = {key: _git(root, "show", f"HEAD:./{key}") for key in {*changed} & {*now, name}}
+    committed = {key: before.get(key, text) or "" for key, text in now.items()}
+    if name in before:
+        cells = json.loads(before[name] or '{"cells": []}')["cells"]
+        committed = {key: text for key, text in committed.items() if key.startswith("lib/")}
+        committed |= _cells([cell for cell in cells if cell["cell_type"] == "code"])
+    return edited({key: _checksum(text) for key, text in committed.items()}, now)
