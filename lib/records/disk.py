@@ -39,20 +39,19 @@ def acquire(path: Path) -> None:
     needs two releases. After a second of waiting, one printed line says who is at work.
     """
     path = Path(path).absolute()
+    lock = _lock(path)
+    if lock.is_locked:
+        lock.acquire()
+        return
     try:
         (path.parent / ".locks").mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
-        if lock.is_locked:
-            lock.acquire()
-            return
         _wait(lock, path)
         # A file of its own: opening a lock file may empty it, so it cannot hold the name of its owner.
         notebook = os.environ.get("JPY_SESSION_NAME")  # from Jupyter, which shows a person no process's number
         of = f" ({notebook})" if notebook else ""
         _owner_file(path).write_text(f"process {os.getpid()} on {socket.gethostname()}{of}", "utf-8")
     except OSError as error:
-        if (os.getpid(), path) in _locks:
-            _lock(path).release()
+        lock.release()
         raise unwritable(path.parent, error) from error
 
 
@@ -278,11 +277,10 @@ def save_tensors(path: Path, tensors: dict[str, np.ndarray], meta: dict, later: 
     tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     text = render(meta).decode()
     data = safetensors.numpy.save(tensors, metadata={"meta": text, "digest": _digest(tensors, text)})
-    with lock(path):
-        with writing(path, new(path)):
-            put(new(path), data)
-            if not later:
-                move(new(path), path)
+    with lock(path), writing(path, new(path)):
+        put(new(path), data)
+        if not later:
+            move(new(path), path)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict]:
