@@ -33,14 +33,15 @@ def literal(image, row, column, flip, pad):
 
 
 @pytest.mark.parametrize("shape,pad", [((6, 3, 5, 7), 2), ((4, 1, 1, 1), 1), ((3, 2, 4, 4), 0)])
-def test_crop_and_flip_are_those_of_a_loop(shape, pad):
+def test_crop_and_flip_are_those_of_a_loop(shape, pad, monkeypatch):
+    monkeypatch.setattr(images, "PAD", pad)
     x, g = bytes_of(shape), torch.Generator().manual_seed(1)
     index = torch.randint(shape[0], (40,), generator=g)
     shift, flip = torch.randint(2 * pad + 1, (40, 2), generator=g), torch.rand(40, generator=g) < 0.5
-    found = images.crop_flip(x, index, shift, flip, pad)
+    found = images.crop_flip(x, index, shift, flip)
     rows = zip(index.tolist(), shift.tolist(), flip.tolist(), strict=True)
     assert torch.equal(found, torch.stack([literal(x[i], *at, mirrored, pad) for i, at, mirrored in rows]))
-    again = images.crop_flip(x, index.view(4, 10), shift.view(4, 10, 2), flip.view(4, 10), pad)
+    again = images.crop_flip(x, index.view(4, 10), shift.view(4, 10, 2), flip.view(4, 10))
     assert torch.equal(again.flatten(0, 1), found)
 
 
@@ -74,11 +75,12 @@ def digits():
     return sets.load("digits32", train_examples=50)
 
 
-def test_an_image_that_does_not_move_is_that_of_the_whole_set(digits):
-    _, flip = images.moves(1, 0, 50, pad=0)
+def test_an_image_that_does_not_move_is_that_of_the_whole_set(digits, monkeypatch):
+    monkeypatch.setattr(images, "PAD", 0)
+    _, flip = images.moves(1, 0, 50)
     index = (~flip).nonzero()[:, 0].flip(0)
     assert len(index) > 9
-    assert torch.equal(images.Augmented(digits, [1], pad=0)(0, index), digits.split("train")[0][index])
+    assert torch.equal(images.Augmented(digits, [1])(0, index), digits.split("train")[0][index])
 
 
 def test_a_run_sees_the_same_in_any_stack_and_any_batch(digits):

@@ -25,29 +25,29 @@ def _of_channels(numbers, device):
     return torch.tensor(numbers, device=device).reshape(-1, 1, 1)
 
 
-def crop_flip(images, index, shift, flip, pad=PAD):
+def crop_flip(images, index, shift, flip):
     """Return the chosen images `(*index.shape, C, H, W)`, each moved within a black frame and mirrored or not.
 
-    images (N, C, H, W), uint8; index `(...)`; shift `(..., 2)`, the row and column, 0 to 2·pad, at which the crop of
-    H × W begins in the image that `pad` black pixels surround; flip `(...)`, bool, left to right after the crop.
+    images (N, C, H, W), uint8; index `(...)`; shift `(..., 2)`, the row and column, 0 to 2·PAD, at which the crop of
+    H × W begins in the image that `PAD` black pixels surround; flip `(...)`, bool, left to right after the crop.
     """
     _, channels, height, width = images.shape
-    framed = nn.functional.pad(images[index.flatten()], (pad,) * 4)
+    framed = nn.functional.pad(images[index.flatten()], (PAD,) * 4)
     shift, flip = shift.reshape(-1, 2, 1), flip.reshape(-1, 1)
     rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
     columns = torch.where(flip, columns.flip(0), columns)
-    at = (shift[:, 0] + rows)[:, :, None] * (width + 2 * pad) + (shift[:, 1] + columns)[:, None]
+    at = (shift[:, 0] + rows)[:, :, None] * (width + 2 * PAD) + (shift[:, 1] + columns)[:, None]
     cropped = framed.flatten(2).gather(2, at.flatten(1)[:, None].expand(-1, channels, -1))
     return cropped.view(*index.shape, channels, height, width)
 
 
-def moves(seed, epoch, count, pad=PAD):
+def moves(seed, epoch, count):
     """Return (shift `(count, 2)`, flip `(count,)`) of every training image in one epoch of the runs of `seed`.
 
-    All shifts, 0 to 2·pad, are equally likely, and half the images are mirrored. No image depends on its batch.
+    All shifts, 0 to 2·PAD, are equally likely, and half the images are mirrored. No image depends on its batch.
     """
     rng = draws.generator(seed, "augment", epoch)
-    shift, flip = rng.integers(2 * pad + 1, size=(count, 2)), rng.random(count) < 0.5
+    shift, flip = rng.integers(2 * PAD + 1, size=(count, 2)), rng.random(count) < 0.5
     return torch.from_numpy(shift), torch.from_numpy(flip)
 
 
@@ -59,8 +59,8 @@ class Augmented:
     move at all they are what `data.split("train")` has.
     """
 
-    def __init__(self, data, seeds, pad=PAD):
-        self.data, self.seeds, self.pad, self.epoch = data, list(seeds), pad, None
+    def __init__(self, data, seeds):
+        self.data, self.seeds, self.epoch = data, list(seeds), None
 
     def __call__(self, epoch, index):
         moves = self._moves(epoch)
@@ -70,14 +70,14 @@ class Augmented:
             index = index.expand(len(self.seeds), -1)
             each = [[part[own] for part in moves[seed]] for seed, own in zip(self.seeds, index, strict=True)]
             shift, flip = map(torch.stack, zip(*each, strict=True))
-        images = crop_flip(self.data.train_x, index, shift, flip, self.pad)
+        images = crop_flip(self.data.train_x, index, shift, flip)
         return standardise(images, self.data.mean, self.data.std)
 
     def _moves(self, epoch):
         """Return `{seed: (shift, flip)}` on the device, drawn once per epoch."""
         if self.epoch != epoch:
             n, device = len(self.data.train_y), self.data.train_x.device
-            drawn = {seed: moves(seed, epoch, n, self.pad) for seed in dict.fromkeys(self.seeds)}
+            drawn = {seed: moves(seed, epoch, n) for seed in dict.fromkeys(self.seeds)}
             self.drawn = {seed: tuple(part.to(device) for part in pair) for seed, pair in drawn.items()}
             self.epoch = epoch
         return self.drawn
