@@ -1,7 +1,5 @@
 """What goes wrong, told so that the message is enough: the value, what is allowed, and the way out."""
 
-from __future__ import annotations
-
 import difflib
 import errno
 import functools

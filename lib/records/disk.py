@@ -1,7 +1,5 @@
 """Files that survive being killed: locks that die with their owner, writes that happen wholly or not."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -4,8 +4,6 @@ A name lists the scientific parameters that differ from the notebook's defaults,
 and no two runs share it. The only files looked at are the notebook and the defaults beside it.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

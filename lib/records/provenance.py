@@ -1,7 +1,5 @@
 """Where a result comes from: the commit, the versions, the machine, and the code that ran, by checksums."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import io

@@ -3,8 +3,6 @@
 Checked by `open_run` before any data or training. What depends on several parameters at once, a study checks itself.
 """
 
-from __future__ import annotations
-
 from lib.errors import ParameterError, listed, within
 from lib.records.parameters import many
 
