@@ -231,7 +231,7 @@ def _mnist_like(name, folder):
     cls = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[name]
     raw, archives, unpacked = folder / cls.__name__ / "raw", dict(cls.resources), UNPACKED[name]
     if not any((raw / file).exists() for file in [*archives, *unpacked]):
-        _by_torchvision(cls, folder, {file: raw / file for file in archives})
+        _by_torchvision(cls, folder, [raw / file for file in archives])
     if not any((raw / file).exists() for file in archives):
         _verify(unpacked, raw)
         return _idx(raw)
@@ -263,9 +263,8 @@ def _idx(folder):
     return tuple((x[:, None].contiguous(), y.long()) for x, y in zip(images, labels, strict=True))
 
 
-def _by_torchvision(cls, folder, files, there=False):
-    """Return a class's training and test sets, downloaded if not `there`; `files` are the paths it needs."""
-    paths = [Path(path) for path in files.values()]
+def _by_torchvision(cls, folder, paths, there=False):
+    """Return a class's training and test sets, downloaded if not `there`; `paths` are what it needs."""
     try:
         if not there and not any(path.exists() for path in paths):
             _download(cls, folder, paths)
@@ -316,7 +315,7 @@ def _cifar(name, folder):
     published = dict([*cls.train_list, *cls.test_list, (cls.meta["filename"], cls.meta["md5"])])
     if any((place / file).exists() for file in published):  # else torchvision would silently download over the damaged
         _verify(published, place)
-    parts = _by_torchvision(cls, folder, {file: place / file for file in published})
+    parts = _by_torchvision(cls, folder, [place / file for file in published])
     return tuple((torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
                  for part in parts)  # fmt: skip
 
@@ -326,7 +325,7 @@ def _tiny_imagenet(name, folder):
     place = folder / FOLDER
     if (place / ARCHIVE).exists():
         _verify({ARCHIVE: MD5}, place)
-    parts = _by_torchvision(TinyImageNet, folder, {ARCHIVE: place / ARCHIVE})
+    parts = _by_torchvision(TinyImageNet, folder, [place / ARCHIVE])
     return tuple((part.data, part.targets) for part in parts)
 
 
@@ -335,11 +334,11 @@ def _celeba(name, folder):
     from torchvision import datasets
 
     published = {file: md5 for _, md5, file in datasets.CelebA.file_list}
-    files = {file: folder / celeba.FOLDER / file for file in published}
+    paths = [folder / celeba.FOLDER / file for file in published]
     if not celeba.decoded(folder):  # else the decoded images are looked at instead, which have a digest of their own
-        _verify({file: published[file] for file, path in files.items() if path.exists()}, folder / celeba.FOLDER)
+        _verify({path.name: published[path.name] for path in paths if path.exists()}, folder / celeba.FOLDER)
     there = celeba.decoded(folder) or (folder / celeba.FOLDER / celeba.IMAGES).exists()
-    parts = _by_torchvision(celeba.CelebA, folder, files, there)
+    parts = _by_torchvision(celeba.CelebA, folder, paths, there)
     return tuple((part.data, part.targets) for part in parts)
 
 
