@@ -12,7 +12,7 @@ from torchvision import datasets, transforms
 from torchvision.transforms import functional
 
 from lib import images, sets, tiny_imagenet
-from lib.data.sets import DataError
+from lib.errors import DataError, ParameterError
 
 
 def bytes_of(shape, seed=0):
@@ -108,7 +108,7 @@ def test_a_study_standardises_in_its_own_way():
     plain, phew = sets.load("digits64"), sets.load("digits64", statistics="phew")
     assert phew.mean == plain.mean and phew.test_x.shape[1:] == (3, 64, 64), "the digits' own where a study has none"
     assert sets.STATISTICS["phew"]["cifar10"] == ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262))
-    with pytest.raises(DataError, match="'phw'; allowed are ewn, phew"):
+    with pytest.raises(ParameterError, match="'phw'; allowed are ewn, phew"):
         sets.load("digits", statistics="phw")
 
 

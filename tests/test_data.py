@@ -18,6 +18,7 @@ import torch
 from flips import refused
 
 from lib import draws, sets
+from lib.errors import ParameterError
 
 REAL = Path(sets.ROOT, os.environ.get("PRUNING_DATA", "data"))
 needs_mnist = pytest.mark.skipif(
@@ -266,7 +267,7 @@ def test_a_data_set_of_ones_own_is_three_entries(monkeypatch):
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(sets.DataError, match="'mnst'.*mnist, fashion_mnist, digits"):
+    with pytest.raises(ParameterError, match="'mnst'.*mnist, fashion_mnist, digits"):
         sets.load("mnst")
 
 

@@ -19,7 +19,7 @@ import torch
 from lib import draws
 from lib.data import celeba, images
 from lib.data.tiny_imagenet import ARCHIVE, FOLDER, MD5, TinyImageNet
-from lib.errors import DataError, RecordError, hint
+from lib.errors import DataError, RecordError, choice
 from lib.records import disk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,12 +110,11 @@ def load(name, device="cpu", train_examples=0, statistics="ewn", holdout=0):
     same in every run, and a larger one contains the smaller. `statistics`: the study
     whose means and deviations standardise the pixels, "ewn" (arXiv 2010.12909) or "phew" (arXiv 2010.11354), or "half",
     which scales them to [-1, 1]. holdout: so many training images, chosen likewise, stand in the place of the test set
-    and are not among the others: what is chosen, a criterion or when to stop, is chosen by them. Raises DataError,
-    which says what is wrong with which file.
+    and are not among the others: what is chosen, a criterion or when to stop, is chosen by them. Raises ParameterError
+    for another name, else DataError, which says what is wrong with which file.
     """
-    for what, value, allowed in (("dataset", name, NAMES + UNLABELLED), ("statistics", statistics, STATISTICS)):
-        if value not in allowed:
-            raise DataError(f"{what} is {value!r}; allowed are {', '.join(allowed)}.{hint(value, allowed)}")
+    choice("dataset", name, NAMES + UNLABELLED)
+    choice("statistics", statistics, STATISTICS)
     data = _decoded(name, str(_folder()))
     mean, std = STATISTICS[statistics].get(name, (data.mean, data.std))
     data = replace(data, mean=mean, std=std)
