@@ -112,6 +112,12 @@ def test_a_study_standardises_in_its_own_way():
         sets.load("digits", statistics="phw")
 
 
+@pytest.mark.parametrize("name", ["digits", "digits32", "digits64"])
+def test_halves_scale_from_minus_one_to_one(name):
+    x, _ = sets.load(name, statistics="half").split("train")
+    assert (x.min(), x.max()) == (-1, 1)
+
+
 def test_real_statistics_are_what_the_study_says():
     """Its figures for CIFAR-10 are those of the training images, rounded."""
     if not (sets._folder() / "cifar-10-batches-py").exists():

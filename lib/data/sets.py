@@ -25,6 +25,14 @@ from lib.records import disk
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("mnist", "fashion_mnist", "digits", "cifar10", "cifar100", "digits32", "tiny_imagenet", "digits64")
 UNLABELLED = ("celeba",)  # all of one class, for networks that do not classify
+# (channels, side, classes, training images, test images), known before anything is read; digits have the shapes of
+# other data, so that their networks serve digits too
+SHAPES = {
+    "mnist": (1, 28, 10, 60_000, 10_000), "fashion_mnist": (1, 28, 10, 60_000, 10_000),
+    "cifar10": (3, 32, 10, 50_000, 10_000), "cifar100": (3, 32, 100, 50_000, 10_000),
+    "tiny_imagenet": (3, 64, 200, 100_000, 10_000), "celeba": (3, 64, 1, 162_770, 19_962),
+    "digits": (1, 28, 10, 1442, 355), "digits32": (3, 32, 10, 1442, 355), "digits64": (3, 64, 10, 1442, 355),
+}  # fmt: skip
 # mean and standard deviation of every channel, as the studies have them; data that a study does not have keep those
 # of the EWN study's table, or their own
 TINY = ((0.480, 0.448, 0.397), (0.276, 0.269, 0.282))
@@ -43,11 +51,7 @@ STATISTICS = {
         "cifar100": ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
         "tiny_imagenet": TINY,
     },
-    "half": {
-        name: ((0.5,) * channels, (0.5,) * channels)
-        for channels, names in ((1, ("mnist", "fashion_mnist", "digits")), (3, ("cifar10", "cifar100", "digits32")))
-        for name in names
-    },
+    "half": {name: ((0.5,) * channels,) * 2 for name, (channels, *_) in SHAPES.items()},
 }
 # MD5 of what the published archives unpack to: torchvision has those of the archives alone
 UNPACKED = {
@@ -64,16 +68,7 @@ UNPACKED = {
         "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
     },
 }
-# channels and side that digits are resized to, those of other data, so that their networks serve digits too
-DIGITS = {"digits": (1, 28), "digits32": (3, 32), "digits64": (3, 64)}
 WITHOUT_FILES = "-p dataset digits, digits32 (in place of CIFAR) or digits64 (of Tiny-ImageNet), which need no file"
-# (channels, side, classes, training images, test images), known before anything is read
-SHAPES = {
-    "mnist": (1, 28, 10, 60_000, 10_000), "fashion_mnist": (1, 28, 10, 60_000, 10_000),
-    "cifar10": (3, 32, 10, 50_000, 10_000), "cifar100": (3, 32, 100, 50_000, 10_000),
-    "tiny_imagenet": (3, 64, 200, 100_000, 10_000), "celeba": (3, 64, 1, 162_770, 19_962),
-    "digits": (1, 28, 10, 1442, 355), "digits32": (3, 32, 10, 1442, 355), "digits64": (3, 64, 10, 1442, 355),
-}  # fmt: skip
 TEST_EVERY = 5  # one digit in five is test, counted within each class
 
 
@@ -160,15 +155,12 @@ def _folder():
 
 @functools.lru_cache(maxsize=2)
 def _decoded(name, folder):
-    if name in DIGITS:
-        train, test = _digits(*DIGITS[name])
-    else:
-        train, test = READERS[name](name, Path(folder))
-        for x, y in (train, test):
-            found, (channels, side, *_) = (x.dtype, *x.shape[1:], y.dtype, len(x)), SHAPES[name]
-            if found != (torch.uint8, channels, side, side, torch.int64, len(y)):
-                told = f"the reader of {name} returned x {x.dtype} {tuple(x.shape)}, y {y.dtype} {tuple(y.shape)}"
-                raise DataError(f"{told}; wanted are bytes (N, {channels}, {side}, {side}) and torch.int64 (N,)")
+    train, test = READERS[name](name, Path(folder))
+    for x, y in (train, test):
+        found, (channels, side, *_) = (x.dtype, *x.shape[1:], y.dtype, len(x)), SHAPES[name]
+        if found != (torch.uint8, channels, side, side, torch.int64, len(y)):
+            told = f"the reader of {name} returned x {x.dtype} {tuple(x.shape)}, y {y.dtype} {tuple(y.shape)}"
+            raise DataError(f"{told}; wanted are bytes (N, {channels}, {side}, {side}) and torch.int64 (N,)")
     mean, std = STATISTICS["ewn"].get(name) or _statistics(train[0])
     return Data(name, *train, *test, int(train[1].max()) + 1, mean, std, _checksum(*train, *test))
 
@@ -207,10 +199,11 @@ def _before(labels):
     return pd.Series(labels).groupby(labels).cumcount().to_numpy()
 
 
-def _digits(channels, side):
+def _digits(name, folder):
     """Return scikit-learn's 1,797 handwritten digits, resized, in equal channels, split in each class by position."""
     from sklearn.datasets import load_digits
 
+    channels, side, *_ = SHAPES[name]
     images, labels = load_digits(return_X_y=True)
     x = torch.from_numpy(images).reshape(-1, 1, 8, 8) / 16 * 255
     x = torch.nn.functional.interpolate(x, size=(side, side), mode="bilinear").round().to(torch.uint8)
@@ -342,5 +335,5 @@ def _celeba(name, folder):
 # name: what returns its training and its test images (x, y) as of `Data`, from its name and the folder of all data
 READERS = {
     "mnist": _mnist_like, "fashion_mnist": _mnist_like, "cifar10": _cifar, "cifar100": _cifar,
-    "tiny_imagenet": _tiny_imagenet, "celeba": _celeba,
+    "tiny_imagenet": _tiny_imagenet, "celeba": _celeba, "digits": _digits, "digits32": _digits, "digits64": _digits,
 }  # fmt: skip
