@@ -290,7 +290,7 @@ class Run:
 
 def _work(path: Path) -> Path:
     """Return what is locked while a record is computed, hours perhaps; writing it has a lock of its own."""
-    return path.with_name(path.name.removesuffix(".json"))
+    return path.with_suffix("")
 
 
 def _again(kept: bool) -> str:

@@ -77,14 +77,14 @@ def read(path: Path) -> Record:
             recover(path.parent)
             record = _load(path)
     if record is None:
-        raise _broken(path, f"{_beside(path, '.npz').name} is missing, truncated or altered")
+        raise _broken(path, f"{path.with_suffix('.npz').name} is missing, truncated or altered")
     return record
 
 
 def _load(path: Path) -> Record | None:
     """Return the record, or None if the npz is not the one that the json describes."""
     document = _document(path)
-    npz = _beside(path, ".npz")
+    npz = path.with_suffix(".npz")
     data = npz.read_bytes() if npz.is_file() else b""
     if _sha256(data) != document.pop("npz"):
         return None
@@ -108,8 +108,7 @@ def _document(path: Path) -> dict:
     if data != _sealed(data.rpartition(DIGEST)[0] + b"\n}\n"):
         raise _broken(path, "the file is altered: its content is not what its digest says")
     del document["digest"]
-    name = path.name.removesuffix(".json")
-    if (document["name"], document["experiment"]) != (name, path.parent.name):
+    if (document["name"], document["experiment"]) != (path.stem, path.parent.name):
         raise _broken(path, f"it is a renamed or duplicate copy of {document['name']!r} of {document['experiment']!r}")
     if not _named_by(document):
         raise _broken(path, "its name is not that of its type, seed and parameters")
@@ -141,11 +140,6 @@ def _broken(path: Path, reason: str) -> RecordError:
     )
 
 
-def _beside(path: Path, ending: str) -> Path:
-    """Return the file next to `<name>.json` with another ending; names hold dots, so no `with_suffix`."""
-    return path.with_name(path.name.removesuffix(".json") + ending)
-
-
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -156,19 +150,19 @@ def write(records: list[tuple[Path, dict, bytes]]) -> None:
     What they replace stands until then.
     """
     records = sorted(records, key=lambda record: record[0])  # everybody locks in one order
-    files = [_beside(path, ending) for path, _, _ in records for ending in (".npz", ".json")]
+    files = [path.with_suffix(ending) for path, _, _ in records for ending in (".npz", ".json")]
     with ExitStack() as held:
         for path, _, _ in records:
             held.enter_context(lock(path))
         recover(files[0].parent)  # or what is left to be moved there would be overwritten here
         with together(files, files[0].parent):
             for path, document, npz in records:
-                put(new(_beside(path, ".npz")), npz), put(new(path), _text(path, document, npz))
+                put(new(path.with_suffix(".npz")), npz), put(new(path), _text(path, document, npz))
     saved()
 
 
 def _text(path: Path, document: dict, npz: bytes) -> bytes:
-    document = {**document, "name": path.name.removesuffix(".json"), "npz": _sha256(npz)}
+    document = {**document, "name": path.stem, "npz": _sha256(npz)}
     return _sealed(render({field: document[field] for field in FIELDS}))
 
 
