@@ -13,6 +13,7 @@ import pytest
 
 import lib.records.disk as disk
 import lib.records.store as records
+from lib import gallery
 from lib.records.store import RecordError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,6 +168,16 @@ def test_a_disk_that_is_really_full(small_disk, kind):
     assert value(small_disk) == 1
     save(small_disk, 2)
     assert value(small_disk) == 2
+
+
+def test_a_part_of_the_gallery_that_finds_the_disk_full_stays_what_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "toy.md"
+    gallery._put(path, "old")
+    for step in range(1, 5):
+        with monkeypatch.context() as patch, pytest.raises(RecordError, match=r"toy\.md .No space left"):
+            Full(patch, step)
+            gallery._put(path, "new")
+        assert path.read_text() == ("old" if step < 4 else "new") and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_stack_that_finds_the_disk_full_leaves_all_its_files_or_none_and_no_half(tmp_path, monkeypatch):

@@ -181,7 +181,7 @@ def write(study, title, question, claims, figures, *blocks, missing=(), said="")
 def _put(path, text):
     """Return nothing; `text` is now the part at `path`, and gallery and README hold it, if it is one of theirs."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    disk.put(path, text.encode())
+    disk.replace(path, text.encode())
     if path.parent == GALLERY.parent:
         include()
 
@@ -193,7 +193,7 @@ def include():
             old = path.read_text("utf-8")
             new = included(old, told)
             if new != old:
-                disk.put(path, new.encode())
+                disk.replace(path, new.encode())
 
 
 def included(text, told):

@@ -194,6 +194,13 @@ def move(source: Path, target: Path) -> None:
     sync(target.parent)
 
 
+def replace(path: Path, data: bytes) -> None:
+    """Return nothing; `path` holds `data` from one instant to the next. Killed or out of room before: what it held."""
+    with writing(path, new(path)):
+        put(new(path), data)
+        move(new(path), path)
+
+
 @contextmanager
 def together(targets: list[Path], folder: Path) -> Iterator[None]:
     """Return a context in which every target is written as `<target>.new`; at its end all are there or, killed, none.
