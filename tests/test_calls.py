@@ -13,6 +13,7 @@ from torch.nn.utils import prune
 
 from lib import (
     anatomy,
+    checkpoint,
     convnets,
     descend,
     dpp,
@@ -191,6 +192,9 @@ TOLD = {
     "training on images": (lambda: trainer(train=(X.view(4, 2, 3), Y)), r"\(4, 2, 3\); needed.*x.flatten\(1\)"),
     "training on rows of classes": (lambda: trainer(train=(X, nn.functional.one_hot(Y))),
                                     r"4 examples with labels \(4, 3\).*needed is a class of each"),
+    "training on real classes": (lambda: trainer(train=(X, Y.float())), "torch.float32; needed is a class of each"),
+    "the history of others": (lambda: methods.prune(stack(), "growth", 0.5, methods.score(
+        deeper(), "magnitude", of="units"), of="units"), r"x has no norms \(2, 5\) of the units of layers.0"),
     "training on nothing": (lambda: trainer(train=(X[:0], Y[:0])), "x has shape .0, 6.; needed are examples"),
     "another part": (lambda: sets.load("digits").split("validation"), r"part is 'validation'.*holdout=N"),
     "an activation": (lambda: nets.MLP([6, 5, 3], "no-WN", activation="gelu"), "activation 'gelu'.*'relu'"),
@@ -422,11 +426,17 @@ def test_what_is_no_stack_is_told_so(case):
         STACKS[case](module())
 
 
-def test_what_is_meant_is_taken():
-    """A device of torch, seeds in a tensor, one drop."""
+def test_what_is_meant_is_taken(tmp_path):
+    """A device of torch, seeds in a tensor, one drop, drops and rates in tensors, labels of few bytes."""
     assert sets.load("digits", torch.device("cpu")).device == torch.device("cpu")
     drawn = [nets.init_(nets.MLP([6, 3], "no-WN"), seeds).layers[0].weight for seeds in ([3], torch.tensor([3]))]
     assert torch.equal(*drawn) and trainer(drops=1).drops == (1,)
+    given = {"drops": torch.tensor([0, 2]), "lr": torch.tensor(0.5), "batch": np.int64(2)}
+    small = trainer((X, Y.int()), **given).fit(1, checkpoint.States(tmp_path))
+    plain = trainer(drops=[0, 2], lr=0.5, batch=2).fit(1)
+    assert small.drops == (0, 2) and np.array_equal(small.curve("train_loss"), plain.curve("train_loss"), True)
+    each = [evaluate.evaluate(plain.net, X, Y.to(kind), top5=True) for kind in (torch.int64, torch.int32, torch.uint8)]
+    assert each[0] == each[1] == each[2]
 
 
 def test_what_is_told_of_chains_alone_says_so():

@@ -164,15 +164,19 @@ def opened(net, method, x, y, seeds, layers):
     return net, x, y, seeds
 
 
-def assert_pairs(net, x, y, classes=True, bytes=False):
-    """Raise ValueError for examples that a stack does not read, and labels that are not theirs, or no `classes`."""
+def labels(net, x, y, classes=True, bytes=False):
+    """Return the labels `y`, whole numbers of any kind, as int64.
+
+    ValueError for examples that a stack does not read, and labels that are not theirs, or no `classes`.
+    """
     assert_tensors(x, y), assert_rows(net, x, bytes)
-    if y.dim() > 1 or x.shape[-2] != len(y) or y.dtype != torch.int64:
+    if y.dim() > 1 or x.shape[-2] != len(y) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         told = f"{x.shape[-2]} examples with labels {tuple(y.shape)}, {y.dtype}"
         raise ValueError(f"{told}; needed is a class of each, (N,) torch.int64")
     count = [*nets.weights(net).values()][-1].shape[1]
     if classes and not 0 <= int(y.min()) <= int(y.max()) < count:
         raise ValueError(f"labels are {int(y.min())} to {int(y.max())}; {count} logits have 0 to {count - 1}")
+    return y.long()
 
 
 def assert_rows(net, x, bytes=True):

@@ -44,9 +44,15 @@ def fpgm(net, x, y, seeds):
 def growth(net, x, y, seeds, now=None):
     """Return by how much the norm of every hidden unit has grown, with its sign, since it was `x {layer: (R, O)}`.
 
-    What shrank goes first (arXiv 2010.12909). now: norms that stand for those of `net`.
+    What shrank goes first (arXiv 2010.12909). now: norms that stand for those of `net`. ValueError for the norms of
+    another network.
     """
-    return {layer: norm - x[layer] for layer, norm in (now or magnitude(net, None, None, None)).items()}
+    now = now or magnitude(net, None, None, None)
+    for layer, norm in now.items():
+        if getattr(x.get(layer), "shape", None) not in (norm.shape, norm.shape[1:]):
+            told = 'methods.score(net, "magnitude", of="units") of an earlier state of this network'
+            raise ValueError(f"x has no norms {tuple(norm.shape)} of the units of {layer}; needed is {told}")
+    return {layer: norm - x[layer] for layer, norm in now.items()}
 
 
 @method("random", of="units")

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 
 from lib.errors import ParameterError, flags, number
@@ -45,17 +46,18 @@ def complaint(rule, momentum=0.0, nesterov=False):
     return None
 
 
-def assert_numbers(given):
-    """Raise ParameterError for the first of the options of a `Trainer`, by name, that is no number of its interval.
+def numbers(given):
+    """Return the numbers among the options of a `Trainer` by name, as Python has them, drops as a tuple.
 
-    Or neither True nor False.
+    ParameterError for the first that is not of its interval, or that is neither True nor False.
     """
     flags(FLAGS, given)
-    for name, interval in (RATES | COUNTS).items():
-        number(name, given[name], interval, whole=name in COUNTS)
-    drops = [number("an epoch of drops", when, "[0, 2^31)", whole=True) for when in given["drops"]]
+    found = {name: number(name, given[name], of, whole=name in COUNTS) for name, of in (RATES | COUNTS).items()}
+    drops = np.atleast_1d(given["drops"]).tolist()
+    drops = [number("an epoch of drops", when, "[0, 2^31)", whole=True) for when in drops]
     if len(set(drops)) < len(drops):
         raise ParameterError(f"drops are {drops}; every epoch goes once")
+    return found | {"drops": tuple(drops)}
 
 
 def set_rate(optimizer, rate):

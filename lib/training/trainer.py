@@ -2,7 +2,6 @@
 
 import copy
 import time
-from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import partial
 
@@ -78,19 +77,20 @@ class Trainer:
         self, net, train, test, seeds, rule="sgd", lr=0.1, batch=BATCH, momentum=0.0, nesterov=False, weight_decay=0.0,
         drops=(), drop=0.1, shuffle=True, batches=None, objective=None, bf16=False, epoch=0, bar=True, every=60.0,
     ):  # fmt: skip
-        drops = tuple(drops) if isinstance(drops, Iterable) else (drops,)
+        numbers = optimizers.numbers(locals())
         one_each(nets.runs(net), seeds=seeds)
-        for what, part in (("train", train), ("test", test)):
-            part = instance(f"{what} is", part, tuple, f'(x, y), as split("{what}") of the data gives them')
-            modules.assert_pairs(net, *part, not objective, bool(objective or batches))
-        optimizers.assert_numbers(locals())
+        pairs = {"train": train, "test": test}
+        for what, part in pairs.items():
+            x, y = instance(f"{what} is", part, tuple, f'(x, y), as split("{what}") of the data gives them')
+            pairs[what] = x, modules.labels(net, x, y, not objective, bool(objective or batches))
+        self.train, self.test = pairs.values()
         if wrong := optimizers.complaint(rule, momentum, nesterov):
             raise ValueError(wrong)
-        self.net, self.train, self.test, self.seeds = net, train, test, list(seeds)
-        self.lr, self.batch, self.drops, self.drop, self.shuffle = lr, batch, drops, drop, shuffle
+        self.options = {name: numbers.pop(name) for name in ("momentum", "weight_decay")} | {"nesterov": nesterov}
+        vars(self).update(numbers)  # lr, batch, drops, drop, epoch, every
+        self.net, self.seeds, self.rule, self.shuffle, self.bf16, self.bar = net, list(seeds), rule, shuffle, bf16, bar
         self.batches, self.objective, self.masks, self.notes = batches, objective or CrossEntropy(), {}, {}
-        self.options = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        self.rule, self.epoch, self.seconds, self.bf16, self.bar, self.every = rule, epoch, 0.0, bf16, bar, every
+        self.seconds = 0.0
         self.history = {name: [] for name in self.objective.history}
         self.resume(net)
         missing = np.full(len(seeds), np.nan)
