@@ -129,6 +129,11 @@ class Trainer:
                     state["step"] = torch.tensor(float(steps), device=device)
                 self.optimizer.state[p] = state
 
+    def remember(self, history):
+        """Take over the history of the passes that the networks have behind them, `{column: (R, T)}`."""
+        self.seconds = float(history["seconds"][:, -1].mean())
+        self.history = {name: list(history[name].T) for name in self.history}
+
     def narrow(self, units):
         """Go on without the units that `units` drop, see `shrink.narrow`; what stays keeps its momentum and moments.
 

@@ -12,17 +12,16 @@ import numpy as np
 import torch
 
 from lib import draws
-from lib.errors import ParameterError, distinct
+from lib.errors import distinct
 from lib.networks import convnets, nets, plain
 from lib.networks.layers import Linear
 from lib.pruning import anatomy, contribution, masks, methods, shrink
-from lib.records.ranges import reject_outside
+from lib.records import store
 from lib.training import lab as frame
 from lib.training import optimizers
 from lib.training.evaluate import evaluate
-from lib.training.trainer import HISTORY, Trainer
+from lib.training.trainer import Trainer
 
-CONTROLS = ("none", "small")  # types that no method makes
 DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100", "digits", "digits32")
 EXAMPLES = ("all", "last_batch")
 FILTERS = (16, 32)  # of the two convolutions in front of the linear layers, for images in colour
@@ -46,8 +45,8 @@ class Schedule:
     """When units go: after `initial` epochs, and then after every `increment`, as long as epochs are left.
 
     fraction: of the units that a layer still has, which go in one round; minimum: units that always stay. All training
-    takes `epochs`, for which the last round is shortened; with `overshoot` it is not, as in the study. Raises
-    ParameterError for what makes no schedule.
+    takes `epochs`, for which the last round is shortened; with `overshoot` it is not, as in the study. What makes no
+    schedule, `schedule_complaint` and the ranges of the notebook's parameters say.
     """
 
     epochs: int = 100
@@ -56,11 +55,6 @@ class Schedule:
     fraction: float = 0.1
     minimum: int = 1
     overshoot: bool = False
-
-    def __post_init__(self):
-        reject_outside("", asdict(self))
-        if wrong := schedule_complaint(asdict(self)):
-            raise ParameterError(wrong)
 
     @property
     def rounds(self):
@@ -164,8 +158,6 @@ class Study(frame.Lab):
 
     def run(self, seed, kinds):
         """Return `{type: Trained}` of one seed, R = 1; those that prune are one stack, from shared first epochs on."""
-        for kind in set(kinds) - set(CONTROLS):
-            methods.get(kind, "units")  # or an error that says what there is
         one, together = replace(self, seeds=[seed]), [kind for kind in kinds if kind != "small"]
         trained = one._pruned(together) if together else {}
         return trained | ({"small": one._small()} if "small" in kinds else {})
@@ -180,14 +172,14 @@ class Study(frame.Lab):
         return Trained(net, kept, history, of_rounds, never, never, [["small"]])
 
     def _start(self):
-        """Return (network, history, epochs behind it) that all types of a seed share.
+        """Return (network, history or None, epochs behind it) that all types of a seed share.
 
         An optimiser with a state cannot be handed on through a file: its first epochs are trained in the stack.
         """
         stateless = self.rule.get("rule", "sgd") == "sgd" and not self.rule.get("momentum")
         if self.schedule.initial and stateless:
             return *self.dense(self.schedule.initial), self.schedule.initial
-        return self.network(), {name: np.zeros((1, 0)) for name in HISTORY}, 0
+        return self.network(), None, 0
 
     def _pruned(self, kinds):
         """Return `{type: Trained}` of types trained in one stack: they share the order of examples, so the input."""
@@ -197,11 +189,13 @@ class Study(frame.Lab):
 
         def train(lab, net, chosen):
             trainer, mine = lab.trainer(net, epoch=epoch), [kinds[run] for run in chosen]
+            if before:
+                trainer.remember(nets.take(before, [0] * len(mine)))
             each = [lab.schedule.initial - epoch, *lab.schedule.rounds]
-            for number in trainer.rounds(each, lab.states, of | {"kinds": mine}):
+            for number in trainer.rounds(each, lab.states, of | {"types": mine}):
                 if number:
                     lab._round(trainer, mine, number - 1)
-            return lab._outcome(trainer, mine, before)
+            return lab._outcome(trainer, mine)
 
         with self.keeping() as lab:
             return dict(zip(kinds, lab.grid(train, [start] * len(kinds)), strict=True))
@@ -225,18 +219,13 @@ class Study(frame.Lab):
         for name, values in notes.items():
             trainer.notes.setdefault(name, []).append(values.numpy())
 
-    def _outcome(self, trainer, kinds, before):
-        """Return the `Trained` of a stack that `before` says the first epochs of."""
+    def _outcome(self, trainer, kinds):
+        """Return the `Trained` of a stack."""
         units, notes, runs = self._units(trainer.net, trainer.notes), trainer.notes, len(kinds)
-        skip = int(before["epoch"].shape[1] > 0)  # both histories know the epoch at which one ends
-        history = {name: np.hstack([before[name].repeat(runs, 0), own[:, skip:]])
-                   for name, own in trainer.curves().items()}  # fmt: skip
-        if skip:
-            history["seconds"][:, before["seconds"].shape[1] :] += before["seconds"][:, -1:]
         each = {name: np.array([note.reshape(runs, -1).sum(1) for note in notes.get(name, ())]).reshape(-1, runs).T
                 for name in (*units, "accuracy", "loss")}  # fmt: skip
         widths = np.stack([each[name] for name in units], 2)
-        return Trained(trainer.net, units, history, widths, each["accuracy"], each["loss"], [kinds] * runs)
+        return Trained(trainer.net, units, trainer.curves(), widths, each["accuracy"], each["loss"], [kinds] * runs)
 
     def _fewer(self, trainer, units, kinds, number):
         """Return the units `{layer: bool (R, O)}` that round `number` leaves of `units`: all of them of type "none"."""
@@ -306,22 +295,19 @@ def study(real, p):
 
 def record(study, outcome):
     """Return the scores, cost, arrays and axes of one run's record, for `Run.save`."""
-    rounds, whole = outcome.widths.shape[1], nets.parameters_per_run(replace(study, seeds=[0]).network())
+    rounds, whole = len(study.schedule.rounds), nets.parameters_per_run(replace(study, seeds=[0]).network())
     last = {f"final_{name}": float(outcome.history[name][0, -1]) for name in CURVES}
-    arrays = {name: (outcome.history[name][0], ("epoch",)) for name in CURVES}
     ends = np.cumsum([study.schedule.initial, *study.schedule.rounds])[:-1]
-    arrays |= {
-        "widths": (outcome.widths[0], ("round", "layer")), "start_widths": (np.array(study.start_widths), ("layer",)),
-        "after_prune_accuracy": (outcome.after_accuracy[0], ("round",)), "prune_epoch": (ends, ("round",)),
-        "after_prune_loss": (outcome.after_loss[0], ("round",)),
+    arrays = {name: outcome.history[name] for name in CURVES} | {
+        "widths": outcome.widths, "start_widths": np.array([study.start_widths]), "prune_epoch": ends[None],
+        "after_prune_accuracy": outcome.after_accuracy, "after_prune_loss": outcome.after_loss,
     }  # fmt: skip
-    axes = {
-        "epoch": list(range(study.schedule.total + 1)), "round": list(range(1, rounds + 1)),
-        "layer": contribution.prunable(outcome.net, study.channels),
-    }  # fmt: skip
+    axes = dict.fromkeys(arrays, ("round",)) | dict.fromkeys(CURVES, ("epoch",))
+    axes |= {"widths": ("round", "layer"), "start_widths": ("layer",)}
+    named = {"round": range(1, rounds + 1), "layer": contribution.prunable(outcome.net, study.channels)}
     cost = {"dense_parameters": whole, "units_left": int(sum(kept.sum() for kept in outcome.kept.values()))}
     cost |= {"dense_units": sum(study.start_widths)} | left(study, outcome)
-    return {"scores": last, "cost": cost, "arrays": arrays, "axes": axes}
+    return {"scores": last, "cost": cost, **store.of_run(arrays, 0, axes, named)}
 
 
 def left(study, outcome):
