@@ -30,43 +30,47 @@ def masked(net, kept, x, run):
         return masks.apply_(copy.deepcopy(net), kept)(x)[run]
 
 
+def forms(net, kept):
+    return {name: sparse.FORMS[name](net, kept) for name in sparse.ANYWHERE}
+
+
 @pytest.mark.parametrize("count", [1, 6])
 @pytest.mark.parametrize("density", [1.0, 0.4, 0.1, 0.02])
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"activation": "relu2", "output_bias": True}])
-def test_every_form_has_the_masked_logits(options, density, count):
+def test_every_form_has_the_masked_logits(options, density, count, monkeypatch):
     net = mlp(**options)
     kept = random_masks(net, density)
     x = torch.randn(count, SIZES[0], generator=torch.Generator().manual_seed(2), dtype=F64)
     for block in (4, 5):
-        found = sparse.forms(net, kept, run=1, block=block)
-        assert list(found) == ["dense", "csr", "block", "shrunk"]
-        for form in found.values():
-            torch.testing.assert_close(form(x), masked(net, kept, x, 1), rtol=1e-12, atol=1e-12)
+        monkeypatch.setattr(sparse, "BLOCK", block)
+        for form in forms(net, kept).values():
+            torch.testing.assert_close(form.compute(x), masked(net, kept, x, 0), rtol=1e-12, atol=1e-12)
 
 
 def test_single_precision_stays_single():
     net = mlp(dtype=torch.float32)
     kept, x = random_masks(net, 0.3), torch.randn(5, SIZES[0], generator=torch.Generator().manual_seed(2))
-    for form in sparse.forms(net, kept).values():
-        assert form(x).dtype == torch.float32
-        torch.testing.assert_close(form(x), masked(net, kept, x, 0), rtol=1e-5, atol=1e-5)
+    for form in forms(net, kept).values():
+        assert form.compute(x).dtype == torch.float32
+        torch.testing.assert_close(form.compute(x), masked(net, kept, x, 0), rtol=1e-5, atol=1e-5)
 
 
 def test_matrices_may_be_filled_up():
     """What semi_structured does, here with full matrices: sides of multiples of 64, and another precision inside."""
     net, x = mlp(), torch.randn(5, SIZES[0], generator=torch.Generator().manual_seed(2), dtype=F64)
-    dense = sparse.forms(net, names=["dense"])["dense"].compute
+    dense = sparse.FORMS["dense"](net, {}).compute
     filled = sparse.Transposed(list(dense), lambda weight: weight, 64, torch.float32)
     assert [tuple(weight.shape) for weight, _, _ in filled.layers] == [(64, 64)] * 4
     assert filled(x).dtype == F64
     torch.testing.assert_close(filled(x), masked(net, {}, x, 0), rtol=1e-4, atol=1e-4)
 
 
-def test_costs_are_those_that_are_counted():
+def test_costs_are_those_that_are_counted(monkeypatch):
+    monkeypatch.setattr(sparse, "BLOCK", 4)
     net = mlp(bias=False, dtype=torch.float32, runs=1)
     units = {"layers.1": torch.arange(13)[None] < 5}
     kept = masks.expand(units, net)
-    found = sparse.forms(net, kept, block=4)
+    found = forms(net, kept)
     total, left = 20 * 18 + 18 * 13 + 13 * 9 + 9 * 4, 20 * 18 + 18 * 5 + 5 * 9 + 9 * 4
     blocks = 5 * 5 + 2 * 5 + 3 * 2 + 1 * 3  # of 4×4, in matrices of 18×20, 5×18, 9×5 and 4×9
     assert {name: form.macs for name, form in found.items()} == {
@@ -81,18 +85,17 @@ def test_costs_are_those_that_are_counted():
 def test_convolutions_have_two_forms():
     net = nets.init_(convnets.build("resnet20", (3, 8, 8), 4, 1, 4), [0], "phew").double().eval()
     kept, x = random_masks(net, 0.2), torch.randn(2, 192, dtype=F64)
-    for form in sparse.forms(net, kept, names=["dense", "shrunk"]).values():
-        torch.testing.assert_close(form(x), masked(net, kept, x, 0), rtol=1e-10, atol=1e-12)
-    assert sparse.forms(net, names=["dense"])["dense"].macs == nets.macs_per_run(net)
+    for form in ("dense", "shrunk"):
+        made = sparse.FORMS[form](net, kept)
+        torch.testing.assert_close(made.compute(x), masked(net, kept, x, 0), rtol=1e-10, atol=1e-12)
+    assert sparse.FORMS["dense"](net, {}).macs == nets.macs_per_run(net)
     with pytest.raises(ValueError, match="csr.*ResNet.*dense or shrunk"):
-        sparse.forms(net, kept, names=["csr"])
+        sparse.FORMS["csr"](net, kept)
 
 
 def test_what_has_no_form_is_an_error():
-    with pytest.raises(ValueError, match="'coo'.*csr"):
-        sparse.forms(mlp(), names=["coo"])
     with pytest.raises(ValueError, match="CUDA.*cpu.*dense, csr"):
-        sparse.forms(mlp(), names=["semi_structured"])
+        sparse.FORMS["semi_structured"](mlp(), {})
 
 
 @pytest.mark.parametrize("block, density", [(4, 0.3), (5, 0.5), (8, 0.1)])
@@ -137,7 +140,7 @@ def test_latency_is_of_a_call_in_milliseconds_on_so_many_threads():
 
 
 def test_latency_of_a_network():
-    form = sparse.forms(mlp(), names=["csr"])["csr"]
+    form = sparse.FORMS["csr"](mlp(), {}).compute
     found = plain.latency(form, torch.zeros(3, SIZES[0], dtype=F64), repeats=5, threads=None)
     assert 0 < found.low <= found.median <= found.high and found.count == 5
 
@@ -167,6 +170,6 @@ def test_networks_are_trained_where_that_decides_which_zeros_there_are(tmp_path,
 
 def test_a_form_draws_nothing():
     before = torch.random.get_rng_state()
-    sparse.forms(mlp(), random_masks(mlp(), 0.3))
+    forms(mlp(), random_masks(mlp(), 0.3))
     assert torch.equal(before, torch.random.get_rng_state())
-    assert isinstance(sparse.forms(mlp(), names=["shrunk"])["shrunk"].compute, nn.Sequential)
+    assert isinstance(sparse.FORMS["shrunk"](mlp(), {}).compute, nn.Sequential)

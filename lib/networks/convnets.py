@@ -32,7 +32,6 @@ VGGS = {  # name: the filters of each convolution, block by block, in widths
     "vgg16": BLOCKS,
     "vgg19": ((1,) * 2, (2,) * 2, (4,) * 4, (8,) * 4, (8,) * 4),
 }
-VGG_WIDTH = 64
 HEADS = {32: (), 64: (16, 16)}  # the hidden linear layers of a VGG, in widths, by the side of its images
 NAMES = (*RESNETS, *VGGS, *(f"{name}_bn" for name in VGGS))
 
@@ -52,15 +51,9 @@ def build(name, image, classes, runs, width=None):
     if name in RESNETS:
         published, blocks, bottleneck = RESNETS[name]
         return ResNet(image, classes, runs, width or published, blocks, bottleneck)
-    return _vgg(name, image, classes, runs, width or VGG_WIDTH)
-
-
-def _vgg(name, image, classes, runs, width):
-    head = HEADS[image[1]]
-    net = VGG(
-        image, classes, ["no-WN"] * runs, width, VGGS[name.removesuffix("_bn")], biases=True,
-        batch_norm=name.endswith("_bn"), average=not head, head=head,
-    )  # fmt: skip
+    head, blocks = HEADS[image[1]], VGGS[name.removesuffix("_bn")]
+    options = {"biases": True, "batch_norm": name.endswith("_bn"), "average": not head, "head": head}
+    net = VGG(image, classes, ["no-WN"] * runs, width or 64, blocks, **options)
     net.family = "headed_vgg" if head else "vgg"
     return net
 

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.errors import choice
 from lib.networks import convnets, nets, plain
 from lib.pruning import masks, methods, shrink
 from lib.studies.challenge import modes
@@ -33,7 +32,7 @@ QUIET = partial(warnings.catch_warnings, action="ignore", category=UserWarning)
 
 @dataclass(frozen=True)
 class Form:
-    """A network in one form: call it with `x (N, inputs)` for logits `(N, classes)`.
+    """A network in one form: `compute(x)` of `x (N, inputs)` gives logits `(N, classes)`.
 
     macs: multiplications of one example's pass; bytes: what the weights take in memory, with their indices.
     """
@@ -42,23 +41,10 @@ class Form:
     macs: int
     bytes: int
 
-    def __call__(self, x):
-        return self.compute(x)
 
-
-def forms(net, kept=None, run=0, names=None, block=BLOCK):
-    """Return `{name: Form}` of one run of `net` under the masks `kept`, all with the same logits.
-
-    names: of `FORMS`, by default those that run anywhere; block: the side of a block. ValueError for an unknown name,
-    for a form that cannot hold this network or these masks, and for "semi_structured" without CUDA.
-    """
-    names = [choice("form", name, FORMS) for name in (ANYWHERE if names is None else names)]
-    return {name: FORMS[name](net, kept or {}, run, block) for name in names}
-
-
-def _full(make, net, kept, run, block):
+def _full(make, net, kept):
     """Return full matrices, of the network that `make` leaves."""
-    module = make(net, kept, run)
+    module = make(net, kept)
     inputs = math.prod(net.image) if hasattr(net, "image") else net.layers[0].weight.shape[2]
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
     return Form(module, plain.macs(module, inputs), size)
@@ -102,18 +88,18 @@ def _product(weight, values):
     return weight @ values
 
 
-def _matrices(net, kept, run, form):
+def _matrices(net, kept, form):
     """Return the modules of a masked, fully connected network at full size."""
-    modules = list(shrink.unshrunk(net, kept, run).children())
+    modules = list(shrink.unshrunk(net, kept).children())
     if not all(isinstance(module, nn.Linear | nn.ReLU | plain.Square) for module in modules):
         raise ValueError(f"{form} takes fully connected networks, not a {type(net).__name__}; take dense or shrunk")
     return modules
 
 
-def _rows(form, net, kept, run, block):
+def _rows(form, net, kept):
     """Return compressed rows, of square blocks if `form` is "block"."""
-    side = block if form == "block" else 1
-    network = Transposed(_matrices(net, kept, run, form), lambda weight: _compressed(weight, form, side), side)
+    side = BLOCK if form == "block" else 1
+    network = Transposed(_matrices(net, kept, form), lambda weight: _compressed(weight, form, side), side)
     stored = [weight for weight, _, _ in network.layers]
     parts = [part for weight in stored for part in (weight.values(), weight.col_indices(), weight.crow_indices())]
     size = sum(part.numel() * part.element_size() for part in parts)
@@ -130,11 +116,11 @@ def _compressed(weight, form, side):
         return torch.sparse_compressed_tensor(*indices, rows.values(), rows.shape, layout=rows.layout)
 
 
-def _semi_structured(net, kept, run, block):
+def _semi_structured(net, kept):
     device = next(net.parameters()).device
     if device.type != "cuda":
         raise ValueError(f"semi_structured runs on CUDA, and the network is on {device}; take {', '.join(ANYWHERE)}")
-    modules = _matrices(net, kept, run, "semi_structured")
+    modules = _matrices(net, kept, "semi_structured")
     for weight in (module.weight for module in modules if isinstance(module, nn.Linear)):
         if not (_has_two_of_four(weight) or weight.all()):
             told = "masks that keep two of every four inputs (sparse.two_of_four), or all"
@@ -159,6 +145,8 @@ def _has_two_of_four(weight):
     return bool(((_fours(weight) != 0).sum(-1) <= 2).all())
 
 
+# name: (net, masks) -> `Form` of the first run, all with the same logits. ValueError for a form that cannot hold this
+# network or these masks, and for "semi_structured" without CUDA.
 FORMS = {
     "dense": partial(_full, shrink.unshrunk), "csr": partial(_rows, "csr"), "block": partial(_rows, "block"),
     "semi_structured": _semi_structured, "shrunk": partial(_full, shrink.shrink),
@@ -241,11 +229,11 @@ def _made(net, form, whole, sparsity):
     if (whole == "two_of_four") != (form == "semi_structured") or (whole == "two_of_four" and sparsity != 0.5):
         return None
     if isinstance(net, nets.MLP):
-        return forms(net, masks_of(net, whole, sparsity), names=[form])[form]
+        return FORMS[form](net, masks_of(net, whole, sparsity))
     if whole != "neuron":
         return None
     (units,) = methods.prune_each(net, "magnitude", [1 - sparsity], of="units")
-    return forms(shrink.narrow(net, units), names=[form])[form]
+    return FORMS[form](shrink.narrow(net, units), {})
 
 
 def survey(net, form, sparsities, inputs, repeats=30, threads=1):
@@ -264,6 +252,6 @@ def survey(net, form, sparsities, inputs, repeats=30, threads=1):
                 continue
             measured["macs"][w, k], measured["bytes"][w, k] = made.macs, made.bytes
             for b, x in enumerate(inputs):
-                took = plain.latency(made, x, repeats, threads)
+                took = plain.latency(made.compute, x, repeats, threads)
                 measured["latency"][w, k, b] = took.median, took.low, took.high
     return measured

@@ -39,14 +39,14 @@ def left(parts):
     return figure
 
 
-def depth(pruned, facts, shares=SHARES):
+def depth(pruned, facts):
     """Return a figure: test error against the level, one column a share of units, and paired differences below.
 
     pruned, facts: as of `left`, of one criterion. Ours end at the level `deepest`: few seeds say little of more.
     """
     pruned = pruned[pruned["level"] >= deepest(pruned)]
-    at = [[table[np.isclose(table["sparsity"], share)] for table in (pruned, facts)] for share in shares]
-    parts = {f"{gallery.percent(share)} of the units pruned": pair for share, pair in zip(shares, at, strict=True)}
+    at = [[table[np.isclose(table["sparsity"], share)] for table in (pruned, facts)] for share in SHARES]
+    parts = {f"{gallery.percent(share)} of the units pruned": pair for share, pair in zip(SHARES, at, strict=True)}
     figure, rows = _panels(parts, "depth", "−log-loss")
     for axes, (ours, _) in zip(rows[1], parts.values(), strict=True):
         gains = tables.paired(ours.assign(depth=-ours["level"]), PAIRS, ["depth"], "accuracy")
@@ -71,13 +71,13 @@ def _panels(parts, x, label):
     return figure, rows
 
 
-def verdicts(pruned, shares=SHARES):
+def verdicts(pruned):
     """Return one row for every share and pair: whether EWN is ahead at the level `deepest`, and since which level.
 
     Points of accuracy, paired by seed, as `evidence.judged` has them. since: the first level from which on, down to
     there, it is confirmed at every level; missing if there is none.
     """
-    pruned = pruned[np.isclose(pruned["sparsity"].to_numpy()[:, None], shares).any(1)]
+    pruned = pruned[np.isclose(pruned["sparsity"].to_numpy()[:, None], SHARES).any(1)]
     gains = tables.paired(pruned, PAIRS, ["level", "sparsity"], "accuracy")
     rows = []
     for (second, _), own in gains.groupby(["second", "sparsity"]):
@@ -247,12 +247,10 @@ def claims(pruned, images, main):
         for share in SHARES:
             for second in sorted({*own["type"]} - {"EWN"}, reverse=True):
                 said = f"Log-loss {gallery.number(level, 0)}{of}, {gallery.percent(share)} pruned by norm"
-                here = own[np.isclose(own["sparsity"], share)]
-                gains, stands = evidence.apart(here, "EWN", second, "accuracy"), main and level == furthest
-                behind = level == LEVELS[0] and not stands
-                claimed = f"{second} is ahead of EWN" if behind else f"EWN is ahead of {second}"
-                stands = stands and second == "no-WN" and share in (0.5, 0.9)
-                row = gallery.claim(f"{said}: {claimed}", -gains if behind else gains, main=stands)
+                here, stands = own[np.isclose(own["sparsity"], share)], main and level == furthest
+                pair = (second, "EWN") if level == LEVELS[0] and not stands else ("EWN", second)
+                decisive = [pair] if stands and second == "no-WN" and share in (0.5, 0.9) else ()
+                (row,) = gallery.ahead(here, [pair], "accuracy", f"{said}: {{}} is ahead of {{}}", decisive)
                 rows.append(row | {"images": images, "level": level, "share": share, "second": second})
     return rows
 

@@ -53,12 +53,12 @@ def accuracies(reached, p, test):
     return left
 
 
-def pruned_accuracy(net, x, y, scores, sparsities, rounding="prune_floor"):
+def pruned_accuracy(net, x, y, scores, sparsities):
     """Return the accuracy `(R, len(sparsities))` after pruning the lowest-scored units of every hidden layer.
 
     x: `(N, I)`; scores: `{layer: (R, O)}`; sparsities: shares of the units to prune, in [0, 1). Nothing is retrained.
     """
-    kept = [masks.top(scores, 1 - sparsity, rounding=rounding) for sparsity in sparsities]
+    kept = [masks.top(scores, 1 - sparsity, rounding="prune_floor") for sparsity in sparsities]
     parts = []
     for run, alone in enumerate(nets.apart(nets.fold(net))):
         own = [{layer: units[[run]] for layer, units in choice.items()} for choice in kept]

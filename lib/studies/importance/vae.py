@@ -8,6 +8,8 @@ numbers, with mean μ and variance σ², and decodes a draw z = μ + σ ε of it
 the first term being the binary cross-entropy of all pixels in [0, 1].
 """
 
+from contextlib import ExitStack
+
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, conv_transpose2d
@@ -166,14 +168,12 @@ def _contributions(net, images, noise, preactivation):
     def note(layer):
         return lambda _, __, output: sums[layer].add(output if preactivation else torch.relu(output)) and None
 
-    handles = [net.get_submodule(layer).register_forward_hook(note(layer)) for layer in read_by]
-    try:
+    with ExitStack() as hooks:
+        for layer in read_by:
+            hooks.enter_context(net.get_submodule(layer).register_forward_hook(note(layer)))
         for part, draw in zip(images.split(CHUNK), noise.split(CHUNK, 1), strict=True):
             mean, log_variance = net.encode(numbers(part))
             z = mean + draw * (log_variance / 2).exp()
             for layer in net.decoder[:-1]:
                 z = torch.relu(layer(z))
-    finally:
-        for handle in handles:
-            handle.remove()
     return {layer: own.score() for layer, own in sums.items()}
