@@ -175,7 +175,7 @@ def test_a_sparse_start_has_nothing_of_the_start_before():
 def test_what_cannot_be_started_is_told():
     mlp = nets.MLP([3, 2, 2], ["EWN"])
     with pytest.raises(
-        ValueError, match=r"'phew', which is of networks by `convnets.build`; allowed are .*torch_kaiming"
+        ValueError, match=r"scheme of what is not by `convnets.build` is 'phew'; allowed are torch_kaiming"
     ):
         nets.init_(mlp, [0], "phew")
     with pytest.raises(ValueError, match="'xavier'; allowed are .*phew_normal"):

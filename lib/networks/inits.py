@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lib import draws
-from lib.errors import choice, number
+from lib.errors import choice
 from lib.kernels import twins
 
 fan_in = nn.init.kaiming_normal_  # variance 2 / inputs of a unit (He et al., arXiv 1502.01852)
@@ -65,22 +65,16 @@ TORCH = ("torch_default", "torch_kaiming_output_first")
 SCHEMES = (*EVERYWHERE, *TORCH, *VGG)
 
 
-def complaint(scheme, family):
-    """Return what is wrong with starting a network of `family` (None: no convolutional family) so, or None."""
-    if scheme not in SCHEMES:
-        return f"scheme is {scheme!r}; allowed are {list(SCHEMES)}"
-    if scheme in VGG and family is None:
-        return f"scheme is {scheme!r}, which is of networks by `convnets.build`; allowed are {[*EVERYWHERE, *TORCH]}"
-    return None
-
-
 def starts(layers, seed, scheme, family=None):
     """Return what `seed` draws, `[(weight, bias or None)]`, for the weight layers of a network, in forward order.
 
     As a script of torch modules draws it after `manual_seed(seed)`: first every module's defaults, then the scheme,
-    layer by layer, so that published seeds start at their published function.
+    layer by layer, so that published seeds start at their published function. family: of `FAMILIES`, None of no
+    convolutions. ParameterError for a scheme that is unknown, or not of the family.
     """
-    stream = torch.Generator().manual_seed(number("seed", seed, draws.SEEDS, whole=True))
+    where, allowed = ("", SCHEMES) if family else (" of what is not by `convnets.build`", [*EVERYWHERE, *TORCH])
+    choice(f"scheme{where}", scheme, allowed)
+    stream = torch.Generator().manual_seed(seed)
     drawn = torch_defaults(layers, stream)
     if scheme == "torch_default":
         return [(weight, None) for weight, _ in drawn]

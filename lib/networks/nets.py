@@ -323,8 +323,6 @@ def init_(net, seeds, scheme="torch_kaiming"):
     Biases start at zero (but for the linear layer of its wider ResNets), batch normalisations as the identity.
     """
     own, family = list(layers(net).values()), getattr(net, "family", None)
-    if complaint := inits.complaint(scheme, family):
-        raise ValueError(complaint)
     one_each(runs(net), seeds=seeds)
     seeds = [number("seed", seed, draws.SEEDS, whole=True) for seed in seeds]
     drawn = {seed: inits.starts(own, seed, scheme, family) for seed in dict.fromkeys(seeds)}

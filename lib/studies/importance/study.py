@@ -28,6 +28,7 @@ FILTERS = (16, 32)  # of the two convolutions in front of the linear layers, for
 # (hidden widths, examples a step), by the channels of the images
 PUBLISHED = {1: ((50, 30), 5000), 3: ((256, 128), 128)}
 AS_PUBLISHED = {"on": "preactivation", "score_examples": "last_batch", "reset_optimizer": True}
+SCORED = ("channels", "on", "average", "maximum", "score_examples", "reset_optimizer")  # parameters of a `Study`
 CURVES = ("train_accuracy", "test_accuracy", "train_loss", "test_loss")
 TIMED = 10_000  # training examples of the pass whose time is measured, at most
 
@@ -184,8 +185,7 @@ class Study(frame.Lab):
     def _pruned(self, kinds):
         """Return `{type: Trained}` of types trained in one stack: they share the order of examples, so the input."""
         start, before, epoch = self._start()
-        scored = ("channels", "on", "average", "maximum", "score_examples", "reset_optimizer")
-        of = {name: getattr(self, name) for name in scored} | asdict(self.schedule)
+        of = {name: getattr(self, name) for name in SCORED} | asdict(self.schedule)
 
         def train(lab, net, chosen):
             trainer, mine = lab.trainer(net, epoch=epoch), [kinds[run] for run in chosen]
@@ -286,7 +286,7 @@ def study(real, p):
     rule = {"rule": p["rule"], "lr": p["lr"], "momentum": p["momentum"], "batch": p["batch_size"] or batch}
     recipe = {"name": f"{p['dataset']}-importance", "train_examples": p["train_examples"], **rule}
     recipe |= {"channels": True} if p["channels"] else {}  # whose widths may be those of another network without
-    scored = {name: p[name] for name in ("channels", "on", "average", "maximum", "score_examples", "reset_optimizer")}
+    scored = {name: p[name] for name in SCORED}
     return Study(
         real.split("train"), real.split("test"), [], recipe, rule | {"bar": False}, image=tuple(real.train_x.shape[1:]),
         classes=real.classes, hidden=hidden, schedule=schedule, stack=p["stack"], **scored,

@@ -216,7 +216,7 @@ def study(lab, kind):
 def _pruned(lab, kind, trainer):
     """Return the `Autoencoders` of networks after their first epochs."""
     shown, number = trainer.test[0][:LOOKED_AT], 0
-    start = _row(lab.network(), trainer, 0) | {"before": reconstructions(trainer.net, shown).cpu().numpy()}
+    start, before = _row(lab.network(), trainer, 0), reconstructions(trainer.net, shown).cpu().numpy()
     of = {"kind": kind, "examples": lab.score_examples, "reset": lab.reset_optimizer, "published": lab.as_published}
     for number in trainer.rounds(lab.schedule.rounds, lab.states, of | asdict(lab.schedule)):
         if kind != "none":
@@ -228,8 +228,7 @@ def _pruned(lab, kind, trainer):
             row["after"] = reconstructions(trainer.net, shown).cpu().numpy()
         for name, values in row.items():
             trainer.notes.setdefault(name, []).append(values)
-    before, net = start.pop("before"), trainer.net
-    after = trainer.notes.pop("after", [before])[0]
+    net, after = trainer.net, trainer.notes.pop("after", [before])[0]
     pictures = {"originals": shown.expand(len(lab.seeds), *shown.shape), "before": before, "after": after}
     pictures |= {"end": reconstructions(net, shown), "samples": samples(net, lab.seeds), "walk": walk(net, shown)}
     pictures = {name: torch.as_tensor(part).unflatten(2, lab.image).cpu().numpy() for name, part in pictures.items()}
