@@ -1,7 +1,7 @@
 """The log-loss descent of stacks of networks, down to a loss of e^-300: epochs that are undone unless the loss fell."""
 
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from tqdm.auto import tqdm
@@ -102,14 +102,12 @@ def _check(net, seeds, levels, folders, trained):
 @contextmanager
 def full_precision():
     """Return a context of exact float32 products: TF32 is off by 0.15 of log-loss at logits of several hundred."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False  # of convolutions, where it is on by default
-    try:
+    with ExitStack() as held:
+        held.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        held.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False  # of convolutions, where it is on by default
         yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 # ---------------------------------------------------------------- one attempt

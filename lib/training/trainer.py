@@ -79,19 +79,16 @@ class Trainer:
     ):  # fmt: skip
         numbers = optimizers.numbers(locals())
         one_each(nets.runs(net), seeds=seeds)
-        pairs = {"train": train, "test": test}
-        for what, part in pairs.items():
+        for what, part in (("train", train), ("test", test)):
             x, y = instance(f"{what} is", part, tuple, f'(x, y), as split("{what}") of the data gives them')
-            pairs[what] = x, modules.labels(net, x, y, not objective, bool(objective or batches))
-        self.train, self.test = pairs.values()
+            setattr(self, what, (x, modules.labels(net, x, y, not objective, bool(objective or batches))))
         if wrong := optimizers.complaint(rule, momentum, nesterov):
             raise ValueError(wrong)
         self.options = {name: numbers.pop(name) for name in ("momentum", "weight_decay")} | {"nesterov": nesterov}
         vars(self).update(numbers)  # lr, batch, drops, drop, epoch, every
-        self.net, self.seeds, self.rule, self.shuffle, self.bf16, self.bar = net, list(seeds), rule, shuffle, bf16, bar
-        self.batches, self.objective, self.masks, self.notes = batches, objective or CrossEntropy(), {}, {}
-        self.seconds = 0.0
-        self.history = {name: [] for name in self.objective.history}
+        self.seeds, self.rule, self.shuffle, self.bf16, self.bar = list(seeds), rule, shuffle, bf16, bar
+        self.batches, self.objective, self.seconds = batches, objective or CrossEntropy(), 0.0
+        self.history, self.masks, self.notes = {name: [] for name in self.objective.history}, {}, {}
         self.resume(net)
         missing = np.full(len(seeds), np.nan)
         self._write(missing, missing, np.nan, began=None)

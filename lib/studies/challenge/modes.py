@@ -262,8 +262,6 @@ MODES = {
     "posthoc": posthoc, "finetune": finetune, "rewind": rewind, "during": during, "hard": hard, "gradual": gradual,
     "as_published": as_published,
 }  # fmt: skip
-# How long the control `small` is trained to be fair to a mode, as a function of (epochs, retrain_epochs).
-FAIR = {"finetune": lambda epochs, more: epochs + more, "rewind": lambda epochs, more: more}
 
 
 def prune(lab, mode, kind, sparsities):
@@ -272,4 +270,5 @@ def prune(lab, mode, kind, sparsities):
     if kind != "small":
         with lab.keeping() as lab:
             return MODES[mode](lab, kind, sparsities)
-    return small(lab, FAIR.get(mode, lambda epochs, more: epochs)(lab.epochs, lab.retrain_epochs), sparsities)
+    fair = {"finetune": lab.epochs + lab.retrain_epochs, "rewind": lab.retrain_epochs}  # as long as the mode trains
+    return small(lab, fair.get(mode, lab.epochs), sparsities)
