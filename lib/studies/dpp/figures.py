@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from lib.figures import drawing, evidence, gallery, plots, tables
+from lib.figures import drawing, gallery, plots, tables
 from lib.records import runs
 from lib.studies.dpp import committee
 
@@ -76,12 +76,12 @@ def claims(rows, by, value, said, main=(), unit=" points", pairs=PAIRS):
     rows: type, seed, `by` and `value`, an error; said: what is written before, with a place for the number; main: pairs
     that the verdict stands on.
     """
-    found = []
-    for first, second in pairs:
-        for budget, own in rows[rows["type"].isin([first, second])].groupby(by):
-            text = f"{said.format(budget)}: {drawing.look(first)[0]} errs less than {drawing.look(second)[0]}"
-            gains = evidence.apart(own, second, first, value)
-            found.append(gallery.claim(text, gains, unit=unit, main=(first, second, budget) in main))
+    found, rows = [], rows.assign(right=-rows[value])
+    for pair in pairs:
+        for budget, own in rows[rows["type"].isin(pair)].groupby(by):
+            decisive = [pair] if (*pair, budget) in main else ()
+            text = f"{said.format(budget)}: {{}} errs less than {{}}"
+            found += gallery.ahead(own, [pair], "right", text, decisive, unit)
     return found
 
 
