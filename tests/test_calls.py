@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 from lib import (
     anatomy,
     checkpoint,
+    checks,
     convnets,
     descend,
     dpp,
@@ -26,7 +27,6 @@ from lib import (
     line_search,
     masks,
     methods,
-    modules,
     nets,
     phew,
     plain,
@@ -568,12 +568,12 @@ def test_what_no_score_tells_apart_is_counted():
     """By hand: of two runs, of one count for all and of one for each layer, where zeros are most of what stays."""
     scores = {"a": torch.tensor([[0.0, 0, 0, 5], [0, 0, 0, 5]]), "b": torch.tensor([[0.0, 1, 2, 3], [1, 1, 2, 3]])}
     kept = {"a": torch.tensor([[0, 1, 1, 1], [0, 0, 0, 1]]).bool(), "b": torch.tensor([[0, 0, 0, 1]] * 2).bool()}
-    assert modules.blank(scores, kept, "layer") == 2, "those of a in the first run"
-    assert modules.blank(scores, kept, "global") == 0, "they are half of what stays there"
-    assert modules.blank(scores, kept | {"b": kept["b"] & False}, "global") == 2
-    assert modules.blank(scores, {"a": kept["a"] | True, "b": kept["b"]}, "layer") == 0, "all that are alike stay"
-    assert modules.blank(scores, kept, "layer", kept) == 0, "what went before goes not now"
-    assert modules.blank({name: score + 1 for name, score in scores.items()}, kept, "layer") == 0
+    assert checks.blank(scores, kept, "layer") == 2, "those of a in the first run"
+    assert checks.blank(scores, kept, "global") == 0, "they are half of what stays there"
+    assert checks.blank(scores, kept | {"b": kept["b"] & False}, "global") == 2
+    assert checks.blank(scores, {"a": kept["a"] | True, "b": kept["b"]}, "layer") == 0, "all that are alike stay"
+    assert checks.blank(scores, kept, "layer", kept) == 0, "what went before goes not now"
+    assert checks.blank({name: score + 1 for name, score in scores.items()}, kept, "layer") == 0
 
 
 @pytest.mark.parametrize("rounds", [1, 3])

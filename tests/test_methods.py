@@ -351,7 +351,7 @@ def test_activations_of_a_module_are_its_own(batches):
     """What convolutions make, before the batch normalisation; no hook is left, and none on the module itself."""
     net = convnet().train()
     x, y = (X, Y) if batches == 1 else ([X[:5], X[5:]], [Y[:5], Y[5:]])
-    one, given = methods.modules.One(net, x), methods.modules.examples(x)
+    one, given = methods.modules.One(net, x), methods.checks.examples(x)
     before = methods.score(one, "magnitude", of="units")
     for act, options in ((torch.relu, {}), (torch.tanh, {"act": torch.tanh})):
         found = methods.score(net, "activity", x, y, of="units", **options)

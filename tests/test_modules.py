@@ -144,7 +144,7 @@ def test_a_normalisation_without_weights_knows_its_channels_when_some_are_gone(n
 def test_weights_that_are_shared_are_scored_once_and_stay_shared():
     net = tied()
     cross_entropy(net(ROWS), Y).backward()
-    scores = methods.score(methods.modules.One(net, ROWS), "snip", methods.modules.examples(ROWS), Y)
+    scores = methods.score(methods.modules.One(net, ROWS), "snip", methods.checks.examples(ROWS), Y)
     assert list(scores) == ["a.weight", "o.weight"]
     for name, score in scores.items():
         weight = net.get_parameter(name)

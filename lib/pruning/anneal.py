@@ -9,7 +9,7 @@ import torch
 from lib import workers
 from lib.errors import choice, number, one_each
 from lib.networks import nets
-from lib.pruning import masks, modules, selection
+from lib.pruning import checks, masks, selection
 
 
 def anneal(
@@ -30,7 +30,7 @@ def anneal(
     jobs = [(*run, goal) for d in densities for run, goal in zip(own, masks.each(d, len(own)), strict=True)]
     device, plan = next(net.parameters()).device, (rounds, scope, rounding)
     every = workers.each(lambda job: _annealed(score, *job, *plan), jobs, device)
-    modules.warn_of_blanks([blank for _, blank in every])
+    checks.warn_of_blanks([blank for _, blank in every])
     made = [kept for kept, _ in every]
     return [nets.join(made[k : k + len(own)]) for k in range(0, len(jobs), len(own))]
 
@@ -52,12 +52,12 @@ def _annealed(score, net, x, y, seeds, within, goal, rounds, scope, rounding):
     for e in range(1, rounds + 1):
         scores = score(left, x, y, seeds)
         if e == 1:
-            modules.assert_scores(scores, left, where=" in rounds, which are of weights,")
+            checks.assert_scores(scores, left, where=" in rounds, which are of weights,")
             survivors = _Survivors({name: weights[name] for name in scores}, scope)
             if within is not None:
                 survivors.only(masks.inside(within, scores), goal, rounding)
         survivors.keep(scores, goal ** (e / rounds), rounding)
-    return (kept := survivors.masks()), modules.blank(scores, kept, scope)
+    return (kept := survivors.masks()), checks.blank(scores, kept, scope)
 
 
 def _form(score):

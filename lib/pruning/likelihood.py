@@ -14,7 +14,7 @@ import torch
 from lib.errors import ParameterError, choice, number
 from lib.kernels import twins
 from lib.networks import nets
-from lib.pruning.modules import assert_tensors
+from lib.pruning.checks import assert_tensors
 
 RIDGE = 0.01  # what the study adds to the diagonal
 EXAMPLES_AT_ONCE = 4096

@@ -28,7 +28,7 @@ import torch
 
 from lib.errors import ParameterError, choice, flags, hint, instance, listed, one_each
 from lib.networks import nets
-from lib.pruning import anneal, hops, likelihood, masks, modules, paths
+from lib.pruning import anneal, checks, hops, likelihood, masks, modules, paths
 
 NEEDS = ("nothing", "examples", "moments", "history")
 SCOPES = {"weights": "global", "units": "layer"}  # of what is pruned: what shares one count, if nothing else is said
@@ -88,7 +88,7 @@ def run_by_run(score, of="weights"):
         cut = {key: nets.of_runs(net, value, 3) for key, value in options.items() if isinstance(value, torch.Tensor)}
         for run, mine in enumerate(anneal.of_each(net, x, y, seeds)):
             parts.append(score(*mine, *more, **options | {key: own[run] for key, own in cut.items()}))
-            nets.runs(net) == 1 or modules.assert_scores(parts[-1], mine[0], of)  # of one, who calls this looks
+            nets.runs(net) == 1 or checks.assert_scores(parts[-1], mine[0], of)  # of one, who calls this looks
         return nets.join(parts)
 
     return made
@@ -125,7 +125,7 @@ def prune(net, name, density, x=None, y=None, seeds=None, **how):
     """
     stack = nets.layers(net, stack=False)
     made = prune_each(hops.copied(net) if stack else net, name, [density], x, y, seeds, **how)
-    return modules.some(made, [density])[0] if stack else made[0]
+    return checks.some(made, [density])[0] if stack else made[0]
 
 
 @torch.inference_mode(False)  # of gradients, whatever the caller's mode
@@ -143,7 +143,7 @@ def prune_each(
     together, see `paths.joint`. options: keywords of the method. ParameterError for an unknown method, for one that
     lacks its x, and where nothing is left of a module, of which a layer that keeps nothing is a warning.
     """
-    chosen, layers = get(name, of), modules.named(layers)
+    chosen, layers = get(name, of), checks.named(layers)
     if isinstance(densities, str | dict) or not hasattr(densities, "__len__"):
         raise ParameterError(f"densities is {densities!r}; needed is a list of them, and by `prune` one")
     _assert_given(chosen, x, y, options)
@@ -156,7 +156,7 @@ def prune_each(
     if stack is net:
         return made
     whole = net if of == "weights" and layers is None else None
-    return [nets.take(kept, 0) for kept in modules.told(modules.some(made, densities), whole)]
+    return [nets.take(kept, 0) for kept in modules.told(checks.some(made, densities), whole)]
 
 
 def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds, within, least, **options):
@@ -168,7 +168,7 @@ def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds,
         if odd := [what for what, value in given.items() if value]:
             raise ParameterError(f"{name} draws masks of all layers at once, and takes no {listed(odd)}: leave it out")
         made = chosen.function(net, densities, x, y, seeds, **options)
-        return modules.assert_drawn(made, net, name, of, densities)
+        return checks.assert_drawn(made, net, name, of, densities)
     scope, rounds = scope or SCOPES[of], chosen.rounds if rounds is None else rounds
     turned = {name for name, layer in nets.layers(net).items() if getattr(layer, "turned", False)}  # a row is an input
     choice("scope", scope, masks.SCOPES[: 2 if of == "units" or turned & {*(layers or turned)} else None])
@@ -183,14 +183,14 @@ def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds,
     if of == "units" and not isinstance(net, modules.One):
         made = paths.joint(nets.graph(net), made)
     every = [_kept(made, density, scope, rounding, within, least) for density in densities]
-    modules.warn_of_blanks([modules.blank(made, kept, scope, within) for kept in every])
+    checks.warn_of_blanks([checks.blank(made, kept, scope, within) for kept in every])
     return every
 
 
 @torch.inference_mode(False)
 def score(net, name, x=None, y=None, seeds=None, of="weights", layers=None, **options):
     """Return what a method ranks by, `{name: (R, O, *F)}`, of units `{layer: (R, O)}`, of a module without R."""
-    chosen, layers = get(name, of), modules.named(layers)
+    chosen, layers = get(name, of), checks.named(layers)
     _assert_given(chosen, x, y, options)
     stack, x, y, seeds = modules.opened(net, chosen, x, y, seeds, layers)
     made = _scored(chosen, stack, x, y, seeds, layers, **options)
@@ -202,7 +202,7 @@ def _assert_given(chosen, x, y, options):
     if chosen.needs != "nothing" and x is None:
         raise ParameterError(f"{chosen.name} needs {chosen.needs}: pass them as x, see lib/pruning/methods.py")
     if chosen.needs == "examples":
-        modules.assert_tensors(x, y)
+        checks.assert_tensors(x, y)
     elif chosen.needs != "nothing":
         instance("x is", x, dict, f"a dict by layers, of {chosen.needs}, see lib/pruning/methods.py")
     own = inspect.signature(chosen.function).parameters
@@ -215,7 +215,7 @@ def _assert_given(chosen, x, y, options):
 def _scored(chosen, net, x, y, seeds, layers=None, **options):
     """Return the scores of `layers`, or of all."""
     made = chosen.function(net, x, y, seeds, **options)
-    modules.assert_scores(made, net, chosen.of)
+    checks.assert_scores(made, net, chosen.of)
     hidden = nets.hidden(net) if chosen.of == "units" else made
     own = {name.removesuffix(".weight"): name for name in made if layers or name in hidden}
     if not own:

@@ -17,9 +17,9 @@ from lib.errors import listed
 from lib.networks import plain
 from lib.pruning import hops as h
 from lib.pruning import paths, topology
+from lib.pruning.checks import assert_tensors
 from lib.pruning.coupled import Coupled
 from lib.pruning.masks import COMPUTED, apply_, computed
-from lib.pruning.modules import assert_tensors
 
 # Two numbers computed in float64 by differently ordered sums: apart by less than this share, they are one number.
 ROUNDING = 1e-13

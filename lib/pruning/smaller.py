@@ -8,7 +8,7 @@ from lib.errors import ParameterError, instance
 from lib.kernels.twins import trailing
 from lib.networks import nets, plain
 from lib.networks.layers import Layer
-from lib.pruning import hops, modules, shrink
+from lib.pruning import checks, hops, modules, shrink
 from lib.pruning.masks import apply_, assert_named, assert_units
 
 
@@ -30,7 +30,7 @@ def table(net, masks, x, folder, run=0, seconds=0.2, onnx=True):
     instance("x is", x, torch.Tensor, "a batch of examples (N, ...), of an array torch.from_numpy(x)")
     x, saved, expected, total = x.cpu(), {}, None, None
     own = None if nets.layers(net, stack=False) else hops.unwrapped(net)
-    own is None and modules.assert_rows(net, x, bytes=False)
+    own is None and checks.assert_rows(net, x, bytes=False)
     full = shrink.unshrunk(net, masks, run) if own is None else apply_(hops.copied(own), masks)
     for name, made in (("full", full), ("shrunk", shrink.shrink(net, masks, run, x))):
         file = plain.save(made, Path(folder) / name)

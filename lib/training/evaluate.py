@@ -7,7 +7,7 @@ import torch
 
 from lib.kernels import twins
 from lib.networks import nets
-from lib.pruning import modules
+from lib.pruning import checks
 
 # Examples of one run that go through at once, at the most.
 CHUNK = {"cpu": 1000, "cuda": 20_000}
@@ -38,7 +38,7 @@ def evaluate(net, x, y, top5=False):
 
     The pass is made in `eval()` mode. top5: count that too. ValueError for what it does not read, and for no class.
     """
-    y = modules.labels(net, x, y)
+    y = checks.labels(net, x, y)
     size, n, losses, correct = chunk(net), len(y), [], 0
     among5 = torch.full_like(y[:1], 0 if top5 else math.nan, dtype=torch.float64).expand(nets.runs(net))
     with nets.mode(net, training=False):

@@ -14,7 +14,7 @@ from lib import draws
 from lib.errors import choice, instance, number, one_each
 from lib.kernels import capture
 from lib.networks import nets
-from lib.pruning import masks, modules, shrink
+from lib.pruning import checks, masks, shrink
 from lib.training import optimizers
 from lib.training.evaluate import evaluate
 
@@ -81,7 +81,7 @@ class Trainer:
         one_each(nets.runs(net), seeds=seeds)
         for what, part in (("train", train), ("test", test)):
             x, y = instance(f"{what} is", part, tuple, f'(x, y), as split("{what}") of the data gives them')
-            setattr(self, what, (x, modules.labels(net, x, y, not objective, bool(objective or batches))))
+            setattr(self, what, (x, checks.labels(net, x, y, not objective, bool(objective or batches))))
         if wrong := optimizers.complaint(rule, momentum, nesterov):
             raise ValueError(wrong)
         self.options = {name: numbers.pop(name) for name in ("momentum", "weight_decay")} | {"nesterov": nesterov}
