@@ -277,7 +277,6 @@ TOLD = {
     "a table of an array": (lambda: smaller.table(module(), {}, X.numpy(), "."), "x is a ndarray; needed is a batch"),
     "a table of other rows": (lambda: smaller.table(stack(1), {}, X[:, :5], "."), r"\(4, 5\); needed .* rows \(N, 6\)"),
     "masks in an array": (lambda: shrink.shrink(stack(1), X.numpy()), "masks are a ndarray; needed is a dict"),
-    "scores of nothing": (lambda: masks.top({}, 0.5, "global", least=0.1), "scores are of nothing; needed is a tensor"),
     "a length below zero": (lambda: plain.macs(module(), -3), "a side of inputs is -3; allowed are whole numbers"),
     "a number of runs": (lambda: nets.MLP([6, 5, 3], 3), "norm is 3; allowed are no-WN, SWN, EWN"),
     "no drops": (lambda: trainer(drops=None), "an epoch of drops is None; allowed are whole numbers"),

@@ -57,6 +57,11 @@ def test_among_equal_scores_the_earlier_goes_first():
     assert masks.top(scores, 0.4)["a"].tolist() == [[False, False, False, True, True]] * 2
 
 
+@pytest.mark.parametrize("how", [{"scope": "layer"}, {"scope": "global"}, {"least": 0.1}])
+def test_of_no_scores_there_are_no_masks(how):
+    assert masks.top({}, 0.5, **how) == {}
+
+
 def test_a_score_that_is_no_number_is_an_error():
     with pytest.raises(ValueError, match="NaN"):
         masks.top({"a": torch.tensor([[1.0, float("nan")]])}, 0.5)

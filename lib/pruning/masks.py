@@ -38,12 +38,12 @@ def top(scores, density, scope="layer", rounding="nearest", within=None, least=N
     every tensor, and so at least one of its entries, that stays however low it scores; ValueError where these are more
     than are to be kept. Among equal scores the earlier entry goes first, so a result depends on no sorting.
     """
+    if scores == {}:  # of the units of a network without a hidden layer
+        return {}
     scores = scores if least is None else _raised(scores, least, density, rounding, within)
     named = assert_named(scores, "score").items()  # a module's are (O, I) or (O, I, h, w): units would pass for runs
     if odd := [name for name, s in named if s.dim() < 2 or len(s) > 1 and s.dim() in (2 * name.endswith(".weight"), 4)]:
         raise ValueError(f"scores of {listed(odd)} have no runs as first axis: of a torch module pass score[None]")
-    if not scores:
-        raise ValueError("scores are of nothing; needed is a tensor, by name, at least, as of methods.score(net, …)")
     rows = _sharing(scores, scope)
     places = [None] * len(rows) if within is None else _sharing(inside(within, scores), scope)
     return _parted([_top(*both, density, rounding) for both in zip(rows, places, strict=True)], scores, scope)
