@@ -372,6 +372,9 @@ def test_a_reading_names_ties_and_controls_that_win(here):
     assert "correlate by 1.00 (Spearman)" in said
     worse = here.assign(tuned=here["tuned"].where(here["type"] != "small", 99.0 + here["seed"] / 100))
     assert "The control trained small is above magnitude, LAMP" in words.reading("X", worse, *standings.ladder(worse))
+    assert "No path" not in said
+    cut = here.assign(effective=here["effective"].where((here["type"] != "lamp") | (here["seed"] < 3), 100.0))
+    assert "that training mends nothing: LAMP (6 of 8)." in words.reading("X", cut, *standings.ladder(cut))
 
 
 def test_moments_are_compared_by_paired_intervals(frame):

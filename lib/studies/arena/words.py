@@ -72,6 +72,10 @@ def reading(title, frame, table, outcome):
     if gains:
         said.append(f"Of {len(gains)} type{'s' * (len(gains) > 1)} whose masks were shuffled, not above that:"
                     f" {_listed(alike) or 'none'}.")  # fmt: skip
+    cut = frame["effective"].eq(100).groupby(frame["type"]).agg(["sum", "size"]).query("sum > 0")
+    if len(cut):
+        each = ", ".join(f"{label(kind)} ({n} of {every})" for kind, n, every in cut.itertuples())
+        said.append(f"No path from an image to a class is left, so that training mends nothing: {each}.")
     both = table.dropna(subset=["raw"])
     rho = scipy.stats.spearmanr(both["raw"], both["tuned"]).statistic if len(both) > 2 else np.nan
     if np.isfinite(rho):
