@@ -170,6 +170,18 @@ def test_where_all_that_is_hidden_are_filters_they_have_scores():
         methods.score(net, "contribution", x, torch.arange(3), of="units", on="preactivation")
 
 
+def test_each_run_is_scored_alone():
+    net, x = nets.init_(nets.MLP([12, 9, 7, 4], ["no-WN"] * 3), [1, 2, 3]), draw(30, 12).float()
+    found = of_units(net, x, 1.0, 1.0)
+    for run in range(3):
+        alone = of_units(nets.take(net, [run]), x, 1.0, 1.0)
+        assert all(torch.equal(alone[name][0], score[run]) for name, score in found.items())
+    with pytest.raises(ValueError, match="2 sets of examples for a stack of 3 runs"):
+        of_units(net, x.expand(2, -1, -1))
+    with pytest.raises(ValueError, match="of which there is one at least"):
+        of_units(net, x[:0])
+
+
 def test_networks_that_have_no_such_score():
     with pytest.raises(ValueError, match="shortcuts"):
         prunable(convnets.build("resnet20", (3, 8, 8), 10, 1))

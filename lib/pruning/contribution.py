@@ -18,6 +18,7 @@ from torch.nn.functional import unfold
 from lib.errors import choice
 from lib.networks import nets
 from lib.networks.layers import Conv2d
+from lib.pruning.checks import assert_tensors
 from lib.pruning.methods import method
 from lib.pruning.reweight import next_layer
 
@@ -39,8 +40,7 @@ class Sums:
         # A row's scale cancels in every share. Without it, products of small numbers do not leave float32.
         self.weight, self.each = _scaled(weight.detach().abs()), each
         self.shares = torch.zeros_like(self.weight, dtype=torch.float64)
-        units = weight.shape[2] // each
-        self.largest = weight.new_zeros(len(weight), units, dtype=torch.float64) if maximum else None
+        self.largest = weight.new_zeros(len(weight), weight.shape[2] // each, dtype=torch.float64) if maximum else None
         self.examples = 0
 
     def add(self, activations):
@@ -108,20 +108,21 @@ def of_units(net, x, average=1.0, maximum=0.0, on="activation", channels=None):
     """Return the scores of a stack's hidden units for the examples `x`, `{layer: (R, units)}` float64.
 
     x: `(N, I)`, or `(R, N, I)` of each run's own. on: "activation", what the next layer reads, or "preactivation", the
-    value before the activation function, as the study's code has it: a unit that is silent then counts by how far below
-    zero it is. channels: score those of convolutions too, see `prunable`. A channel's contribution to a next unit sums
-    |w| |a| over the filter's positions; every place where a next convolution puts its filter is an example more, and a
-    linear layer behind a convolution reads all positions of a channel. Channels have no preactivation score
-    (ValueError).
+    value before that function, as the study has it: a unit that is silent then counts by how far below zero it is.
+    channels: score those of convolutions too, see `prunable`. A channel's contribution to a next unit sums |w| |a| over
+    the filter's positions; every place where a next convolution puts its filter is an example more, and a linear layer
+    behind a convolution reads all positions of a channel. They have no preactivation score. Each run is scored alone.
     """
-    choice("on", on, ON)
+    choice("on", on, ON), assert_tensors(x)
     if channels and on != ON[0]:
         raise ValueError(f"on is {on!r} with channels=True; channels have a score by {ON[0]!r} alone")
+    if nets.runs(net) > 1:
+        each = zip(nets.apart(net), nets.of_runs(net, x, 3), strict=True)
+        return nets.join(of_units(*mine, average, maximum, on, channels) for mine in each)
     sums = {}
     with nets.mode(net, training=False), ExitStack() as hooks:
         for name in prunable(net, channels if on == ON[0] else False):
-            reader = net.get_submodule(next_layer(net, name))
-            weight = reader.weight.flatten(2)
+            weight = net.get_submodule(next_layer(net, name)).weight.flatten(2)
             sums[name] = Sums(weight, weight.shape[2] // net.get_submodule(name).weight.shape[1], bool(maximum))
             hooks.enter_context(_adding(sums[name], net, name, on))
         for part in x.split(max(1, min(CHUNK, ACTIVATIONS // nets.widest(net))), -2):
