@@ -363,6 +363,18 @@ def test_every_precision_of_ones_own_comes_back(dtype, tmp_path):
         assert torch.equal(one, other) and one.dtype == other.dtype and one.stride() == other.stride()
 
 
+def test_pools_that_files_once_had_come_back(tmp_path):
+    """Files laid out before pools were put where layers are made: a pool of single pixels, then steps of one."""
+    fresh, x = nn.Sequential(nn.Conv2d(2, 4, 1, 2), nn.Softmax(1)), torch.rand(2, 2, 5, 5)
+    kept = nn.Sequential(nn.AvgPool2d(1, (2, 2)), copy.deepcopy(fresh[0]), nn.Softmax(1))
+    kept[1].stride = (1, 1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plain, "Offset", nn.AvgPool2d)  # what is noted as put in
+        path = plain.save(kept, tmp_path)
+    again = plain.load(path.parent, fresh)
+    assert str(again) == str(kept) and torch.equal(again(x), kept(x))
+
+
 def test_what_is_not_in_the_sizes_is_that_of_the_saved(tmp_path):
     """A number that was changed since, and what is infinite, which json cannot say."""
     module = Doubled(9, 9)
