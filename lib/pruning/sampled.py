@@ -61,7 +61,7 @@ def _alike(*origins):
     """Return the runs that are equal in each of `origins (R, ...)`, copies of one network, `{the first: [all]}`."""
     groups = {}
     for run in range(len(origins[0])):
-        first = next(other for other in (*groups, run) if all(torch.equal(o[other], o[run]) for o in origins))
+        first = next((other for other in groups if all(torch.equal(o[other], o[run]) for o in origins)), run)
         groups.setdefault(first, []).append(run)
     return groups
 
