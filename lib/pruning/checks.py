@@ -25,10 +25,10 @@ def labels(net, x, y, classes=True, bytes=False):
     if y.dim() > 1 or x.shape[-2] != len(y) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         told = f"{x.shape[-2]} examples with labels {tuple(y.shape)}, {y.dtype}"
         raise ValueError(f"{told}; needed is a class of each, (N,) torch.int64")
-    count = [*nets.weights(net).values()][-1].shape[1]
+    y, count = y.long(), [*nets.weights(net).values()][-1].shape[1]  # torch has no least of uint16, uint32
     if classes and not 0 <= int(y.min()) <= int(y.max()) < count:
         raise ValueError(f"labels are {int(y.min())} to {int(y.max())}; {count} logits have 0 to {count - 1}")
-    return y.long()
+    return y
 
 
 def assert_rows(net, x, bytes=True):
