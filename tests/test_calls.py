@@ -279,6 +279,9 @@ TOLD = {
     "masks in an array": (lambda: shrink.shrink(stack(1), X.numpy()), "masks are a ndarray; needed is a dict"),
     "a length below zero": (lambda: plain.macs(module(), -3), "a side of inputs is -3; allowed are whole numbers"),
     "a number of runs": (lambda: nets.MLP([6, 5, 3], 3), "norm is 3; allowed are no-WN, SWN, EWN"),
+    "a drop that is no number": (lambda: trainer(drops=[1, "a"]), "an epoch of drops is 'a'; allowed are whole"),
+    "half a drop": (lambda: trainer(drops=[1, 2.5]), "an epoch of drops is 2.5; allowed are whole"),
+    "drops within drops": (lambda: trainer(drops=[[1], [2, 3]]), r"an epoch of drops is \[1\]; allowed are whole"),
     "no drops": (lambda: trainer(drops=None), "an epoch of drops is None; allowed are whole numbers"),
     "testing on fewer labels": (lambda: evaluate.evaluate(stack(1), X, Y[:3]), r"4 examples with labels \(3,\)"),
     "testing on classes that are not there": (lambda: evaluate.evaluate(stack(1), X, Y + 1), "are 1 to 3; 3 logits"),
@@ -316,6 +319,7 @@ TOLD = {
     "moments of another network's units": (lambda: drawn(likelihood.moments(X[None]), of="units"),
                                            r"are \(1, 6, 6\); needed .* gram is \(1, 5, 5\)"),
     "examples of a layer for moments": (lambda: drawn(X), "moments of layers.0 are a Tensor; needed are likel"),
+    "moments that are no numbers": (lambda: drawn(likelihood.moments(X * np.nan)), "matrix .* is not finite"),
     "moments of no layer": (lambda: drawn(likelihood.moments(X), "layer.0"), "mean 'layers.0'"),
     "moments of an array": (lambda: likelihood.moments(X.numpy()), "x is a ndarray"),
     "a ridge below zero": (lambda: likelihood.likelihood(torch.eye(3), 4, ridge=-5), "ridge is -5; allowed are"),
@@ -425,17 +429,22 @@ def test_what_is_no_stack_is_told_so(case):
         STACKS[case](module())
 
 
+WHOLE = torch.int64, torch.int32, torch.uint8, torch.uint16, torch.uint64
+
+
 def test_what_is_meant_is_taken(tmp_path):
     """A device of torch, seeds in a tensor, one drop, drops and rates in tensors, labels of few bytes."""
     assert sets.load("digits", torch.device("cpu")).device == torch.device("cpu")
     drawn = [nets.init_(nets.MLP([6, 3], "no-WN"), seeds).layers[0].weight for seeds in ([3], torch.tensor([3]))]
-    assert torch.equal(*drawn) and trainer(drops=1).drops == (1,)
+    assert torch.equal(*drawn)
+    for drops in (1, np.array(1), torch.tensor(1), {1}, np.array([1]), {1: 0.1}.keys(), iter([1])):
+        assert trainer(drops=drops).drops == (1,)
     given = {"drops": torch.tensor([0, 2]), "lr": torch.tensor(0.5), "batch": np.int64(2)}
     small = trainer((X, Y.int()), **given).fit(1, checkpoint.States(tmp_path))
     plain = trainer(drops=[0, 2], lr=0.5, batch=2).fit(1)
     assert small.drops == (0, 2) and np.array_equal(small.curve("train_loss"), plain.curve("train_loss"), True)
-    each = [evaluate.evaluate(plain.net, X, Y.to(kind), top5=True) for kind in (torch.int64, torch.int32, torch.uint8)]
-    assert each[0] == each[1] == each[2]
+    each = [evaluate.evaluate(plain.net, X, Y.to(kind), top5=True) for kind in WHOLE]
+    assert all(one == each[0] for one in each)
 
 
 def test_what_is_told_of_chains_alone_says_so():

@@ -1,8 +1,8 @@
 """The optimizers that train stacks, by rule: torch's own."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
 
 from lib.errors import ParameterError, flags, number
@@ -53,8 +53,8 @@ def numbers(given):
     """
     flags(FLAGS, given)
     found = {name: number(name, given[name], of, whole=name in COUNTS) for name, of in (RATES | COUNTS).items()}
-    drops = np.atleast_1d(given["drops"]).tolist()
-    drops = [number("an epoch of drops", when, "[0, 2^31)", whole=True) for when in drops]
+    alone = not isinstance(drops := given["drops"], Iterable) or getattr(drops, "shape", None) == ()
+    drops = [number("an epoch of drops", when, "[0, 2^31)", whole=True) for when in ([drops] if alone else drops)]
     if len(set(drops)) < len(drops):
         raise ParameterError(f"drops are {drops}; every epoch goes once")
     return found | {"drops": tuple(drops)}
