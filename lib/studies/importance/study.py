@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from lib import draws
+from lib.data import sets
 from lib.errors import distinct
 from lib.networks import convnets, nets, plain
 from lib.networks.layers import Linear
@@ -264,6 +265,8 @@ def complaint(p):
         return f"hidden = {p['hidden']}: widths are 1 or more; 0 alone is for the study's own"
     if p["channels"] and p["on"] != "activation":
         return f"channels = True with on = {p['on']!r}: filters have a score by {contribution.ON[0]!r} alone"
+    if p["channels"] and sets.SHAPES[p["dataset"]][0] == 1:
+        return f"channels = True with dataset = {p['dataset']!r}: those of gray images have no filters; digits32 has"
     return schedule_complaint(p) or optimizers.complaint(p["rule"], p["momentum"])
 
 
