@@ -322,8 +322,8 @@ def test_milliseconds_lie_between_measured_ones(records):
 
 
 def test_the_front_is_what_nothing_is_cheaper_and_better_than(axes):
-    found = pd.DataFrame({"type": list("abcde"), "family": "units", "sparsity": 0.9, "ms": [1, 2, 2, 3, np.nan],
-                          "error": [5.0, 4, 3, 3, 1]})  # fmt: skip
+    found = pd.DataFrame({"type": list("abcdef"), "family": "units", "sparsity": 0.9, "ms": [1, 2, 2, 3, np.nan, 0],
+                          "error": [5.0, 4, 3, 3, 1, 90]})  # fmt: skip
     best = figures.front(axes, found, "ms")
     assert list(best["type"]) == ["a", "c"]
     front = "nothing is both cheaper and better than, from cheap to good: a at 90 %, c at 90 %."

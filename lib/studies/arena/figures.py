@@ -170,9 +170,9 @@ def matrix(axes, outcome):
 def front(axes, found, x):
     """Draw errors against a cost, the column `x`, and a line through the rows that nothing is cheaper and better than.
 
-    Return these rows, the cheapest first.
+    Return these rows, the cheapest first. Left out is what was not measured, and what multiplies nothing: it is cut.
     """
-    found = found.dropna(subset=[x])
+    found = found[found[x] > 0]
     for family, (said, colour, marker) in FAMILIES.items():
         if len(own := found[found["family"] == family]):
             axes.plot(own[x], own["error"], marker, color=colour, alpha=0.6, markeredgewidth=0, label=said)
