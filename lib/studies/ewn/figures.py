@@ -215,17 +215,18 @@ def _hours(took, images):
             f" (the study's, all images to {_end(theirs)}, if logged in minutes: {low} to {high})")  # fmt: skip
 
 
-def stale(group, pruned):
+def stale(group):
     """Return sentences on how much it changes that norms are ranked one epoch late, as in the study; [] without runs.
 
-    group: a setting; pruned: the accuracies in percent of its runs, by type, seed, level, criterion and sparsity.
+    group: a setting. Runs of one depth are compared: those that went further may have been trained anew, elsewhere.
     """
     late = group | {"stale_norms": True}
-    if not runs.records("mnist_prune", **late):
+    if not (found := runs.records("mnist_prune", **late)):
         return []
-    by = ["type", "seed", "level", "criterion", "sparsity"]
-    both = runs.curves("mnist_prune", "pruned_accuracy", **late).merge(pruned, on=by, suffixes=("_late", ""))
-    moved = (100 * both["pruned_accuracy_late"].astype(float) - both["accuracy"]).abs()
+    pairs = [{**setting, "levels": found[0].parameters["levels"]} for setting in (late, group)]
+    each = [runs.curves("mnist_prune", "pruned_accuracy", **setting) for setting in pairs]
+    both = each[0].merge(each[1], on=["type", "seed", "level", "criterion", "sparsity"], suffixes=("_late", ""))
+    moved = 100 * (both["pruned_accuracy_late"].astype(float) - both["pruned_accuracy"].astype(float)).abs()
     far, most = gallery.number(moved.quantile(0.95)), gallery.number(moved.max())
     kinds = ", ".join(drawing.ordered(both["type"], KINDS))
     return [f"Ranked by norms one epoch late, as in the study, 95 % of the accuracies change by at most {far} points,"
