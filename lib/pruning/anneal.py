@@ -80,7 +80,10 @@ class _Survivors:
             w.data = part
         sizes = {"global": [len(self.joined)], "layer": [w.numel() for w in weights.values()]}
         self.sizes = sizes.get(scope) or [w[0, 0].numel() for w in weights.values() for _ in w[0]]
-        self.left = torch.arange(len(self.joined), device=self.joined.device).split(self.sizes)
+        # Half the memory of the usual type, which is what a round of a large network waits for.
+        kind = torch.int32 if len(self.joined) < 2**31 else torch.int64
+        places = torch.arange(len(self.joined), dtype=kind, device=self.joined.device)
+        self.left, self.room = places.split(self.sizes), self.joined.new_empty(len(self.joined))
 
     def _parts(self, joined):
         """Return views like the weights of a row of all."""
@@ -90,25 +93,26 @@ class _Survivors:
     def only(self, within, density, rounding):
         """Leave what lies inside of masks; ValueError where that is less than `density` of all."""
         inside = torch.cat([within[name].flatten() for name in self.weights])
-        self.left = [_only(places, inside[places]) for places in self.left]
+        self.left = [_only(places, inside[places.long()]) for places in self.left]
         for size, places in zip(self.sizes, self.left, strict=True):
             masks.assert_left(masks.count(size, density, rounding), len(places))
 
     @torch.no_grad()
     def keep(self, scores, density, rounding):
         """Zero all but the highest scores of what is left, so many as `density` of all."""
-        score, left = torch.cat([part.flatten() for part in scores.values()]), []
+        parts, left = [part.flatten() for part in scores.values()], []
+        score = torch.cat(parts, out=self.room if parts[0].dtype == self.room.dtype else None)
         for size, places in zip(self.sizes, self.left, strict=True):
             entries = score if len(places) == len(score) else score.index_select(0, places)
             stay = selection.highest(entries, min(masks.count(size, density, rounding), len(places)))
-            self.joined.index_fill_(0, places[(~stay).nonzero()[:, 0]], 0)
+            self.joined.index_fill_(0, places[(~stay).nonzero()[:, 0]].long(), 0)
             left.append(_only(places, stay))
         self.left = left
 
     def masks(self):
         """Return the masks of what is left, `{name: bool (1, O, *F)}`."""
         kept = torch.zeros(len(self.joined), dtype=torch.bool, device=self.joined.device)
-        kept.index_fill_(0, torch.cat(self.left), True)
+        kept.index_fill_(0, torch.cat(self.left).long(), True)
         return dict(zip(self.weights, self._parts(kept), strict=True))
 
 

@@ -159,7 +159,7 @@ def _draw(eigen, first, keeps, seeds, purpose):
     """Return the sets `bool (K, S, M, N)` of M matrices, of which the first is number `first`."""
     count, items = eigen.values.shape
     values = eigen.values.cpu().numpy()[:, ::-1]
-    table = ratios(values, max(keeps))
+    table = ratios(values, max(keeps), min(keeps))
     vectors = eigen.vectors if count > 1 else eigen.vectors.expand(len(seeds), -1, -1)
     sets = torch.ones(len(keeps), len(seeds) * count, items, dtype=torch.bool, device=eigen.values.device)
     for kept, keep in zip(sets, keeps, strict=True):
@@ -176,20 +176,24 @@ def _draw(eigen, first, keeps, seeds, purpose):
     return sets.unflatten(1, (len(seeds), count))
 
 
-def ratios(values, most):
+def ratios(values, most, least=1):
     """Return r[n, m, j-1] = e_j / e_(j-1) of the first n eigenvalues of `values (M, N)`, falling: (N + 1, M, most).
 
     e_j(n) = e_j(n-1) + λ_n e_(j-1)(n-1), divided by the same for j - 1. All terms are positive, so nothing
-    cancels. `most` may not be more than the rank: beyond it there is no ratio. NumPy arrays: each of the many small
-    steps costs a fraction of a call of torch, or of a launch.
+    cancels. `most` may not be more than the rank: beyond it there is no ratio. Only what leads to e_least and above
+    is filled in. NumPy arrays: each of the many small steps costs a fraction of a call of torch, or of a launch.
     """
-    table = np.zeros((values.shape[1] + 1, values.shape[0], most))  # e_j(n) is 0 for j > n
+    items = values.shape[1]
+    table = np.zeros((items + 1, values.shape[0], most))  # e_j(n) is 0 for j > n
     for n, value in enumerate(values.T[:, :, None], 1):
-        before, after = table[n - 1, :, :n], table[n, :, :n]
+        low, high = max(0, least - 1 - (items - n)), min(n, most)
+        before, after = table[n - 1, :, max(0, low - 1) : high], table[n, :, low:high]
         total = before + value
-        after[:, 0] = total[:, 0]
-        np.divide(before[:, :-1], total[:, :-1], out=after[:, 1:])
-        after[:, 1:] *= total[:, 1:]
+        if low == 0:
+            after[:, 0] = total[:, 0]
+            after = after[:, 1:]
+        np.divide(before[:, :-1], total[:, :-1], out=after)
+        after *= total[:, 1:]
     return table
 
 
