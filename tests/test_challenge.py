@@ -366,6 +366,7 @@ def test_no_network_is_trained_twice(monkeypatch):
         ("later", "weight", "mode is 'later'; allowed are .*posthoc"),
         ("later", "small", "mode is 'later'"),
         ("hard", "unit", "kind is 'unit'; allowed are .*neuron"),
+        ("hard", "small", r"0.99 leaves \[0, 0\] of \[30, 20\] units"),
     ],
 )
 def test_what_cannot_be_done_is_an_error(mode, kind, message):

@@ -182,6 +182,9 @@ def test_matching_puts_the_units_of_one_teacher_unit_together():
 @pytest.mark.parametrize(
     "change, message",
     [
+        ({"count": 750}, "multiples of 500"),
+        ({"count": 0}, "multiples of 500"),
+        ({"lr": 0.0}, "rates above 0"),
         ({"noise": [0.0]}, "1 noise for a stack of"),
         ({"seeds": [1]}, "1 seeds"),
     ],
@@ -195,7 +198,8 @@ def test_wrong_calls_of_learning_are_errors(change, message):
 
 @pytest.mark.parametrize("count", [0, 499, 750])
 def test_samples_come_in_whole_draws(count):
-    assert "multiples of 500" in committee.count_complaint(count) and committee.count_complaint(1000) is None
+    with pytest.raises(ValueError, match="multiples of 500"):
+        committee.many(1, INPUTS, count)
 
 
 def test_a_soft_committee_has_outgoing_weights_of_one_that_stay():

@@ -170,6 +170,21 @@ def test_where_all_that_is_hidden_are_filters_they_have_scores():
         methods.score(net, "contribution", x, torch.arange(3), of="units", on="preactivation")
 
 
+@pytest.mark.parametrize(
+    "weight, activations, options",
+    [
+        ((1, 4, 6), (1, 9, 5), {}),
+        ((2, 4, 6), (1, 9, 6), {}),
+        ((4, 6), (9, 6), {}),
+        ((1, 4, 6), (1, 9, 6), {"each": 4}),
+        ((1, 4, 6), (1, 0, 6), {}),
+    ],
+)
+def test_what_does_not_fit_is_refused(weight, activations, options):
+    with pytest.raises(ValueError, match="needed|no example"):
+        contribution(draw(*weight), draw(*activations), **options)
+
+
 def test_each_run_is_scored_alone():
     net, x = nets.init_(nets.MLP([12, 9, 7, 4], ["no-WN"] * 3), [1, 2, 3]), draw(30, 12).float()
     found = of_units(net, x, 1.0, 1.0)

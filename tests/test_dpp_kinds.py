@@ -55,6 +55,9 @@ def test_a_budget_leaves_about_as_many_weights_of_units_as_of_edges():
 @pytest.mark.parametrize(
     "keywords, message",
     [
+        ({}, "one of units and density"),
+        ({"units": 3, "density": 0.5}, "one of units and density"),
+        ({"units": 100, "rounding": "up"}, "'up'.*half_up"),
         ({"units": 5}, "5 units are as many weights as -3 edges"),
         ({"units": 501}, "1 to 500 units"),
         ({"density": 1.5}, "density"),
@@ -178,7 +181,7 @@ def test_dead_inputs_are_kept_less_often_by_the_dpp():
         ("magnitude_edge", {"rule": "half"}, "random types alone"),
         ("random_edge", {"bta": 0.3}, r"no keywords \['bta'\]; it has keys, draw"),
         ("dpp_edge", {"bta": 0.3, "moments": likelihood.moments(torch.eye(20))}, r"no keywords \['bta'\].*beta"),
-        ("random_edge", {"keeps": [21]}, "density.* is 1.05; allowed are"),
+        ("random_edge", {"keeps": [21]}, r"keep is 21; allowed are whole numbers in \[1, 20\]"),
         ("random_edge", {"layer": "layers.7"}, r"the linear layer is 'layers\.7'; allowed are"),
     ],
 )

@@ -355,5 +355,7 @@ def test_as_published_signs_count_and_edges_are_tossed(pupil):
 
 
 def test_wrong_calls_are_errors(pupil):
+    with pytest.raises(ValueError, match="sets is 0; allowed are 1 to 1000"):
+        prune("dpp_edge", pupil, sets=0)
     with pytest.raises(ValueError, match="dpp_nodes.*allowed"):
         kinds.masks_of("dpp_nodes", pupil[0], "layers.0", [1], [1])

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, relu
 
 from lib import contribution, draws, masks, nets, parameters, runs, shrink, store
 from lib import sets as data
+from lib.errors import ParameterError
 from lib.studies.importance import study as importance
 from lib.studies.importance.study import Schedule
 from tests.test_summaries import summarised
@@ -96,6 +97,13 @@ def test_a_layer_never_has_fewer_units_than_the_minimum():
     assert [row[0] for row in Schedule(minimum=20).widths([30])] == [30, 27, 24, 21, 20, 20, 20, 20]
     assert Schedule(minimum=20).keep(15) == 15
     assert Schedule(fraction=0.99).keep(30) == 1
+
+
+@pytest.mark.parametrize("changes", [{"initial": 101}, {"initial": -1}, {"increment": 0}, {"minimum": 0},
+                                     {"fraction": 1.0}, {"fraction": -0.1}, {"epochs": 0, "initial": 0}])  # fmt: skip
+def test_what_makes_no_schedule_is_refused(changes):
+    with pytest.raises(ParameterError, match="allowed"):
+        Schedule(**changes)
 
 
 # ---- one run against a literal loop
@@ -317,6 +325,11 @@ def test_a_convolutional_network_alone_is_the_one_in_a_stack():
     alone = study(COLOUR, (12, 10), Schedule(2, 1, 1), n=40, stack=1).run(1, ["contribution"])["contribution"]
     torch.testing.assert_close(alone.net.hidden[0].weight, together["contribution"].net.hidden[0].weight)
     assert list(alone.kept) == ["hidden.0", "hidden.1"]
+
+
+def test_unknown_types_are_refused():
+    with pytest.raises(ParameterError, match="worse.*allowed"):
+        study().run(1, ["worse"])
 
 
 # ---- the notebook

@@ -145,6 +145,8 @@ def test_each_run_reads_examples_of_its_own_choice():
         assert bool(((inputs == image).all(1) & (labels == label)).any())
     moved, _ = lab(examples_per_class=3, augment=True).examples()
     assert moved[0].shape == x[0].shape and not torch.equal(moved[0], x[0])
+    with pytest.raises(ValueError, match="70.*60 training images"):
+        lab(examples_per_class=7).examples()
 
 
 def test_shuffles_and_new_weights_keep_what_they_promise(made):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lib import draws, nets, shrink, store
+from lib.errors import ParameterError
 from lib.studies.importance import vae, vae_study
 from lib.studies.importance.study import Schedule
 from lib.studies.importance.vae_study import Lab
@@ -326,3 +327,10 @@ class Fake:
 
     def array(self, name):
         return self.outcome.pictures[name][0], ()
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="'worse'; allowed are.*worst"):
+        vae_study.study(lab(), "worse")
+    with pytest.raises(ParameterError, match="initial = 0: allowed are 1 to epochs = 5"):
+        lab(schedule=Schedule(5, 0, 2))

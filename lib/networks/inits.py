@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lib import draws
-from lib.errors import choice
+from lib.errors import choice, number
 from lib.kernels import twins
 
 fan_in = nn.init.kaiming_normal_  # variance 2 / inputs of a unit (He et al., arXiv 1502.01852)
@@ -74,7 +74,7 @@ def starts(layers, seed, scheme, family=None):
     """
     where, allowed = ("", SCHEMES) if family else (" of what is not by `convnets.build`", [*EVERYWHERE, *TORCH])
     choice(f"scheme{where}", scheme, allowed)
-    stream = torch.Generator().manual_seed(seed)
+    stream = torch.Generator().manual_seed(number("seed", seed, draws.SEEDS, whole=True))
     drawn = torch_defaults(layers, stream)
     if scheme == "torch_default":
         return [(weight, None) for weight, _ in drawn]

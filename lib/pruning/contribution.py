@@ -34,9 +34,12 @@ class Sums:
     summed; maximum: are the largest shares wanted. No more than CHUNK · (m + n) numbers are held at once. An example of
     which a next unit reads nothing (D = 0) gives shares of 0 where the study's code divides by zero; it counts in the
     mean. Next units without weights (pruned ones) do not: so the score is that of the smaller one.
+    ValueError for other shapes, and without examples.
     """
 
     def __init__(self, weight, each=1, maximum=False):
+        if weight.dim() != 3 or each < 1 or weight.shape[2] % each:
+            raise ValueError(f"weight is {tuple(weight.shape)}, each {each}; needed: (R, m, n), a divisor of n")
         # A row's scale cancels in every share. Without it, products of small numbers do not leave float32.
         self.weight, self.each = _scaled(weight.detach().abs()), each
         self.shares = torch.zeros_like(self.weight, dtype=torch.float64)
@@ -45,6 +48,9 @@ class Sums:
 
     def add(self, activations):
         """Add examples, `(R, S, n)`; return this."""
+        shape, size = tuple(activations.shape), self.weight.shape
+        if len(shape) != 3 or shape[0] != size[0] or shape[2] != size[2]:
+            raise ValueError(f"activations are {shape}, the weight {tuple(size)}; needed are (R, S, n) and (R, m, n)")
         self.examples += activations.shape[1]
         for part in activations.detach().split(CHUNK, 1):
             size = _scaled(part.abs())
@@ -62,6 +68,8 @@ class Sums:
 
         average, maximum: factors of the mean and of the largest share.
         """
+        if not self.examples:
+            raise ValueError("there is no example; a contribution is a mean over examples")
         read = (self.weight > 0).any(2).sum(1).clamp_min(1)[:, None]
         mean = (self.shares * self.weight).sum(1).unflatten(1, (-1, self.each)).sum(2) / (self.examples * read)
         return 100 * (average * mean + (maximum * self.largest if maximum else 0))

@@ -212,6 +212,8 @@ def small(lab, epochs, sparsities):
 
     At full width, as if the first units of each layer had been kept, so that all counts compare.
     """
+    if wrong := complaint({"mode": "", "type": ["small"], "sparsities": sparsities, "hidden": list(lab.hidden)}):
+        raise ValueError(wrong)
     outcomes = []
     for sparsity in sparsities:
         narrow, history = lab.dense(epochs, widths := left(lab.hidden, sparsity))

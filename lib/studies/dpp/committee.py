@@ -79,6 +79,8 @@ def count_complaint(count):
 
 def many(seed, inputs, count, purpose="test"):
     """Return the first `count` samples of a run, x (count, I) and noise (count,); "train" are those learned from."""
+    if complaint := count_complaint(count):
+        raise ValueError(f"count is {count}: {complaint}")
     parts = zip(*(samples(seed, inputs, block, purpose) for block in range(count // DRAWN)), strict=True)
     return tuple(torch.cat(part) for part in parts)
 
@@ -99,7 +101,7 @@ def learn_(net, teacher, seeds, noise, count=800_000, lr=0.5, points=60, bar=Tru
     multiple of `DRAWN`. On the CPU: a step is too small to pay elsewhere. History: samples (T,), error (R, T), closed
     form, at about `points` times, equally far apart in log.
     """
-    one_each(nets.runs(net), teachers=range(nets.runs(teacher)), seeds=seeds, noise=noise)
+    _check(net, teacher, seeds, noise, count, lr)
     inputs, blocks = nets.layers(net)[LAYER].weight.shape[2], count // DRAWN
     marks = {0, blocks, *np.geomspace(1, blocks, points).astype(int).tolist()}
     distinct = list(dict.fromkeys(seeds))
@@ -121,6 +123,12 @@ def learn_(net, teacher, seeds, noise, count=800_000, lr=0.5, points=60, bar=Tru
 
 def _answers(net, x):
     return net(x)[:, :, 0]
+
+
+def _check(net, teacher, seeds, noise, count, lr):
+    one_each(nets.runs(net), teachers=range(nets.runs(teacher)), seeds=seeds, noise=noise)
+    if count_complaint(count) or not lr > 0:
+        raise ValueError(f"count is {count}, lr {lr}; allowed are multiples of {DRAWN} and rates above 0")
 
 
 class _State:

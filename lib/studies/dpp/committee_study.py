@@ -56,6 +56,8 @@ def errors(kind, student, teacher, keep, seed, noise, items, tests, sets=10, as_
     raw. items: of `study.items`, on the "preactivation": a node is its local field, as in the study. as_published:
     edges at random with probability keep / I, and units by the sum of their outgoing weights with their signs.
     """
+    if not 1 <= sets <= MOST_SETS:
+        raise ValueError(f"sets is {sets}; allowed are 1 to {MOST_SETS}")
     sets = sets if kind in DRAWN_AT_RANDOM else 1
     copies = nets.take(student, [0] * sets)
     options = {"form": "linear"} if kind.startswith("dpp") else {}

@@ -8,7 +8,8 @@ Every type keeps the same integer number, so that only the choice differs; `budg
 from typing import NamedTuple
 
 from lib import draws
-from lib.errors import choice, listed
+from lib.errors import choice, listed, number, one_each
+from lib.networks import nets
 from lib.pruning import masks, methods, reweight
 
 OF = {"edge": "weights", "node": "units"}  # what the last word of a type says is pruned
@@ -33,6 +34,9 @@ def budget(widths, units=None, density=None, rounding="floor"):
     e = ceil(density I) and n is rounded down from floor(density I) edges, as for three layers.
     """
     inputs, outputs, after = widths
+    if (units is None) == (density is None) or rounding not in ("floor", "half_up"):
+        told = f"units is {units}, density {density}, rounding {rounding!r}; allowed are one of units and density"
+        raise ValueError(f'{told}, and the rounding "floor" or "half_up"')
     if units is not None:
         # Integers only: twice the numerator over twice the denominator, plus one half where it is wanted.
         twice, below = 2 * (units * (inputs + after) - outputs * after), 2 * outputs
@@ -100,9 +104,7 @@ def masks_of(kind, net, layer, keeps, seeds, moments=None, rule="exact", **optio
     programs do. options: keywords of the method. Pruning, with or without a refit, is `reweight`.
     """
     name, of = _parts(kind)
-    if rule not in RULES or (rule != "exact" and name != "random"):
-        raise ValueError(f"rule is {rule!r} for {kind}; allowed are {RULES}, all but the first for random types alone")
-    weight = reweight.plain_layer(net, layer).weight
+    weight = _weight(kind, net, layer, keeps, seeds, rule)
     total, part = (weight.shape[2], f"{layer}.weight") if of == "weights" else (weight.shape[1], layer)
     if name == "random":  # one stream for each type and layer, so that masks of several keeps are nested
         options |= {"keys": {part: (f"{kind} {layer}",)}, "draw": draws.uniform}
@@ -114,3 +116,15 @@ def masks_of(kind, net, layer, keeps, seeds, moments=None, rule="exact", **optio
         options |= {"layers": [layer], "scope": "unit" if of == "weights" else "layer"}
     made = methods.prune_each(net, name, [keep / total for keep in keeps], x, None, seeds, of, **options)
     return dict(zip(keeps, made, strict=True))
+
+
+def _weight(kind, net, layer, keeps, seeds, rule):
+    """Return the weights (R, O, I) of the layer, after a look at what was asked for."""
+    if rule not in RULES or (rule != "exact" and not kind.startswith("random")):
+        raise ValueError(f"rule is {rule!r} for {kind}; allowed are {RULES}, all but the first for random types alone")
+    one_each(nets.runs(net), seeds=seeds)
+    weight = reweight.plain_layer(net, layer).weight.detach()
+    total = weight.shape[2 if of_edges(kind) else 1]
+    for keep in keeps:
+        number("keep", keep, f"[1, {total}]", whole=True)
+    return weight

@@ -13,11 +13,12 @@ import torch
 
 from lib import draws
 from lib.data import sets
-from lib.errors import distinct
+from lib.errors import ParameterError, distinct
 from lib.networks import convnets, nets, plain
 from lib.networks.layers import Linear
 from lib.pruning import anatomy, contribution, masks, methods, shrink
 from lib.records import store
+from lib.records.ranges import reject_outside
 from lib.training import lab as frame
 from lib.training import optimizers
 from lib.training.evaluate import evaluate
@@ -47,8 +48,8 @@ class Schedule:
     """When units go: after `initial` epochs, and then after every `increment`, as long as epochs are left.
 
     fraction: of the units that a layer still has, which go in one round; minimum: units that always stay. All training
-    takes `epochs`, for which the last round is shortened; with `overshoot` it is not, as in the study. What makes no
-    schedule, `schedule_complaint` and the ranges of the notebook's parameters say.
+    takes `epochs`, for which the last round is shortened; with `overshoot` it is not, as in the study. Raises
+    ParameterError for what makes no schedule.
     """
 
     epochs: int = 100
@@ -57,6 +58,11 @@ class Schedule:
     fraction: float = 0.1
     minimum: int = 1
     overshoot: bool = False
+
+    def __post_init__(self):
+        reject_outside("", asdict(self))
+        if wrong := schedule_complaint(asdict(self)):
+            raise ParameterError(wrong)
 
     @property
     def rounds(self):
@@ -160,6 +166,8 @@ class Study(frame.Lab):
 
     def run(self, seed, kinds):
         """Return `{type: Trained}` of one seed, R = 1; those that prune are one stack, from shared first epochs on."""
+        for kind in set(kinds) - {"none", "small"}:
+            methods.get(kind, "units")  # or an error that says what there is
         one, together = replace(self, seeds=[seed]), [kind for kind in kinds if kind != "small"]
         trained = one._pruned(together) if together else {}
         return trained | ({"small": one._small()} if "small" in kinds else {})

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lib import draws
-from lib.errors import distinct
+from lib.errors import ParameterError, distinct
 from lib.networks import nets
 from lib.pruning import methods
 from lib.records import store
@@ -102,7 +102,7 @@ class Lab(frame.Lab):
     many of each hidden layer; score_examples: how many training images contributions are averaged over, the first ones,
     0 for all; reset_optimizer: Adam starts anew after each round, for "none" too; as_published: it does, and
     contributions are of values before ReLU, in the last batch; recipe: names the folders of the networks after the
-    first epochs (`runs.trained`), of which there is one at least.
+    first epochs (`runs.trained`). ParameterError without any first epochs.
     """
 
     build: Callable = build
@@ -113,6 +113,10 @@ class Lab(frame.Lab):
     score_examples: int = 0
     reset_optimizer: bool = False
     as_published: bool = False
+
+    def __post_init__(self):
+        if wrong := schedule_complaint(asdict(self.schedule), first=1):
+            raise ParameterError(wrong)
 
     def trainer(self, net, epoch=0):
         """Return a `Trainer` of autoencoders by Adam, images as numbers in [0, 1]."""
@@ -203,6 +207,8 @@ class Autoencoders:
 
 def study(lab, kind):
     """Return the `Autoencoders` of one type: the first epochs, and rounds of pruning and training."""
+    if kind != "none":
+        methods.get(kind, "units")  # or an error that says what there is
     begun, history = lab.begun()
 
     def run(lab, net, chosen):

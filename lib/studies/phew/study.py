@@ -168,6 +168,8 @@ class Lab(frame.Lab):
         As the first epoch shows them, cropped and mirrored with `augment`; not balanced, as published.
         """
         count, n = self.examples_per_class * self.data.classes, len(self.data.train_y)
+        if not 0 < count <= n:
+            raise ValueError(f"{self.examples_per_class} examples per class are {count}; there are {n} training images")
         chosen = [draws.permutation(seed, "examples", 0, n)[:count] for seed in self.seeds]
         index = torch.from_numpy(np.stack(chosen)).to(self.data.device).split(BATCH, 1)
         seen = images.Augmented(self.data, self.seeds)
