@@ -274,7 +274,7 @@ def complaint(p):
     if p["channels"] and p["on"] != "activation":
         return f"channels = True with on = {p['on']!r}: filters have a score by {contribution.ON[0]!r} alone"
     if p["channels"] and sets.SHAPES[p["dataset"]][0] == 1:
-        return f"channels = True with dataset = {p['dataset']!r}: those of gray images have no filters; digits32 has"
+        return f"channels = True with dataset = {p['dataset']!r}: gray images have no filters here; take digits32"
     return schedule_complaint(p) or optimizers.complaint(p["rule"], p["momentum"])
 
 
