@@ -83,11 +83,11 @@ def figure(folder=Path(__file__).parent / "results"):
     drawn, axes = plt.subplots(figsize=(drawing.NARROW, 2.4))
     machines = list(dict.fromkeys(machine for machine, *_ in lines))
     for machine, name, sizes, costs in lines:
-        colour = drawing.COLOURS[machines.index(machine) % len(drawing.COLOURS)]
-        dashes, marker = {"XOR": ("-", "o"), "MNIST": ("--", "s")}[name]
+        marker = "os^vDPX"[machines.index(machine) % 7]
+        dashes, colour = {"XOR": ("-", drawing.BLUE), "MNIST": ("--", drawing.RED)}[name]
         axes.loglog(sizes, costs, dashes, color=colour, marker=marker, label=f"{name}, {machine}")
     axes.axhline(1, color=drawing.GREY, linewidth=0.6)
-    axes.set(xlabel="runs in a stack", ylabel="time of a run / alone", title="What a run costs in a stack")
+    axes.set(xlabel="runs in a stack", ylabel="time of a run in a stack / alone", title="What a run costs in a stack")
     axes.legend()
     return drawing.save(drawn, "cost_of_runs")
 
