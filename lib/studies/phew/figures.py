@@ -19,8 +19,8 @@ OTHERS = [
     ("synflow", "synflow_l2"),
     *((kind, "random") for kind in ("phew", "synflow", "synflow_l2")),
 ]  # told at all densities
-CHANGES = {"shuffled": "masks shuffled"}  # of what was pruned, before training, in words
-CHANGES |= {scheme: f"weights drawn anew ({scheme})" for scheme in ("phew", "evci", "liu")}
+CHANGES = {"shuffled": "masks shuffled", "phew": "weights drawn anew", "evci": "weights drawn anew as Evci's",
+           "liu": "weights drawn anew as Liu's"}  # of what was pruned, before training, in words  # fmt: skip
 
 
 def points(name, **where):
