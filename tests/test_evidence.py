@@ -171,6 +171,15 @@ def test_a_part_says_verdicts_figures_and_what_is_missing(monkeypatch, tmp_path)
     assert part == (tmp_path / "made.md").read_text("utf-8")
 
 
+def test_beside_the_answer_stands_what_came_out_otherwise():
+    """Refuted before undecided, and what both begin with once; nothing where all main claims came out alike."""
+    more, less, none = np.arange(1.0, 7.0), -np.arange(1.0, 7.0), np.array([1.0, -1, 2, -2, 3, -3])
+    claims = [gallery.claim(f"A: {name}", gains, main=True) for name, gains in (("x", none), ("y", more), ("z", less))]
+    assert gallery.against(claims) == ". But refuted: z: −3.50 points"
+    assert gallery.against(claims[:2]) == ". But undecided: x: 0.00 points"
+    assert gallery.against([*claims[1:2], gallery.claim("other", less)]) == "", "of the main claims alone"
+
+
 def test_a_mean_that_few_seeds_decide_has_its_median_beside_it():
     """Of four seeds three are below, and one far above; of a cost below half a point one is far below."""
     claims = [gallery.claim("more", [-1.0, -2.0, -0.5, 9.0]), gallery.claim("cheap", [-0.2, -9.0, 0.1], -0.5, " nats"),

@@ -93,6 +93,17 @@ def headline(claims):
     return next((one for one in main if one["verdict"] != "undecided"), main[0])
 
 
+def against(claims):
+    """Return what came out otherwise than the `headline`, in words, a refuted claim before an undecided one; or ""."""
+    first = headline(claims)
+    others = [one for one in chief(claims) if one["verdict"] != first["verdict"]]
+    if not others:
+        return ""
+    one = min(others, key=lambda other: other["verdict"] == "undecided")
+    text = one["text"].removeprefix(first["text"].rpartition(": ")[0] + ": ")  # what both begin with is said once
+    return f". But {one['verdict']}: {text}: {one['effect'].partition(' (')[0]}"
+
+
 def claims_table(claims):
     """Return the table of claims: effect with its 95 % interval, seeds, p, verdict, and how many seeds would decide."""
     columns = ["claim", "effect (95 %)", "n", "p", "verdict", "seeds that would decide"]
@@ -150,7 +161,8 @@ def write(study, title, question, claims, figures, *blocks, missing=(), said="")
     """Return the part of `study`, after writing it where figures are saved, and into the gallery and the README.
 
     Its figures lie beside what is written; what is returned, to be shown by a notebook, finds them from this folder.
-    claims: rows of `claim` and `share`; the README tells the first decided main one, and what is `said` after it.
+    claims: rows of `claim` and `share`; the README tells the first decided main one, what is `said` after it, and the
+    first that came out otherwise.
     figures: name -> what it shows; the first is the key figure, those that are not there are left out. blocks: tables
     and sentences from records. missing: what was not run. Without any claim None is returned, and what is written says
     that nothing was run, or claimed if there are figures; a part that is there stays.
@@ -166,9 +178,9 @@ def write(study, title, question, claims, figures, *blocks, missing=(), said="")
         return None
     main = chief(claims)
     rest = [one for one in claims if one not in main]
-    first = headline(claims)
+    first, but = headline(claims), against(claims)
     lines = [f"## {title}"]
-    lines += [f"**{question}** {answer(main)}. {first['text']}: {first['effect']}, n = {first['n']}{said}"]
+    lines += [f"**{question}** {answer(main)}. {first['text']}: {first['effect']}, n = {first['n']}{said}{but}"]
     lines += [f"Not run: {', '.join(missing)}."] if missing else []
     shown = [f"![{name}]({name}.png)\n*{figures[name]}*" for name in there]
     more = [folded("The other claims", claims_table(rest))] if rest else []
