@@ -82,9 +82,9 @@ def training(axes, frame, kind, events):
     axes.set_title(drawing.look(kind)[0])
     for one, width in (("none", 0.8), (kind, 1.2)):
         if len(mine := frame[frame["type"] == one]):
-            drawing.spread(axes, mine, "epoch", "accuracy", one, linewidth=width)
+            drawing.spread(axes, mine, "epoch", "accuracy", one, label=one == "none", linewidth=width)
     for event in () if kind in CONTROLS else events:
-        axes.axvline(event, color=drawing.GREY, linewidth=0.6, zorder=0, label="a tenth of the units goes")
+        axes.axvline(event, color="black", linewidth=0.5, ls=":", zorder=0, label="a tenth of the units goes")
 
 
 def kept(axes, frame, split):
