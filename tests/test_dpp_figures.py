@@ -94,9 +94,10 @@ def test_entries_are_a_line_for_each_quantile(axes):
 
 
 def test_diversity_tells_other_betas_apart(axes):
-    sets = pd.DataFrame([("dpp_node", beta, kept, -kept - seed, 5.0) for beta in (0.0, 0.3) for kept in (1, 2)
-                         for seed in (0, 1)], columns=["type", "beta", "kept", "log_det", "error"])  # fmt: skip
+    sets = pd.DataFrame([("dpp_node", beta, kept, seed, -kept - seed, 5.0) for beta in (0.0, 0.3) for kept in (1, 2)
+                         for seed in (0, 1)], columns=["type", "beta", "kept", "seed", "log_det", "error"])  # fmt: skip
     figures.diversity(axes, sets, ["dpp_node"], 0.3)
+    assert axes.get_legend().get_title().get_text() == "mean of 2 seeds"
     assert set(lines(axes)) == {"DPP node", "DPP node, β by the median"}
     np.testing.assert_allclose(lines(axes)["DPP node"], [[-1.5, -2.5], [5, 5]])
 

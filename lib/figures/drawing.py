@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.lines import AxLine
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib_inline.config import InlineBackend
 
 from lib.figures import evidence, looks
@@ -144,7 +144,7 @@ def log_ticks(axes, which="y"):
     near = (1, 1.5, 2, 3, 4, 5, 7) if high > 10**0.5 * low else (1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)
     far = (1, 2, 5) if high < 1e4 * low else (1,)
     axis.set_major_locator(LogLocator(subs=near if 0 < low and high < 10 * low else far))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_major_formatter(lambda x, _: np.format_float_positional(x, precision=10, trim="-"))
     axis.set_minor_formatter(NullFormatter())
 
 

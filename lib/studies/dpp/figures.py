@@ -117,6 +117,7 @@ def diversity(axes, rows, kinds, beta):
 
     rows: type, beta (0 for the median rule), kept, log_det, error.
     """
+    drawing.seeds(axes, "mean", *rows[rows["type"].isin(kinds)].groupby("type")["seed"].nunique())
     for kind in kinds:
         label, colour, marker, _ = drawing.look(kind)
         for width, mine in rows[rows["type"] == kind].groupby("beta"):
@@ -126,7 +127,7 @@ def diversity(axes, rows, kinds, beta):
                       markerfacecolor="none" if other else colour, label=label + other)  # fmt: skip
     axes.set_xlabel("log det of the kept set, per item (right: more diverse)")
     drawing.log_ticks(axes)
-    axes.legend()
+    drawing.legend(axes, title=drawing.told(axes), title_fontsize=6.5)
 
 
 def taught(records):
@@ -169,6 +170,7 @@ def students(axes, rows, facts):
     plots.lines(axes, means, "budget", "error", facts=facts.assign(budget=facts["budget"] + 0.12), marker="")
     for kind, seen in means.groupby(["type", "budget"])["simulated"].mean().groupby("type"):
         axes.plot(seen.index.unique("budget"), seen, drawing.look(kind)[2], color=drawing.look(kind)[1], markersize=2)
+    axes.plot([], [], "o", color="black", markersize=2, label="dots: simulation")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     drawing.log_ticks(axes)
 
