@@ -365,7 +365,7 @@ def test_claims_are_of_winners_against_what_costs_nothing(here, table):
 
 def test_a_reading_names_ties_and_controls_that_win(here):
     said = words.reading("X", here, *standings.ladder(here))
-    assert said.startswith("**X**, n = 6 to 8:\n\n- Of 66 pairs ") and "alike, up to 3.3 would be by chance." in said
+    assert said.startswith("**X**, n = 6 to 8:\n\n- Of 66 pairs ") and "alike, about 3 would be by chance." in said
     assert "Pruned during training instead of after it, by the same score: worse for magnitude." in said
     assert "Pruned during training instead of before it, by the same score: better for magnitude." in said
     assert "The control random is below every method." in said
@@ -392,9 +392,9 @@ def test_moments_are_compared_by_paired_intervals(frame):
 
 def test_how_networks_were_trained_is_said(records):
     p = records[0].parameters
-    assert words.trained({"X": records}) == (
-        f"How networks were trained. X: for {p['epochs']} epochs, then pruned, then for {p['recovery']} epochs, on"
-        f" {p['train_examples']:,} images."
+    assert words.trained({"X": records, "Y": records}) == (
+        f"How networks were trained:\n\n- for {p['epochs']} epochs, then pruned, then for {p['recovery']} epochs, on"
+        f" {p['train_examples']:,} images: X; Y."
     )
 
 

@@ -152,11 +152,11 @@ def of_moments(kinds):
 
 
 def matrix(axes, outcome):
-    """Draw who is ahead of whom, as `ladder` returns it; return how many pairs are decided."""
+    """Draw who is ahead of whom, as `ladder` returns it, columns numbered as rows; return how many are decided."""
     colours = ListedColormap([drawing.RED, "white", drawing.BLUE])
     axes.imshow(outcome, cmap=colours, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-    axes.set_xticks(range(len(outcome)), map(label, outcome.index), rotation=90)
-    axes.set_yticks(range(len(outcome)), map(label, outcome.index))
+    axes.set_xticks(range(len(outcome)), range(1, len(outcome) + 1), rotation=90, fontsize=5.5)
+    axes.set_yticks(range(len(outcome)), [f"{label(kind)}  {n}" for n, kind in enumerate(outcome.index, 1)])
     axes.set_xticks(np.arange(0.5, len(outcome)), minor=True)
     axes.set_yticks(np.arange(0.5, len(outcome)), minor=True)
     axes.grid(which="minor", color=drawing.GREY, linewidth=0.3)

@@ -57,7 +57,7 @@ def reading(title, frame, table, outcome):
     """Return sentences about one network at one sparsity: what cannot be told apart, and where a control wins."""
     decided, pairs = int((outcome.to_numpy() > 0).sum()), len(table) * (len(table) - 1) // 2
     methods = [kind for kind in table.index if kind not in FREE]
-    said = [f"Of {pairs} pairs {decided} are told apart; were all alike, up to {0.05 * pairs:g} would be by chance."]
+    said = [f"Of {pairs} pairs {decided} are told apart; were all alike, about {0.05 * pairs:.0f} would be by chance."]
     for family, first in standings.winners(table).items():
         alike = [kind for kind in methods if kind != first and outcome.loc[first, kind] == 0]
         ties = f"it cannot be told apart from {_listed(alike)}" if alike else "no method ties with it"
@@ -120,12 +120,13 @@ def _when(frame):
 
 def trained(found):
     """Return a sentence on how the networks of `standings.groups` were trained, `found`, before and after pruning."""
-    each = []
+    alike = {}
     for title, records in found.items():
         p = records[0].parameters
         long = "down to that log-loss" if p["level"] else f"for {p['epochs']} epochs"
-        each.append(f"{title}: {long}, then pruned, then for {p['recovery']} epochs, on {gallery.images(p)}")
-    return f"How networks were trained. {'; '.join(each)}."
+        how = f"{long}, then pruned, then for {p['recovery']} epochs, on {gallery.images(p)}"
+        alike.setdefault(how, []).append(title)
+    return "\n".join(["How networks were trained:\n", *(f"- {how}: {'; '.join(of)}." for how, of in alike.items())])
 
 
 def cheapest(title, fronts):
