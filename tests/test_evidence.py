@@ -177,6 +177,8 @@ def test_beside_the_answer_stands_what_came_out_otherwise():
     claims = [gallery.claim(f"A: {name}", gains, main=True) for name, gains in (("x", none), ("y", more), ("z", less))]
     assert gallery.against(claims) == ". But refuted: z: −3.50 points"
     assert gallery.against(claims[:2]) == ". But undecided: x: 0.00 points"
+    shares = [gallery.claim(f"On 1,000, {n} % gone: x", gains, main=True) for n, gains in ((90, more), (50, none))]
+    assert gallery.against(shares) == ". But undecided: 50 % gone: x: 0.00 points"
     assert gallery.against([*claims[1:2], gallery.claim("other", less)]) == "", "of the main claims alone"
 
 

@@ -163,15 +163,16 @@ def test_hours_of_training_beside_those_that_were_logged(monkeypatch):
     assert found[2:] == ["| all images | −10 | 1.5 | 0.1 *0.75* |", "| all images | −300 |  | *20* |",
                          "| 5,000 images | −300 or 10,000 epochs |  | 2.8 |"]  # fmt: skip
     assert figures.hours_table(took[took["whose"] == "ours"]).splitlines()[2] == "| all images | −10 | 1.5 | 0.1 |"
-
-
-def test_how_it_began_is_told_beside_the_answer():
     frame = made(lambda level: 5 if level == -100 else 2).assign(criterion="norm")
     claims = figures.claims(frame[frame["level"] > -300], "5,000 images", True)
     began = frame.query("level == -10 and sparsity == 0.5").pivot(index="seed", columns="type", values="accuracy")
     began = (began["EWN"] - began["no-WN"]).mean()
-    assert figures.aside(claims).startswith(f"; at log-loss −10: {began:.2f} points (")
-    assert figures.aside([]) == figures.aside(figures.claims(frame[frame["level"] == -10], "7", True)) == ""
+    begun, *spent = figures.aside(claims, took).split(");")
+    assert begun.startswith(f"; at log-loss −10: {began:.2f} (")
+    assert spent == [" 0.5 to 5 core-hours each, to −300 or 10,000 epochs"
+                     " (the study's, on all images, if logged in minutes: 20 to 20)"]  # fmt: skip
+    assert figures.aside(claims, took[took["whose"] == "ours"]).count(";") == 1
+    assert figures.aside([], took) == figures.aside(figures.claims(frame[frame["level"] == -10], "7", True), took) == ""
 
 
 def test_levels_that_few_reached_are_told():

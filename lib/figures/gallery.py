@@ -100,7 +100,8 @@ def against(claims):
     if not others:
         return ""
     one = min(others, key=lambda other: other["verdict"] == "undecided")
-    text = one["text"].removeprefix(first["text"].rpartition(": ")[0] + ": ")  # what both begin with is said once
+    both = os.path.commonprefix([first["text"], one["text"]])
+    text = one["text"].removeprefix(re.match(".*: |.*, |", both)[0])  # what both say of the circumstances is said once
     return f". But {one['verdict']}: {text}: {one['effect'].partition(' (')[0]}"
 
 

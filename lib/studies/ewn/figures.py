@@ -183,20 +183,36 @@ def not_reached(pruned, images):
     return [said] if each else []
 
 
-def aside(claims):
-    """Return how it began, which is said behind the claim that tells the answer, or "": how far EWN was ahead there.
+def aside(claims, took):
+    """Return what is said behind the claim that tells the answer: how it began, and what it cost; or "".
 
-    claims: rows of `claims`. It is told of the study's first level, of the images, share and other type of that claim.
+    claims: rows of `claims`; took: of `hours`.
     """
-    there, level = [one for one in claims if one["n"]], LEVELS[0]
-    first = gallery.headline(there) if there else {"level": level}
-    same = [one for one in there if all(one[key] == first.get(key) for key in ("images", "share", "second"))]
-    found = [one for one in same if one["level"] == level]
+    there = [one for one in claims if one["n"]]
+    first = gallery.headline(there) if there else None
+    return _before(first, there) + _hours(took, first["images"]) if first else ""
+
+
+def _before(first, claims):
+    """Return by how much EWN is ahead at the study's first level, of the images, share and other type of `first`."""
+    same, level = ("images", "share", "second"), LEVELS[0]
+    found = [one for one in claims if one["level"] == level and all(one[key] == first[key] for key in same)]
     if first["level"] == level or not found:
         return ""
     # There the claim is that EWN is behind.
     mean, low, high = (gallery.number(-found[0][name]) for name in ("mean", "high", "low"))
-    return f"; at log-loss {gallery.number(level, 0)}: {mean} points ({low} to {high})"
+    return f"; at log-loss {gallery.number(level, 0)}: {mean} ({low} to {high})"
+
+
+def _hours(took, images):
+    """Return how many hours networks on these images took, and the study's at its deepest, on all images."""
+    ours, theirs = took[(took["whose"] == "ours") & (took["which"] == images)], took[took["whose"] == "study"]
+    theirs = theirs[theirs["level"] == theirs["level"].min()]
+    if ours.empty or theirs.empty:
+        return ""
+    least, most, low, high = (f"{own['hours'].agg(end):.2g}" for own in (ours, theirs) for end in ("min", "max"))
+    return (f"; {least} to {most} core-hours each, to {_end(ours)}"
+            f" (the study's, on all images, if logged in minutes: {low} to {high})")  # fmt: skip
 
 
 def stale(group):
