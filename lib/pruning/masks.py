@@ -121,9 +121,6 @@ def expand(units, net):
     if any(weight.dim() < 3 for weight in weights.values()):
         raise ValueError("expand takes stacks without batch normalisation: else shrink.narrow, of modules smaller.rows")
     assert_units(units, weights, 2)
-    last = list(weights)[-1].removesuffix(".weight")
-    if last in units and not units[last].all():
-        raise ValueError(f"{last} makes the outputs of the network, no units to prune: leave it out of `units`")
     masks, before = {}, None
     for name, weight in weights.items():
         layer = name.removesuffix(".weight")
@@ -137,6 +134,8 @@ def expand(units, net):
             if f"{layer}.bias" in parameters:
                 masks[f"{layer}.bias"] = kept
         before = kept
+    if kept is not None and not kept.all():
+        raise ValueError(f"{layer} makes the outputs of the network, no units to prune: leave it out of `units`")
     return masks
 
 
@@ -175,9 +174,9 @@ def assert_like(masks, tensors):
         if name not in tensors and f"{name}.weight" in tensors:
             how = "masks.expand(masks, net), of a torch module smaller.rows(net, masks)"
             raise ValueError(f"{name} is a layer, and so these are masks of units; those of weights are made by {how}")
-        other = f"one of {listed(tensors)}.{hint(name, tensors)}"
-        wanted = f"bool {tuple(tensors[name].shape)}" if name in tensors else other
-        if f"{str(mask.dtype).removeprefix('torch.')} {tuple(mask.shape)}" != wanted:
+        like = tensors.get(name)
+        if like is None or (mask.dtype, mask.shape) != (torch.bool, like.shape):
+            wanted = f"one of {listed(tensors)}.{hint(name, tensors)}" if like is None else f"bool {tuple(like.shape)}"
             raise ValueError(f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}; it must be {wanted}")
 
 
@@ -194,12 +193,13 @@ def computed(net):
 
 def fitted(net, masks):
     """Return the parameters of a folded stack, or of any torch module, by name; ValueError for masks that misfit."""
-    parameters = dict(unwrapped(net).named_parameters(remove_duplicate=False))
+    net = unwrapped(net)
+    parameters = dict(net.named_parameters(remove_duplicate=False))
     if odd := [name for name in computed(net) if f"{name}.weight" in assert_named(masks)]:
         raise ValueError(f"layers {odd} {COMPUTED}")
     assert_like(masks, parameters)
     for name in masks:
-        if getattr(unwrapped(net).get_submodule(name.rpartition(".")[0]), "normalised", False):
+        if getattr(net.get_submodule(name.rpartition(".")[0]), "normalised", False):
             raise ValueError(f"{name} is normalised; masks act on plain weights: take nets.fold(net), a plain copy")
     return parameters
 

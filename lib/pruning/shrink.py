@@ -153,13 +153,11 @@ def _constants(net, parts, reached):
 
 def _through(part, x):
     """Return what a hop makes of `x`."""
-    for module in part.inside:
-        x = module(x)
+    x = nn.Sequential(*part.inside)(x)
     if part.weight is None:
         return x
-    if part.weight.dim() == 2:
-        return nn.functional.linear(x, part.weight, part.bias)
-    return nn.functional.conv2d(x, part.weight, part.bias, **part.options)
+    compute = nn.functional.linear if part.weight.dim() == 2 else nn.functional.conv2d
+    return compute(x, part.weight, part.bias, **part.options)
 
 
 # ---- the smaller modules
@@ -177,11 +175,11 @@ def _ways(net, parts, rows, constants, whole=False):
     for k in sorted(range(len(parts)), key=lambda k: parts[k].weight is None):
         part, source, target = parts[k], parts[k].hop.source, parts[k].hop.target
         if part.weight is None:
-            modules = _identity(rows[source], rows[target], constants.get(target))
+            modules = _identity(rows[source], rows[target], constants[target])
         else:
-            modules = _layer(part, rows[source], rows[target], constants.get(target), leading[target] > 1, whole)
+            modules = _layer(part, rows[source], rows[target], constants[target], leading[target] > 1, whole)
         if modules is not None:
-            constants.pop(target, None)
+            constants[target] = torch.zeros_like(constants[target])
             ways[k] = source, target, [module.to(like) for module in modules]
     return [ways[k] for k in sorted(ways)]
 
@@ -194,7 +192,6 @@ def _layer(part, sources, targets, constant, joint, whole):
     weight = part.weight[targets][:, paths.per_input(sources[None], part.weight[None])[0]]
     if not whole and not weight.any():
         return None
-    constant = weight.new_zeros(len(weight)) if constant is None else constant
     pairs = paths.joined((weight != 0)[None], int(sources.sum()))[0]
     takes, puts = pairs.any(0), pairs.any(1) | constant.reshape(len(constant), -1).any(1)
     # Of the input nothing is taken out: copying the rest of it costs about as much as is saved.

@@ -281,7 +281,7 @@ def _even(constant):
 
 def added(constant, bias=True):
     """Return the bias `(C,)`, or None, and the modules that together add a constant `(C,)` or `(C, H, W)`."""
-    if constant is None or not constant.any():
+    if not constant.any():
         return None, []
     slack = ROUNDING * constant.abs().max()
     if bias and _even(constant):
