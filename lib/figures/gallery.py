@@ -163,10 +163,9 @@ def write(study, title, question, claims, figures, *blocks, missing=(), said="")
 
     Its figures lie beside what is written; what is returned, to be shown by a notebook, finds them from this folder.
     claims: rows of `claim` and `share`; the README tells the first decided main one, what is `said` after it, and the
-    first that came out otherwise.
-    figures: name -> what it shows; the first is the key figure, those that are not there are left out. blocks: tables
-    and sentences from records. missing: what was not run. Without any claim None is returned, and what is written says
-    that nothing was run, or claimed if there are figures; a part that is there stays.
+    first that came out otherwise. figures: name -> what it shows; the first is the key figure, those that are not there
+    are left out. blocks: tables and sentences from records. missing: what was not run. Without any claim None is
+    returned; what is written says that nothing was run, or claimed if there are figures; a part that is there stays.
     """
     claims, path = [one for one in claims if one["n"]], drawing.folder() / f"{study}.md"
     there = [name for name in figures if (drawing.folder() / f"{name}.png").exists()]
@@ -180,8 +179,8 @@ def write(study, title, question, claims, figures, *blocks, missing=(), said="")
     main = chief(claims)
     rest = [one for one in claims if one not in main]
     first, but = headline(claims), against(claims)
-    lines = [f"## {title}"]
-    lines += [f"**{question}** {answer(main)}. {first['text']}: {first['effect']}, n = {first['n']}{said}{but}"]
+    told = f"{answer(main)}. {first['text']}: {first['effect']}, n = {first['n']}{said}{but}"
+    lines = [f"## {title}", f"**{question}** {told}"]
     lines += [f"Not run: {', '.join(missing)}."] if missing else []
     shown = [f"![{name}]({name}.png)\n*{figures[name]}*" for name in there]
     more = [folded("The other claims", claims_table(rest))] if rest else []

@@ -184,24 +184,20 @@ def not_reached(pruned, images):
 
 
 def aside(claims, took):
-    """Return what is said behind the claim that tells the answer: how it began, and what it cost; or "".
+    """Return what is said behind the claim that tells the answer, or "": how far EWN was ahead at first, and the cost.
 
-    claims: rows of `claims`; took: of `hours`.
+    claims: rows of `claims`, of which those of the same images, share and other type are told; took: of `hours`.
     """
-    there = [one for one in claims if one["n"]]
-    first = gallery.headline(there) if there else None
-    return _before(first, there) + _hours(took, first["images"]) if first else ""
-
-
-def _before(first, claims):
-    """Return by how much EWN is ahead at the study's first level, of the images, share and other type of `first`."""
-    same, level = ("images", "share", "second"), LEVELS[0]
-    found = [one for one in claims if one["level"] == level and all(one[key] == first[key] for key in same)]
-    if first["level"] == level or not found:
+    there, level, said = [one for one in claims if one["n"]], LEVELS[0], ""
+    if not there:
         return ""
-    # There the claim is that EWN is behind.
-    mean, low, high = (gallery.number(-found[0][name]) for name in ("mean", "high", "low"))
-    return f"; at log-loss {gallery.number(level, 0)}: {mean} ({low} to {high})"
+    first = gallery.headline(there)
+    same = [one for one in there if all(one[key] == first[key] for key in ("images", "share", "second"))]
+    for one in same if first["level"] != level else ():
+        if one["level"] == level:  # where the claim is that EWN is behind
+            mean, low, high = (gallery.number(-one[name]) for name in ("mean", "high", "low"))
+            said = f"; at log-loss {gallery.number(level, 0)}: {mean} ({low} to {high})"
+    return said + _hours(took, first["images"])
 
 
 def _hours(took, images):
