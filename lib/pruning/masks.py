@@ -152,13 +152,6 @@ def assert_units(units, weights, axes):
             raise ValueError(f"{told}; they must be torch.bool {tuple(weight.shape[:axes])}")
 
 
-def first(net, widths):
-    """Return units `{layer: bool (R, O)}` of which the first stay, as many of each layer as `widths {layer: count}`."""
-    scales = {name: net.get_submodule(name).scale for name in widths}
-    return {name: (torch.arange(scale.shape[1], device=scale.device) < widths[name]).expand(len(scale), -1)
-            for name, scale in scales.items()}  # fmt: skip
-
-
 def assert_named(masks, what="mask"):
     """Return masks, or scores; ValueError where they are no dict of tensors, as those of `phew.phew_masks`."""
     kind = "bool tensor" if what == "mask" else "tensor"
