@@ -51,7 +51,7 @@ def top(scores, density, scope="layer", rounding="nearest", within=None, least=N
 
 def inside(within, scores):
     """Return the masks `within` of what has scores; ValueError where there are none."""
-    if odd := [name for name in scores if name not in within]:
+    if odd := [name for name in scores if name not in instance("within is", within, dict, "masks by name")]:
         raise ValueError(f"within has no masks of {listed(odd)}; it has those of {listed(within)}")
     assert_like(within := {name: within[name] for name in scores}, scores)
     return within
@@ -63,7 +63,7 @@ def _raised(scores, least, density, rounding, within):
     total, stay = sum(part[0].numel() for part in floor.values()), sum(int(part[0].sum()) for part in floor.values())
     keep = min(count(total, d, rounding) for d in each(density, len(next(iter(floor.values())))))
     if stay > keep:
-        told = f"least = {least:g} of every tensor are {stay} entries, where density keeps {keep} of {total}"
+        told = f"least = {least} of every tensor are {stay} entries, where density keeps {keep} of {total}"
         raise ValueError(f"{told}; take a lower one, or a higher density")
     return {name: score.double().masked_fill(floor[name], 1e300) for name, score in scores.items()}
 
