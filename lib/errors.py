@@ -91,8 +91,9 @@ def _end(text: str) -> float:
 def one_each(runs: int, **lists) -> None:
     """Return nothing; ValueError for a list, by its name, that has not one entry for each of so many runs."""
     for name, values in lists.items():
-        given = f"{len(values)} {name}" if hasattr(values, "__len__") else f"{name} = {values!r}"
-        if not hasattr(values, "__len__") or len(values) != runs:
+        alone = not hasattr(values, "__len__") or getattr(values, "shape", None) == ()
+        if alone or len(values) != runs:
+            given = f"{name} = {values!r}" if alone else f"{len(values)} {name}"
             raise ValueError(f"{given} for a stack of {runs} runs; needed is a list of one per run, such as [1]")
 
 

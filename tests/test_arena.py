@@ -160,7 +160,7 @@ def test_the_small_residual_network_has_the_widths_of_the_pruned_ones(residual):
     widths = small["live_units"][0, 0].tolist()
     assert widths == [2] * 7 + [4] * 7 + [7] * 7 + [10]
     full = residual.network()
-    again = residual.network(masks.first(full, dict(zip(nets.hidden(full), widths, strict=False))))
+    again = residual.network(shrink.first(full, dict(zip(nets.hidden(full), widths, strict=False))))
     start = again.get_submodule("blocks.8.convs.1").weight.detach()
     assert float(start.std()) == pytest.approx((2 / (7 * 9)) ** 0.5, rel=0.1), "by its own fan-in"
 
@@ -168,7 +168,7 @@ def test_the_small_residual_network_has_the_widths_of_the_pruned_ones(residual):
 def test_the_share_of_units_of_a_residual_network_by_building_every_one(residual):
     net, sizes = entrants.network(residual.p), {}
     for k in range(4, 17):
-        small = shrink.narrow(net, masks.first(net, entrants.widths(net, k / 16)))
+        small = shrink.narrow(net, shrink.first(net, entrants.widths(net, k / 16)))
         sizes[k / 16] = sum(weight.numel() for weight in nets.weights(small).values())
     for sparsity in (0.3, 0.5, 0.8):
         share = entrants.unit_density(net, sparsity)

@@ -164,6 +164,13 @@ class Whole:
     spare: object = field(default=None, init=False)
 
 
+def test_one_run_is_taken_as_a_stack_of_one():
+    net, x = nets.init_(nets.MLP([4, 3, 2], ["EWN", "no-WN"]), [1, 2]), torch.ones(5, 4)
+    one = nets.take(net, 1)
+    assert nets.runs(one) == 1 and not one.layers[0].normalised
+    assert torch.equal(one(x), nets.take(net, [1])(x)) and torch.allclose(one(x)[0], net(x)[1])
+
+
 def test_what_has_runs_first_is_taken_and_joined_like_a_stack():
     net = nets.init_(nets.MLP([2, 3, 1], ["EWN", "SWN", "no-WN"]), [1, 2, 3])
     whole = Whole(net, {"w": torch.arange(6).view(3, 2)}, np.arange(3.0), [[1], [2], [3]])

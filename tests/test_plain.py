@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections import OrderedDict
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -376,14 +377,66 @@ def test_pools_that_files_once_had_come_back(tmp_path):
 
 
 def test_what_is_not_in_the_sizes_is_that_of_the_saved(tmp_path):
-    """A number that was changed since, and what is infinite, which json cannot say."""
-    module = Doubled(9, 9)
-    module.gain, module.least, module.sides = 3, -torch.inf, [1, 2]
-    fresh = Doubled(9, 9)
-    fresh.gain, fresh.least, fresh.sides = 2, 0.0, [0]
+    """Numbers that were changed since, and tensors, by themselves, in what holds several, or where there was None."""
+    module = kept_beside(gain=3, sides=[1, 2], shift=torch.ones(9), parts=[torch.ones(2), {"a": torch.ones(3)}], of=X)
+    fresh = kept_beside(gain=2, sides=[0], shift=torch.zeros(2), parts=[torch.zeros(2), {"a": torch.zeros(1)}], of=None)
     again = plain.load(plain.save(module, tmp_path).parent, fresh)
-    assert (again.gain, again.least, again.sides) == (3, 0.0, [1, 2])
-    assert torch.equal(again(IMAGE), module(IMAGE))
+    assert (again.gain, again.sides) == (3, [1, 2])
+    assert torch.equal(again.shift, torch.ones(9)) and torch.equal(again.of, X)
+    assert torch.equal(again.parts[0], torch.ones(2)) and torch.equal(again.parts[1]["a"], torch.ones(3))
+    assert torch.equal(again(IMAGE), module(IMAGE)) and len(fresh.shift) == 2
+
+
+X = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
+
+
+def kept_beside(**attributes):
+    module = Doubled(9, 9)
+    vars(module).update(attributes)
+    return module
+
+
+BESIDE = {  # (of what is saved, of the fresh instance, told)
+    "infinite": (-torch.inf, 0.0, "'kept' of module is 0.0; .* has -inf$"),
+    "none": (None, 0.0, "'kept' of module is 0.0; .* has None$"),
+    "a partial": (partial(torch.add, 1), partial(torch.add, 2), r"'kept\[1\]\[0\]' of module is 2; .* has 1$"),
+    "another list": ([torch.ones(1)] * 2, [torch.ones(1)], "'kept' of module is list of 1; .* has list of 2$"),
+    "a list of none": ([None, torch.ones(1)], [None, None], r"'kept\[1\]' of module is None; .* has tensor$"),
+    "in a list": ([1, [2.5]], [1, [3.5]], r"'kept\[1\]\[0\]' of module is 3.5; .* has 2.5$"),
+    "in a dict": ({"a": [1]}, {"a": [2]}, r"'kept\[a\]\[0\]' of module is 2; .* has 1$"),
+}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_what_no_file_restores_is_compared(case, tmp_path):
+    saved, fresh, told = BESIDE[case]
+    plain.save(kept_beside(kept=saved), tmp_path)
+    assert plain.load(tmp_path, kept_beside(kept=saved))
+    with pytest.raises(ParameterError, match=told):
+        plain.load(tmp_path, kept_beside(kept=fresh))
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_what_is_sparse_is_refused_before_anything_is_written(hidden, tmp_path):
+    module = Doubled(9, 9)
+    register = partial(setattr, module) if hidden else module.register_buffer
+    register("kept", torch.eye(3).to_sparse_csr())
+    with pytest.raises(ValueError, match="kept is torch.float32 on cpu, which a file cannot keep: torch.sparse_csr"):
+        plain.save(module, tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.parametrize("repeats", [0, -1, 0.5, None])
+def test_times_are_of_one_call_at_least(repeats):
+    with pytest.raises(ParameterError, match="repeats is"):
+        plain.latency(torch.relu, torch.zeros(1), repeats)
+
+
+@pytest.mark.parametrize("inputs", [torch.tensor(9.0), torch.zeros(0, 9)])
+def test_an_example_has_an_axis_and_entries(inputs):
+    with pytest.raises(ParameterError, match="inputs are a Tensor; needed is the length of an example"):
+        plain.macs(nn.Linear(9, 9), inputs)
 
 
 class Other(Joined):

@@ -110,7 +110,7 @@ def load(name, device="cpu", train_examples=0, statistics="ewn", holdout=0):
     """
     choice("dataset", name, NAMES + UNLABELLED)
     choice("statistics", statistics, STATISTICS)
-    data = _decoded(name, str(_folder()))
+    data = _decoded(name, str(disk.place(ROOT, "PRUNING_DATA", "data")))
     mean, std = STATISTICS[statistics].get(name, (data.mean, data.std))
     data = replace(data, mean=mean, std=std)
     if holdout:
@@ -128,10 +128,8 @@ def complaint(p):
     """Return what no data set of a notebook's parameters `p` can give, or None: more images than it has."""
     _, _, classes, train, test = SHAPES[p["dataset"]]
     if p["train_examples"] and not classes <= p["train_examples"] <= train:
-        return (
-            f"train_examples = {p['train_examples']}: {p['dataset']} has {classes} to {train} training images to choose"
-            " from, one of each class at least; 0 takes all"
-        )
+        told = f"train_examples = {p['train_examples']}: {p['dataset']} has {classes} to {train} training images"
+        return f"{told} to choose from, one of each class at least; 0 takes all"
     if max(p.get("batches", [0])) > test:
         return f"batches = {p['batches']}: {p['dataset']} has {test} test images"
     return None
@@ -147,10 +145,6 @@ def _device(name):
         return torch.device(name)
     except RuntimeError:
         raise DataError(f"device is {name!r}; allowed are auto, cpu, cuda, or cuda:1 and so on") from None
-
-
-def _folder():
-    return disk.place(ROOT, "PRUNING_DATA", "data")
 
 
 @functools.lru_cache(maxsize=2)

@@ -75,7 +75,7 @@ class MLP(nn.Module):
     def __init__(self, sizes, norm, activation="relu", bias=True, output_bias=False, normalise_output=False,
                  dropout=0.0, dropconnect=0.0):  # fmt: skip
         super().__init__()
-        if activation not in ACTIVATIONS or not hasattr(sizes, "__len__") or len(sizes) < 2:
+        if activation not in [*ACTIVATIONS] or not hasattr(sizes, "__len__") or len(sizes) < 2:
             told = f"sizes {sizes!r}, activation {activation!r}; needed are two sizes or more, and"
             raise ValueError(f"{told} one of {list(ACTIVATIONS)}")
         norm = types(norm)
@@ -165,7 +165,7 @@ def parameters_per_run(net):
 
 
 def take(of, chosen):
-    """Return the stack of the chosen runs; a slice shares memory with `of`, a list of indices copies.
+    """Return the stack of the chosen runs, or run; a slice shares memory with `of`, a list of indices copies.
 
     So too of all else whose first axis is that of runs: tensors, arrays, lists, and dicts and data classes of such.
     """
@@ -177,6 +177,7 @@ def take(of, chosen):
         return [copy.copy(of[run]) for run in chosen]
     if not isinstance(of, nn.Module):
         return of[chosen]
+    chosen = [chosen] if isinstance(chosen, int) else chosen
     memo = {id(p): nn.Parameter(p.detach()[chosen], p.requires_grad) for p in of.parameters()}
     memo |= {id(buffer): buffer[chosen] for buffer in of.buffers()}
     return _coded(copy.deepcopy(of, memo))
@@ -221,6 +222,8 @@ def join(parts):
     parts = list(parts)
     first = parts[0]
     if isinstance(first, dict):
+        if odd := [sorted(part) for part in parts if part.keys() != first.keys()]:
+            raise ValueError(f"what has other parts cannot join: {odd[0]} beside {sorted(first)}")
         return {name: join(part[name] for part in parts) for name in first}
     if is_dataclass(first):
         return replace(first, **join(map(_parts, parts)))
@@ -348,6 +351,8 @@ def reinit_(net, masks, seeds, scheme="evci"):
     """
     one_each(runs(net), seeds=seeds)
     assert_plain(net)
+    if odd := [name for name, w in weights(net).items() if name not in masks or masks[name].shape != w.shape]:
+        raise ValueError(f"masks lack {listed(odd)}, or have another shape; needed are those of all weights, by name")
     for run, seed in enumerate(seeds):
         kept = [masks[name][run].cpu() for name in weights(net)]
         for layer, start in zip(layers(net).values(), inits.sparse_starts(kept, seed, scheme), strict=True):

@@ -9,6 +9,7 @@ import inspect
 import logging
 import math
 from collections import OrderedDict
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from lib.kernels import twins
 from lib.networks import nets
 from lib.records import disk
 
-FILE, ONNX = "network.safetensors", "network.onnx"
+FILE, ONNX, LAST = "network.safetensors", "network.onnx", torch.channels_last
 FORMAT = 2
 
 
@@ -116,8 +117,7 @@ KINDS = (nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
 LAYERS, SEVERAL = (nn.Linear, nn.Conv2d), (list, tuple, torch.Size)
 NAMES = {kind.__name__: kind for kind in KINDS}
 NOT_OPTIONS = {"device", "dtype", "enter", "activation"}  # of constructors: where tensors lie, and other modules
-NUMPY = {torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
-         torch.bool}  # fmt: skip
+NUMPY = {getattr(torch, name) for name in "float64 float32 float16 int64 int32 int16 int8 uint8 bool".split()}
 
 
 def laid_out(module):
@@ -126,7 +126,7 @@ def laid_out(module):
     Its convolutions follow. ResNet20 on one core: 1.7 times faster, and 2.5 times with an eighth of the inner filters.
     """
     unsafe = any(t.device.type != "cpu" for t in _asserted(module).parameters()) or any(map(overruns, module.modules()))
-    return module if unsafe else module.to(memory_format=torch.channels_last)
+    return module if unsafe else module.to(memory_format=LAST)
 
 
 def overruns(part):
@@ -155,8 +155,7 @@ def describe(module, numbers=None):
 
 def _options(module):
     """Return the arguments of a module's constructor, all of which it keeps as attributes: so none can be forgotten."""
-    named = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    arguments = [name for name, of in inspect.signature(type(module)).parameters.items() if of.kind is named]
+    arguments = inspect.getfullargspec(type(module).__init__).args[1:]
     options = {name: getattr(module, name) for name in arguments if name not in NOT_OPTIONS}
     return options | ({"bias": module.bias is not None} if isinstance(module, LAYERS) else {})
 
@@ -183,8 +182,8 @@ def _tuples(value):
 def _state(module):
     """Return what a module of any class is, fit for json, and its tensors, shared ones once, by their first names.
 
-    said: of parts the class and hooks, of tensors the first name and the shape; own: simple attributes; told: functions
-    and dicts; put: offsets, as slicing puts them behind layers; last: strides where channels are last.
+    said: of parts the class and hooks, of tensors the first name and the shape; own: simple attributes; told: others,
+    entry by entry; put: offsets, as slicing puts them behind layers; last: strides where channels are last.
     """
     said, own, told, first, tensors, too = ({} for _ in range(6))
     for path, part in (parts := dict(module.named_modules(remove_duplicate=False))).items():
@@ -192,28 +191,40 @@ def _state(module):
         said[path] = " with ".join([type(part).__name__, *hooks])
         for key, value in (vars(part) | part._parameters | part._buffers).items():
             name, values = f"{path}.{key}".lstrip("."), value if type(value) in SEVERAL else [value]
-            if isinstance(value, torch.Tensor) and key in vars(part):
-                too |= {name: value} if value.is_leaf and value.layout == torch.strided and value.dtype in NUMPY else {}
-            elif isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and key not in vars(part):
                 said[name] = f"{first.setdefault(id(value), name)} {tuple(value.shape)}"
                 tensors.setdefault(first[id(value)], value)
             elif all(type(v) in (bool, int, str) or type(v) is float and math.isfinite(v) for v in values):
                 own[name] = value
-            elif key[0] != "_" and callable(value):
-                told[name] = getattr(value, "__name__", type(value).__name__)
-            elif key[0] != "_" and type(value) is dict:
-                told[name] = sorted(str(item) for item in value.items() if isinstance(item[1], int | float | str))
+            elif key in vars(part) and (key[0] != "_" or isinstance(value, torch.Tensor)):
+                for entry, leaf in _entries(name, value):  # but of tensors what a pass left, and what is said
+                    if not isinstance(leaf, torch.Tensor) or leaf.is_complex():
+                        told[entry] = str(leaf)
+                    elif leaf.is_leaf and not isinstance(leaf, nn.Parameter):
+                        too[entry], told[entry] = leaf, "tensor"
     put = {path: describe(part) for path, part in parts.items() if type(part) is Offset}
-    last = {name: t.stride() for name, t in tensors.items() if t.is_contiguous(memory_format=torch.channels_last)}
+    last = {name: t.stride() for name, t in tensors.items() if t.dim() == 4 and t.is_contiguous(memory_format=LAST)}
     return {"said": said, "own": own, "told": told, "put": put, "last": last}, tensors | too
+
+
+def _entries(name, value):
+    """Yield (name, value) of what is in an attribute, however nested; of functions and objects what they are called."""
+    inside = [value.func, value.args, value.keywords] if isinstance(value, partial) else value
+    if type(inside) in (list, tuple, dict):
+        yield name, f"{type(value).__name__} of {len(inside)}"
+        for key, part in inside.items() if type(inside) is dict else enumerate(inside):
+            yield from _entries(f"{name}[{key}]", part)
+    else:
+        simple = isinstance(value, torch.Tensor | bool | int | float | complex | str | bytes | None)
+        yield name, value if simple else getattr(value, "__name__", type(value).__name__)
 
 
 def _assert_alike(found, wanted, needed):
     """Raise ParameterError where a module is not what it is to be, by what `_state` returns of both."""
     here, there = ({**state.get("told", {}), **state["said"], **state["own"]} for state in (found, wanted))
-    there = {name: said for name, said in there.items() if name in here or name not in wanted.get("told", {})}
-    for name in {**there, **found["said"]}:
-        if _tuples(here.get(name)) != _tuples(there.get(name)) and not name.endswith("training"):
+    for name in {**there, **found["said"]}:  # of what dicts had, files of old have lists
+        old = type(told := wanted.get("told", {}).get(name)) is list or told and name.split("[")[0] not in here
+        if not old and _tuples(here.get(name)) != _tuples(there.get(name)) and not name.endswith("training"):
             raise ParameterError(f"{name!r} of module is {here.get(name)}; {needed} {there.get(name)}")
 
 
@@ -232,13 +243,12 @@ def _changed(fresh, state, tensors, path):
     parts = {name: vars(part) for name, part in work.named_modules(remove_duplicate=False)}
     for name, value in (state["own"] | tensors).items():
         above, _, key = name.rpartition(".")
-        if above in parts and name in state["own"]:
+        if above in parts and (name in state["own"] or parts[above].get(key, 0) is None):
             parts[above][key] = value if isinstance(parts[above].get(key), list) else _tuples(value)
         elif above in parts and parts[above]["_parameters"].get(key, key) is None:
             parts[above]["_parameters"][key] = nn.Parameter(torch.empty(0))  # a bias that slicing added
     for name, tensor in _state(work)[1].items():
-        fits = name in state["said"] or name in tensors and tensors[name].shape == tensor.shape
-        like = tensors.get(name, tensor.data) if fits else tensor.data
+        like = tensors.get(name, tensor.data)
         tensor.data = like.new_empty_strided(like.shape, state["last"].get(name, like.stride())).copy_(like)
     _assert_alike(_state(work)[0], state, f"a fresh instance of what {path} holds has")
     return work
@@ -246,8 +256,8 @@ def _changed(fresh, state, tensors, path):
 
 def _array(name, tensor):
     """Return a tensor as NumPy has it, bfloat16 as integers of the same bits."""
-    if tensor.is_meta or tensor.dtype not in {torch.bfloat16, *NUMPY}:
-        raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, which a file cannot keep")
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.dtype not in {torch.bfloat16, *NUMPY}:
+        raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, which a file cannot keep: {tensor.layout}")
     tensor = tensor.detach().cpu()
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
@@ -354,7 +364,7 @@ UNCOUNTED = {
 
 
 def _zeros(module, count, inputs):
-    if isinstance(inputs, torch.Tensor):
+    if isinstance(inputs, torch.Tensor) and inputs.dim() and inputs.numel():
         return inputs[:1].expand(count, *inputs.shape[1:])
     needed = "the length of an example, its shape, or a batch of examples"
     shape = (inputs,) if isinstance(inputs, int) else instance("inputs are", inputs, tuple | list, needed)
@@ -377,6 +387,7 @@ def latency(function, x, repeats=50, threads=1):
 
     By torch's own timer, which on CUDA waits at each call until the device is done, and calls twice before it times.
     """
+    number("repeats", repeats, "[1, inf)", whole=True)
     before = (compiler := logging.getLogger("torch.utils.cpp_extension")).level
     compiler.setLevel(logging.ERROR)  # it warns of a missing GPU when it is imported
     from torch.utils.benchmark import Timer  # which brings torch's compiler of extensions: not for all who import this

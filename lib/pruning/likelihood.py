@@ -39,7 +39,7 @@ class Moments(NamedTuple):
 def assert_fitting(x, net, of):
     """Raise ParameterError for what is no `Moments`, by layer, of the inputs of a stack's layers, or of their units."""
     layers = nets.layers(net)
-    for name, known in x.items():
+    for name, known in (x or {None: None}).items():
         runs, units, inputs = layers[choice("a layer of moments", name, layers)].weight.shape[:3]
         fitting = [(inputs, inputs), (runs, inputs, inputs)] if of == "weights" else [(runs, units, units)]
         found = tuple(known.gram.shape) if isinstance(known, Moments) else f"a {type(known).__name__}"
@@ -122,7 +122,7 @@ def _bandwidth(beta, examples, distances):
         return (1 / middle)[..., None, None]
     try:
         value = float(beta.removesuffix("/N")) / examples if str(beta).endswith("/N") else float(beta)
-    except ValueError:
+    except (TypeError, ValueError):
         value = -1.0
     if not value > 0:
         raise ValueError(f'beta is {beta!r}; allowed are a number above 0, a text such as "10/N", and "median"')

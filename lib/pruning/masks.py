@@ -51,7 +51,7 @@ def top(scores, density, scope="layer", rounding="nearest", within=None, least=N
 
 def inside(within, scores):
     """Return the masks `within` of what has scores; ValueError where there are none."""
-    if odd := [name for name in scores if name not in within]:
+    if odd := [name for name in scores if name not in instance("within is", within, dict, "masks by name")]:
         raise ValueError(f"within has no masks of {listed(odd)}; it has those of {listed(within)}")
     assert_like(within := {name: within[name] for name in scores}, scores)
     return within
@@ -63,7 +63,7 @@ def _raised(scores, least, density, rounding, within):
     total, stay = sum(part[0].numel() for part in floor.values()), sum(int(part[0].sum()) for part in floor.values())
     keep = min(count(total, d, rounding) for d in each(density, len(next(iter(floor.values())))))
     if stay > keep:
-        told = f"least = {least:g} of every tensor are {stay} entries, where density keeps {keep} of {total}"
+        told = f"least = {least} of every tensor are {stay} entries, where density keeps {keep} of {total}"
         raise ValueError(f"{told}; take a lower one, or a higher density")
     return {name: score.double().masked_fill(floor[name], 1e300) for name, score in scores.items()}
 
@@ -149,13 +149,6 @@ def assert_units(units, weights, axes):
         if mask.dtype != torch.bool or mask.shape != weight.shape[:axes]:
             told = f"the units of {layer} are {mask.dtype} {tuple(mask.shape)}"
             raise ValueError(f"{told}; they must be torch.bool {tuple(weight.shape[:axes])}")
-
-
-def first(net, widths):
-    """Return units `{layer: bool (R, O)}` of which the first stay, as many of each layer as `widths {layer: count}`."""
-    scales = {name: net.get_submodule(name).scale for name in widths}
-    return {name: (torch.arange(scale.shape[1], device=scale.device) < widths[name]).expand(len(scale), -1)
-            for name, scale in scales.items()}  # fmt: skip
 
 
 def assert_named(masks, what="mask"):

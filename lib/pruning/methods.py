@@ -144,7 +144,7 @@ def prune_each(
     lacks its x, and where nothing is left of a module, of which a layer that keeps nothing is a warning.
     """
     chosen, layers = get(name, of), checks.named(layers)
-    if isinstance(densities, str | dict) or not hasattr(densities, "__len__"):
+    if isinstance(densities, str | dict) or not hasattr(densities, "__len__") or getattr(densities, "shape", 0) == ():
         raise ParameterError(f"densities is {densities!r}; needed is a list of them, and by `prune` one")
     _assert_given(chosen, x, y, options)
     stack, x, y, seeds = modules.opened(net, chosen, x, y, seeds, layers)

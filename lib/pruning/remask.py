@@ -107,8 +107,7 @@ class RemaskedUnits(Remasked):
 def _picked(weight, rows, columns):
     """Return the kept rows and columns of `weight (R, O, I)`, every run keeping equally many."""
     picked = []
-    for run in range(len(weight)):
-        matrix = weight[run]
+    for run, matrix in enumerate(weight):
         if rows is not None:
             matrix = matrix.index_select(0, rows[run].nonzero()[:, 0])
         if columns is not None:

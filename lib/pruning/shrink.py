@@ -286,6 +286,13 @@ def widen(small, net, units):
     return full
 
 
+def first(net, widths):
+    """Return units `{layer: bool (R, O)}` of which the first stay, as many of each layer as `widths {layer: count}`."""
+    scales = {name: net.get_submodule(name).scale for name in widths}
+    return {name: (torch.arange(scale.shape[1], device=scale.device) < widths[name]).expand(len(scale), -1)
+            for name, scale in scales.items()}  # fmt: skip
+
+
 def _kept(net, units):
     """Return which units every node keeps, `{node: bool (R, C)}`; ValueError where a stack cannot go without others."""
     hops, layers = nets.graph(net), nets.layers(net)

@@ -58,12 +58,11 @@ def rows(net, units):
     units: `{layer: bool (R, O)}` of a stack, `{layer: bool (O,)}` of a torch module, as `methods.prune` makes them.
     Biases and normalisations go on speaking for a unit, unlike under `masks.expand`: `shrink` folds what they say.
     """
-    net, weights = hops.unwrapped(net), {}
+    net, layers = hops.unwrapped(net), (Layer, *hops.WEIGHTED)
     if odd := [layer for layer in assert_named(units) if layer.endswith(".weight")]:
         raise ValueError(f"{odd[0]} is a mask of weights, which shrink takes itself; rows makes masks of units' masks")
-    for name, part in net.named_modules():
-        if isinstance(part, (Layer, *hops.WEIGHTED)) and not isinstance(part, modules.TRANSPOSED):
-            weights[f"{name}.weight"] = part.weight
+    own = ((name, part) for name, part in net.named_modules() if isinstance(part, layers))
+    weights = {f"{name}.weight": part.weight for name, part in own if not isinstance(part, modules.TRANSPOSED)}
     assert_units(units, weights, 2 if nets.layers(net, stack=False) else 1)
     found = {f"{layer}.weight": mask for layer, mask in units.items()}
     return {name: trailing(mask, weights[name]).expand_as(weights[name]).clone() for name, mask in found.items()}

@@ -116,8 +116,8 @@ def _larger(network, reader):
 
 @torch.no_grad()
 def _read(network, names, kind, inputs):
-    inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    if odd := [type(x).__name__ for x in inputs if not isinstance(x, torch.Tensor) or not x.numel()]:
+    inputs = tuple(inputs) or (None,) if isinstance(inputs, tuple | list) else (inputs,)
+    if odd := [type(x).__name__ for x in inputs if not (isinstance(x, torch.Tensor) and x.dim() and x.numel())]:
         raise ValueError(f"inputs have a part of type {odd[0]}, or an empty one; needed is an example, or all it reads")
     wanted = [p for p in inspect.signature(network.forward).parameters.values() if p.default is p.empty]
     wanted = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in wanted)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lib.networks import nets
-from lib.pruning import masks, shrink
+from lib.pruning import shrink
 from lib.training import weights
 
 FORMAT = 2  # of the files; one more when they change
@@ -122,7 +122,7 @@ def _narrowed(net, tensors):
     """Return `net`, or a stack of as many units as these tensors have, where it was narrowed since it began."""
     widths = {name: tensors[f"{name}.weight"].shape[1] for name in nets.layers(net)}
     fewer = {name: width for name, width in widths.items() if width < net.get_submodule(name).weight.shape[1]}
-    return shrink.narrow(net, masks.first(net, fewer)) if fewer else net
+    return shrink.narrow(net, shrink.first(net, fewer)) if fewer else net
 
 
 def _memory(net, arrays):

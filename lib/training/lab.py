@@ -66,11 +66,9 @@ class Lab:
 
         As many at a time as are trained together.
         """
-
-        def part(chosen):
-            return work(self.of(chosen), nets.take(net, chosen), chosen)
-
-        return nets.join(found for _, found in stacking.split(part, list(range(nets.runs(net))), self.together(net)))
+        runs = list(range(nets.runs(net)))
+        parts = stacking.split(lambda own: work(self.of(own), nets.take(net, own), own), runs, self.together(net))
+        return nets.join(found for _, found in parts)
 
     def grid(self, work, stacks):
         """Return [what `split` gives of each of `stacks`], one run per seed in each, which are trained together."""

@@ -145,7 +145,7 @@ def _small(lab, found, sparsities):
     """Networks of the widths that methods of units leave, from scratch, for as many epochs in all."""
     kept, cells, full = [], {}, entrants.network(lab.p, len(lab.seeds))
     for k, sparsity in enumerate(sparsities):
-        left = masks.first(full, entrants.widths(full, entrants.unit_density(full, sparsity)))
+        left = shrink.first(full, entrants.widths(full, entrants.unit_density(full, sparsity)))
         (cells[0, k],) = trained(lab, [lab.network(left)], _begun(), lab.p["epochs"] + lab.p["recovery"], raw=False)
         kept.append(_between(full, left))
     return kept, cells, 0.0

@@ -189,12 +189,10 @@ def gradual(lab, kind, sparsities):
     What is pruned stays zero, and so stays pruned; the last epoch trains at the final sparsity.
     """
 
-    def smaller(trainer, densities):
-        return masks_of(trainer.net, kind, densities, trainer.seeds, lab.scope)[0]
-
     def train(lab, net, each):
         of = {"gradual": kind, "scope": lab.scope, "sparsities": each}
-        trainer = lab.gradual(net, each, lab.epochs, smaller, of)
+        made = lambda at, densities: masks_of(at.net, kind, densities, at.seeds, lab.scope)[0]  # noqa: E731
+        trainer = lab.gradual(net, each, lab.epochs, made, of)
         return net, trainer.masks, trainer
 
     return _all_at_once(lab, sparsities, train)
@@ -218,7 +216,7 @@ def small(lab, epochs, sparsities):
     for sparsity in sparsities:
         narrow, history = lab.dense(epochs, widths := left(lab.hidden, sparsity))
         full = lab.network()
-        first = masks.first(full, dict(zip(nets.layers(full), widths, strict=False)))
+        first = shrink.first(full, dict(zip(nets.layers(full), widths, strict=False)))
         kept = masks.expand(first, full)
         net = shrink.widen(narrow, full, first)
         outcomes.append(Pruned(net, kept, history["train_accuracy"], history["test_accuracy"]))

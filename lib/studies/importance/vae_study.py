@@ -120,11 +120,8 @@ class Lab(frame.Lab):
 
     def trainer(self, net, epoch=0):
         """Return a `Trainer` of autoencoders by Adam, images as numbers in [0, 1]."""
-
-        def batches(_, at):
-            return vae.numbers(self.train[0][at])
-
-        return super().trainer(net, rule="adam", epoch=epoch, objective=Bound(), batches=batches)
+        read = {"objective": Bound(), "batches": lambda _, at: vae.numbers(self.train[0][at])}
+        return super().trainer(net, rule="adam", epoch=epoch, **read)
 
     def begun(self):
         """Return (what all types begin with, its history): networks after the first epochs, made once and then read.
