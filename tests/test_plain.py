@@ -416,6 +416,17 @@ def test_what_no_file_restores_is_compared(case, tmp_path):
         plain.load(tmp_path, kept_beside(kept=fresh))
 
 
+@pytest.mark.parametrize(("filled", "empty"), [({"out": torch.ones(2)}, {}), ([torch.ones(2), [1.0]], [])])
+def test_what_was_put_into_what_a_fresh_one_has_empty_is_a_warning(filled, empty, tmp_path):
+    """As what a hook notes of a pass: the weights are not to be lost for it, nor it to be lost without a word."""
+    saved = kept_beside(kept=filled)
+    plain.save(saved, tmp_path)
+    with pytest.warns(UserWarning, match="had put into kept is not in this one") as told:
+        again = plain.load(tmp_path, kept_beside(kept=empty))
+    assert told[0].filename == __file__
+    assert torch.equal(again(IMAGE), saved(IMAGE)) and again.kept == empty
+
+
 @pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.filterwarnings("ignore:Sparse")
 def test_what_is_sparse_is_refused_before_anything_is_written(hidden, tmp_path):

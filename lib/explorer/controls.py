@@ -74,9 +74,8 @@ class Explorer:
         self.slider = widgets.SelectionSlider(options=stops, value=nearest, description="sparsity", layout=wide)
         self.status, self.places = widgets.HTML(), (DisplayHandle(), DisplayHandle())
         self.bar = widgets.IntProgress(max=len(of.STOPS) - 1, layout=widgets.Layout(width="auto", height="6px"))
-        self.units = [
-            widgets.Button(layout=widgets.Layout(width=f"{SIDE}px", height=f"{SIDE}px")) for _ in range(SHOWN)
-        ]
+        side = f"{SIDE}px"
+        self.units = [widgets.Button(layout=widgets.Layout(width=side, height=side)) for _ in range(SHOWN)]
         columns = widgets.Layout(grid_template_columns=f"repeat({ACROSS}, {SIDE + 4}px)")
         self.grid, self.looks = widgets.GridBox(layout=columns), widgets.HTML()
         self.back = widgets.Button(description="Undo all clicks")
@@ -227,10 +226,9 @@ class Explorer:
         path = plain.save(cut.small, place)
         whole = one.cuts[0]
         before, after = plain.parameters(shrink.unshrunk(self.subject.net)), plain.parameters(cut.small)
-        self.saved.value = (
-            f"<code>{html.escape(str(path))}</code>: {path.stat().st_size:,} bytes, {after:,} of {before:,} parameters;"
-            f" {cut.milliseconds:.3g} ms for {of.BATCH} images, the whole network {whole.milliseconds:.3g} ms"
-        )
+        size = f"{path.stat().st_size:,} bytes, {after:,} of {before:,} parameters"
+        time = f"{cut.milliseconds:.3g} ms for {of.BATCH} images, the whole network {whole.milliseconds:.3g} ms"
+        self.saved.value = f"<code>{html.escape(str(path))}</code>: {size}; {time}"
 
 
 def explorable(kind):

@@ -6,9 +6,8 @@ from matplotlib.axis import Axis
 from matplotlib.text import Text
 
 # Paul Tol's bright scheme, which readers with colour-blindness can tell apart; the grey is for the rest.
-BLUE, RED, GREEN, YELLOW, CYAN, PURPLE, GREY = COLOURS = (
-    "#4477AA #EE6677 #228833 #CCBB44 #66CCEE #AA3377 #BBBBBB".split()
-)
+COLOURS = "#4477AA #EE6677 #228833 #CCBB44 #66CCEE #AA3377 #BBBBBB".split()
+BLUE, RED, GREEN, YELLOW, CYAN, PURPLE, GREY = COLOURS
 BLACK = "#000000"  # of what methods are measured against
 LOOKS = {  # type -> (label, colour, marker, dashes)
     "EWN": ("EWN", BLUE, "o", "-"),

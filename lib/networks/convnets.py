@@ -149,9 +149,8 @@ class Block(nn.Module):
     def hops(self, name, first):
         """Return the hops of this block, called `name`, from node `first` to as many further ones as convolutions."""
         last = first + len(self.convs)
-        through = [
-            nets.Hop(f"{name}.convs.{k}", first + k, first + k + 1, f"{name}.norms.{k}") for k in range(last - first)
-        ]
+        steps = enumerate(range(first, last))
+        through = [nets.Hop(f"{name}.convs.{k}", node, node + 1, f"{name}.norms.{k}") for k, node in steps]
         if self.shortcut is None:
             return [*through, nets.Hop(None, first, last)]
         return [*through, nets.Hop(f"{name}.shortcut", first, last, f"{name}.shortcut_norm")]

@@ -8,6 +8,7 @@ import copy
 import inspect
 import logging
 import math
+import warnings
 from collections import OrderedDict
 from functools import partial
 from os import PathLike
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from lib.errors import ParameterError, RecordError, instance, number
+from lib.errors import ParameterError, RecordError, instance, listed, number
 from lib.kernels import twins
 from lib.networks import nets
 from lib.records import disk
@@ -117,7 +118,7 @@ KINDS = (nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
 LAYERS, SEVERAL = (nn.Linear, nn.Conv2d), (list, tuple, torch.Size)
 NAMES = {kind.__name__: kind for kind in KINDS}
 NOT_OPTIONS = {"device", "dtype", "enter", "activation"}  # of constructors: where tensors lie, and other modules
-NUMPY = {getattr(torch, name) for name in "float64 float32 float16 int64 int32 int16 int8 uint8 bool".split()}
+NUMPY = {torch.double, torch.float, torch.half, torch.long, torch.int, torch.short, torch.int8, torch.uint8, torch.bool}
 
 
 def laid_out(module):
@@ -148,16 +149,12 @@ def describe(module, numbers=None):
     parts = module._modules
     if type(module) is Graph:
         parts = {"enter": module.enter, "activation": module.activation, **module.ways._modules}
-    layout = [type(module).__name__, _options(module), {name: describe(part, numbers) for name, part in parts.items()}]
+    arguments = inspect.getfullargspec(type(module).__init__).args[1:]  # attributes all: so none can be forgotten
+    options = {name: getattr(module, name) for name in arguments if name not in NOT_OPTIONS}
+    options |= {"bias": module.bias is not None} if isinstance(module, LAYERS) else {}
+    layout = [type(module).__name__, options, {name: describe(part, numbers) for name, part in parts.items()}]
     numbers[module] = len(numbers)
     return layout
-
-
-def _options(module):
-    """Return the arguments of a module's constructor, all of which it keeps as attributes: so none can be forgotten."""
-    arguments = inspect.getfullargspec(type(module).__init__).args[1:]
-    options = {name: getattr(module, name) for name in arguments if name not in NOT_OPTIONS}
-    return options | ({"bias": module.bias is not None} if isinstance(module, LAYERS) else {})
 
 
 def build(description, made=None):
@@ -222,8 +219,12 @@ def _entries(name, value):
 def _assert_alike(found, wanted, needed):
     """Raise ParameterError where a module is not what it is to be, by what `_state` returns of both."""
     here, there = ({**state.get("told", {}), **state["said"], **state["own"]} for state in (found, wanted))
+    told = wanted.get("told", {})
+    put = {name for name in told if here.get(name) in ([], "dict of 0") and told[name] != here[name]}
+    if put:  # such as outputs that a hook noted
+        warnings.warn(f"what the saved module had put into {listed(put)} is not in this one", stacklevel=4)
     for name in {**there, **found["said"]}:  # of what dicts had, files of old have lists
-        old = type(told := wanted.get("told", {}).get(name)) is list or told and name.split("[")[0] not in here
+        old = type(told.get(name)) is list or name in told and (name.split("[")[0] not in here.keys() - put)
         if not old and _tuples(here.get(name)) != _tuples(there.get(name)) and not name.endswith("training"):
             raise ParameterError(f"{name!r} of module is {here.get(name)}; {needed} {there.get(name)}")
 

@@ -23,9 +23,8 @@ def anatomy(net, masks):
     live = paths.live(hops, kept)
     units = {node: units.sum(1) for node, units in live.units.items()}
     total = torch.tensor([mask[0].numel() for mask in kept.values()], dtype=torch.float64, device=units[0].device)
-    left, on_path = (
-        torch.stack([mask.flatten(1).sum(1) for mask in found.values()], 1).double() for found in (kept, live.masks)
-    )
+    each = (kept, live.masks)
+    left, on_path = (torch.stack([mask.flatten(1).sum(1) for mask in of.values()], 1).double() for of in each)
     found = {
         "sparsity": 1 - left.sum(1) / total.sum(), "effective_sparsity": 1 - on_path.sum(1) / total.sum(),
         "parameters": left.sum(1), "macs": _macs(net, live, units),

@@ -25,10 +25,8 @@ from lib.pruning.masks import COMPUTED, apply_, computed
 ROUNDING = 1e-13
 CLOSE = 1e-9  # the share of the largest output by which outputs in float64 may be apart
 CASTS = set("to type type_as float half bfloat16".split())
-TORCH_PRUNING = (
-    "Torch-Pruning takes units out of other kinds of modules: "
-    "torch_pruning.DependencyGraph().build_dependency(module, x)"
-)
+CALL = "torch_pruning.DependencyGraph().build_dependency(module, x)"
+TORCH_PRUNING = f"Torch-Pruning takes units out of other kinds of modules: {CALL}"
 
 
 @torch.no_grad()

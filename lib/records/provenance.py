@@ -53,9 +53,8 @@ def _versions(torch) -> dict[str, str | None]:
 def _git(root: Path, *arguments: str) -> str | None:
     """Return what git answers, or None if there is no git, no repository or no commit yet."""
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
-        )
+        command = ["git", "-C", str(root), *arguments]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()

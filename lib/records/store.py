@@ -134,10 +134,8 @@ def _named_by(document: dict) -> bool:
 
 
 def _broken(path: Path, reason: str) -> RecordError:
-    return RecordError(
-        f"the record {path} cannot be read: {reason}. Restore the .json and the .npz together (git restore, "
-        f"where git keeps them), or delete both and run it again."
-    )
+    restore = "Restore the .json and the .npz together (git restore, where git keeps them)"
+    return RecordError(f"the record {path} cannot be read: {reason}. {restore}, or delete both and run it again.")
 
 
 def _sha256(data: bytes) -> str:

@@ -113,9 +113,8 @@ def _restore(trainer, path, holds):
     device = next(net.parameters()).device
     trainer.masks = {k: torch.from_numpy(v).to(device) for k, v in weights.under("masks/", arrays).items()}
     trainer.epoch, trainer.steps, trainer.seconds = (meta[name] for name in COUNTS)
-    trainer.history, trainer.notes = (
-        {name: list(rows) for name, rows in weights.under(kind, arrays).items()} for kind in ("history/", "notes/")
-    )
+    both = (weights.under(kind, arrays) for kind in ("history/", "notes/"))
+    trainer.history, trainer.notes = ({name: list(rows) for name, rows in of.items()} for of in both)
 
 
 def _narrowed(net, tensors):

@@ -45,9 +45,8 @@ def obtain(start, recipes, train, most=0):
 
 def _read(paths, recipes, like):
     """Return (stack, history) of files of one network each."""
-    networks, histories = zip(
-        *(load(path, like, recipe) for path, recipe in zip(paths, recipes, strict=True)), strict=True
-    )
+    found = [load(path, like, recipe) for path, recipe in zip(paths, recipes, strict=True)]
+    networks, histories = zip(*found, strict=True)
     lengths = {str(path): len(next(iter(h.values()), ())) for path, h in zip(paths, histories, strict=True)}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"these networks were trained for different times: {lengths}; delete those to be made again")

@@ -191,8 +191,9 @@ def gradual(lab, kind, sparsities):
 
     def train(lab, net, each):
         of = {"gradual": kind, "scope": lab.scope, "sparsities": each}
-        made = lambda at, densities: masks_of(at.net, kind, densities, at.seeds, lab.scope)[0]  # noqa: E731
-        trainer = lab.gradual(net, each, lab.epochs, made, of)
+        trainer = lab.gradual(
+            net, each, lab.epochs, lambda at, left: masks_of(at.net, kind, left, at.seeds, lab.scope)[0], of
+        )
         return net, trainer.masks, trainer
 
     return _all_at_once(lab, sparsities, train)

@@ -177,9 +177,8 @@ def _blocks(weight, block):
 
 def two_of_four(weights):
     """Return masks `{name: bool (R, O, I)}` that keep, of every four inputs in a row, the two largest weights."""
-    kept = masks.top(
-        {name: _fours(weight.detach().abs()).flatten(1, 2) for name, weight in weights.items()}, 0.5, "unit"
-    )
+    fours = {name: _fours(weight.detach().abs()).flatten(1, 2) for name, weight in weights.items()}
+    kept = masks.top(fours, 0.5, "unit")
     full = {name: mask.view(*weights[name].shape[:2], -1) for name, mask in kept.items()}
     return {name: mask[..., : weights[name].shape[2]] for name, mask in full.items()}
 

@@ -52,9 +52,8 @@ def _squares(stream, drawn, trained, sides=None):
     low, high = sides or (stream.uniform(1, 1.5), stream.uniform(1.5, 2))
     right = np.vstack([[1.0, 1.0], stream.uniform(low, high, (drawn, 2))])
     left = np.vstack([[-1.0, 1.0], stream.uniform(-low, -high, (drawn, 2))])
-    parts = [
-        (np.vstack([right[part], left[part]]), len(right[part])) for part in (slice(trained), slice(trained, None))
-    ]
+    halves = slice(trained), slice(trained, None)
+    parts = [(np.vstack([right[half], left[half]]), len(right[half])) for half in halves]
     return [array for x, half in parts for array in (x, np.repeat([-1.0, 1.0], half))]
 
 

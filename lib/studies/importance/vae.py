@@ -164,10 +164,13 @@ def _contributions(net, images, noise, preactivation):
     read_by = readers(net)
     weights = {layer: [net.get_submodule(name).weight for name in names] for layer, names in read_by.items()}
     sums = {layer: contribution.Sums(torch.cat(parts, 1)) for layer, parts in weights.items()}
+
+    def note(layer):
+        return lambda _, __, output: sums[layer].add(output if preactivation else torch.relu(output)) and None
+
     with ExitStack() as hooks:
-        for layer, own in sums.items():
-            add = lambda _, __, made, own=own: own.add(made if preactivation else torch.relu(made)) and None  # noqa: E731
-            hooks.enter_context(net.get_submodule(layer).register_forward_hook(add))
+        for layer in read_by:
+            hooks.enter_context(net.get_submodule(layer).register_forward_hook(note(layer)))
         for part, draw in zip(images.split(CHUNK), noise.split(CHUNK, 1), strict=True):
             mean, log_variance = net.encode(numbers(part))
             z = mean + draw * (log_variance / 2).exp()
