@@ -26,7 +26,8 @@ CHOICES = ("measured", "triton", "twin")
 VARIABLE = "PRUNING_KERNELS"
 EXAMPLES = 128  # of a tile of the log-loss: a usual batch
 # Examples, units and inputs of a tile of the linear layer; with three stages it takes a third more registers.
-LINEAR = {"TN": 64, "TO": 32, "TI": 32, "num_warps": 8, "num_stages": 2}
+# Of its products sums are fused, as cuBLAS has them: Triton 3.9 asks to be told, for 3.10 is to have another default.
+LINEAR = {"TN": 64, "TO": 32, "TI": 32, "num_warps": 8, "num_stages": 2, "enable_fp_fusion": True}
 DEPTH = 16  # of them are summed at a time: with more, the operands of a product do not fit into the registers
 SPAN = 256  # inputs that a program steps the weights of
 LAUNCH = {"enable_fp_fusion": False}  # every operation is rounded as torch rounds it, whatever Triton's own default

@@ -140,7 +140,7 @@ def linear(
         size = tl.load(scale + run * units + unit, here, 1)
         gain = tl.where(code == 0, 1, tl.where(code == 2, tl.exp(size), size) / length)
         tl.store(products + cells, total, inside)
-        first = here & (tl.program_id(1) == 0)
+        first = unit < tl.where(tl.program_id(1) == 0, units, 0)
         tl.store(gains + run * units + unit, gain, first)
         tl.store(lengths + run * units + unit, length, first)
         total = total * gain
@@ -194,7 +194,7 @@ def linear_step(
         summed += tl.sum(pull, 0)
         if NORMALISED:
             along += tl.sum(pull * tl.load(products + cells, inside, 0), 0)
-    step, turn, once = tl.zeros((TO,), dtype) + rate, tl.full((TO,), 1, dtype), here & (span == 0)
+    step, turn, once = tl.zeros((TO,), dtype) + rate, tl.full((TO,), 1, dtype), unit < tl.where(span == 0, units, 0)
     if NORMALISED:
         gain, length = tl.load(gains + row_of, here, 0), tl.load(lengths + row_of, here, 1)
         code = tl.load(norm + run)
