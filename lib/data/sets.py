@@ -23,6 +23,7 @@ from lib.errors import DataError, RecordError, choice
 from lib.records import disk
 
 ROOT = Path(__file__).resolve().parents[2]
+_folder = functools.partial(disk.place, ROOT, "PRUNING_DATA", "data")
 NAMES = ("mnist", "fashion_mnist", "digits", "cifar10", "cifar100", "digits32", "tiny_imagenet", "digits64")
 UNLABELLED = ("celeba",)  # all of one class, for networks that do not classify
 # (channels, side, classes, training images, test images), known before anything is read; digits have the shapes of
@@ -110,7 +111,7 @@ def load(name, device="cpu", train_examples=0, statistics="ewn", holdout=0):
     """
     choice("dataset", name, NAMES + UNLABELLED)
     choice("statistics", statistics, STATISTICS)
-    data = _decoded(name, str(disk.place(ROOT, "PRUNING_DATA", "data")))
+    data = _decoded(name, str(_folder()))
     mean, std = STATISTICS[statistics].get(name, (data.mean, data.std))
     data = replace(data, mean=mean, std=std)
     if holdout:
