@@ -164,9 +164,10 @@ class Whole:
     spare: object = field(default=None, init=False)
 
 
-def test_one_run_is_taken_as_a_stack_of_one():
+@pytest.mark.parametrize("run", [1, np.int64(1)])
+def test_one_run_is_taken_as_a_stack_of_one(run):
     net, x = nets.init_(nets.MLP([4, 3, 2], ["EWN", "no-WN"]), [1, 2]), torch.ones(5, 4)
-    one = nets.take(net, 1)
+    one = nets.take(net, run)
     assert nets.runs(one) == 1 and not one.layers[0].normalised
     assert torch.equal(one(x), nets.take(net, [1])(x)) and torch.allclose(one(x)[0], net(x)[1])
 

@@ -165,7 +165,7 @@ def parameters_per_run(net):
 
 
 def take(of, chosen):
-    """Return the stack of the chosen runs, or run; a slice shares memory with `of`, a list of indices copies.
+    """Return the stack of the chosen runs, or of one run; a slice shares memory with `of`, a list of indices copies.
 
     So too of all else whose first axis is that of runs: tensors, arrays, lists, and dicts and data classes of such.
     """
@@ -177,7 +177,7 @@ def take(of, chosen):
         return [copy.copy(of[run]) for run in chosen]
     if not isinstance(of, nn.Module):
         return of[chosen]
-    chosen = [chosen] if isinstance(chosen, int) else chosen
+    chosen = [chosen] if isinstance(chosen, int | np.integer) else chosen
     memo = {id(p): nn.Parameter(p.detach()[chosen], p.requires_grad) for p in of.parameters()}
     memo |= {id(buffer): buffer[chosen] for buffer in of.buffers()}
     return _coded(copy.deepcopy(of, memo))
