@@ -110,7 +110,7 @@ def test_counts_are_exact(rounds, rounding):
         assert kept_in_all(found) == [masks.count(total(net), density, rounding)]
 
 
-@pytest.mark.parametrize("scope", masks.SCOPES)
+@pytest.mark.parametrize("scope", masks.SCOPES[:3])
 @pytest.mark.parametrize("rounds", [1, 6])
 def test_magnitude_is_the_same_in_one_round_or_many(scope, rounds):
     """Weights that stay do not change, so the largest of the largest are the largest."""
@@ -214,14 +214,6 @@ def test_the_highest_within_masks_are_those_of_the_rest(scope):
     low = {name: score.masked_fill(~within[name], -1) for name, score in found.items()}
     expected = masks.top(low, [0.2, 0.6], scope)
     assert all(torch.equal(kept[name], expected[name]) for name in found)
-
-
-def test_layers_are_counted():
-    kept = {
-        "a.weight": torch.tensor([[[1, 1], [0, 0], [1, 0]], [[0, 0], [0, 0], [0, 0]]], dtype=torch.bool),
-        "a.bias": torch.tensor([[1, 1, 1], [0, 0, 0]], dtype=torch.bool),
-    }
-    assert {name: units.tolist() for name, units in masks.active_units(kept).items()} == {"a.weight": [2, 0]}
 
 
 def test_what_does_not_fit_is_an_error():

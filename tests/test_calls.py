@@ -166,7 +166,6 @@ TOLD = {
     "units without names": (lambda: smaller.rows(module(), [torch.ones(5)]), "masks are a list; needed is a dict"),
     "no units": (lambda: shrink.narrow(stack(), None), "masks are a NoneType; needed is a dict"),
     "no masks": (lambda: anatomy.anatomy(stack(), None), "masks are a NoneType; needed is a dict"),
-    "masks without names": (lambda: masks.active_units([torch.ones(2, 3, 4)]), "masks are a list; needed is a dict"),
     "within without names": (lambda: methods.prune(module(), "magnitude", 0.5, within=[X]), "masks are a list"),
     "an example as a number": (lambda: shrink.shrink(module(), {}, inputs=6), "part of type int.*needed is an"),
     "an example as an array": (lambda: shrink.shrink(module(), {}, inputs=X.numpy()), "part of type ndarray"),
@@ -373,11 +372,6 @@ TOLD = {
     "units of an activation": (lambda: smaller.rows(module(), {"1": torch.ones(5).bool()}), "no layer is called '1'"),
     "units of what is transposed": (lambda: smaller.rows(nn.Sequential(nn.ConvTranspose1d(5, 5, 1)), {
                                     "0": torch.ones(5).bool()}), "no layer is called '0'"),
-    "active units of a module": (lambda: masks.active_units(methods.prune(module(), "magnitude", 0.5)), "mask.None"),
-    "active units of a module of convolutions": (
-        lambda: masks.active_units(methods.prune(nn.Sequential(nn.Conv2d(3, 4, 3)), "magnitude", 0.5)), "mask.None"),
-    "active units of units": (lambda: masks.active_units(methods.prune(stack(), "magnitude", 0.5, of="units")),
-                              "a stack's"),
     "batches and a tensor": (lambda: methods.prune(module(), "snip", 0.5, [X, X], Y),
                              "x is 2 batches, y is one tensor; needed are two tensors"),
     "batches of one more": (lambda: methods.prune(stack(), "grasp", 0.5, [X, X], [Y]), "2 batches, y is 1 batches"),
@@ -570,6 +564,8 @@ def test_what_every_layer_keeps_at_least():
         methods.prune(net, "magnitude", 0.5, scope="global", least=0.6)
     with pytest.raises(errors.ParameterError, match="goes with one round, and synflow has 100: pass rounds=1"):
         methods.prune(net, "synflow", 0.5, least=0.1)
+    with pytest.raises(errors.ParameterError, match='"four".* goes with one round, and synflow has 100'):
+        methods.prune(net, "synflow", 0.5, scope="four")
     with pytest.raises(errors.ParameterError, match="takes no least: leave it out"):
         methods.prune(net, "phew", 0.5, seeds=[1, 2], least=0.1)
 
@@ -711,6 +707,21 @@ def test_what_a_module_keeps_beside_its_parameters_is_saved_or_told(tmp_path):
 def test_no_density_makes_no_mask():
     for name in ("magnitude", "synflow"):
         assert methods.prune_each(module(), name, []) == methods.prune_each(stack(), name, []) == []
+
+
+@pytest.mark.parametrize("name, density, keep", [("magnitude", 0.5, 2), ("wanda", 0.5, 2), ("snip", 0.25, 1)])
+def test_any_method_keeps_so_many_of_every_four_inputs_of_matrices_and_filters(name, density, keep):
+    layers = [nn.Conv2d(1, 10, 3), nn.ReLU(), nn.Conv2d(10, 8, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3)]
+    net, x, y = nn.Sequential(*layers).double(), torch.rand(20, 1, 7, 7).double(), torch.arange(20) % 3
+    given = () if name == "magnitude" else (x, y)
+    with warnings.catch_warnings(action="ignore"):  # the first layer has one input a place
+        found = methods.prune(net, name, density, *given, scope="four")
+    ranked = methods.score(net, name, *given)
+    for name, mask in found.items():
+        rows = mask.movedim(1, -1).flatten(0, -2), ranked[name].movedim(1, -1).flatten(0, -2)
+        for kept, own in zip(*rows, strict=True):
+            for four, of_four in zip(kept.split(4), own.split(4), strict=True):
+                assert set(four.nonzero()[:, 0].tolist()) == set(of_four.argsort()[-keep:].tolist())
 
 
 def test_filters_are_pruned_one_by_one_before_a_transposed_layer():

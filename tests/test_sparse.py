@@ -120,7 +120,7 @@ def tile(matrix, block, i, j):
 
 def test_two_of_every_four_inputs_are_kept():
     weights = {name: weight.detach() for name, weight in nets.weights(mlp()).items()}
-    for name, mask in sparse.two_of_four(weights).items():
+    for name, mask in sparse.masks_of(mlp(), "two_of_four", 0.5).items():
         for weight, kept in zip(weights[name].flatten(0, 1).abs(), mask.flatten(0, 1), strict=True):
             for values, part in zip(weight.split(4), kept.split(4), strict=True):
                 keep = min(2, len(values))

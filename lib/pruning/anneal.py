@@ -24,7 +24,7 @@ def anneal(
     `masks.top`. `net` is left as it is. What has a `form` scores the copy that this makes, alike and faster.
     """
     number("rounds", rounds, "[1, 2^31)", whole=True)
-    choice("scope", scope, masks.SCOPES)
+    choice("scope", scope, masks.SCOPES[:3])
     own = of_each(net, x, y, seeds)
     own = [(*mine, within and nets.take(within, [run])) for run, mine in enumerate(own)]
     jobs = [(*run, goal) for d in densities for run, goal in zip(own, masks.each(d, len(own)), strict=True)]

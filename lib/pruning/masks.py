@@ -5,10 +5,10 @@ import torch
 
 from lib.errors import choice, hint, instance, listed, number
 from lib.kernels.twins import trailing
+from lib.pruning import selection
 from lib.pruning.hops import unwrapped, weighted
-from lib.pruning.selection import highest
 
-SCOPES = ("layer", "global", "unit")
+SCOPES = ("layer", "global", "unit", "four")
 # Products such as 0.05 * 1020 carry a rounding error of a few 1e-15; it must not decide a count.
 SLACK = 1e-9
 ROUNDINGS = {  # how many of n items are kept at a density: see `count`
@@ -33,10 +33,11 @@ def top(scores, density, scope="layer", rounding="nearest", within=None, least=N
     """Return masks `{name: bool (R, O, *F)}` that keep the highest scores of every run, exactly `count` of them.
 
     scores: `{name: (R, O, *F)}`. scope: what shares one count, "layer" each tensor, "global" all of them together,
-    "unit" each row. density: one number, or one per run, of all weights. within: masks whose weights alone may stay, so
-    that what is pruned there never comes back; ValueError where more are to be kept than they keep. least: the share of
-    every tensor, and so at least one of its entries, that stays however low it scores; ValueError where these are more
-    than are to be kept. Among equal scores the earlier entry goes first, so a result depends on no sorting.
+    "unit" each row, "four" each `selection.fours` of it, at 0.5 the 2:4 of tensor cores. density: one number, or
+    one per run, of all weights. within: masks whose weights alone may stay, so that what is pruned there never comes
+    back; ValueError where more are to be kept than they keep. least: the share of every tensor, and so at least one of
+    its entries, that stays however low it scores; ValueError where these are more than are to be kept. Among equal
+    scores the earlier entry goes first, so a result depends on no sorting.
     """
     if scores == {}:  # of the units of a network without a hidden layer
         return {}
@@ -69,8 +70,9 @@ def _raised(scores, least, density, rounding, within):
 
 
 def _sharing(tensors, scope):
-    """Return tensors whose last axis is what shares one count: `(R, n)`, or `(R, O, n)` of units."""
-    choice("scope", scope, SCOPES)
+    """Return tensors whose last axis is what shares one count: `(R, n)`, `(R, O, n)` of units, or `fours`."""
+    if choice("scope", scope, SCOPES) == "four":
+        return [selection.fours(tensor) for tensor in tensors.values()]
     rows = [tensor.flatten(2 if scope == "unit" else 1) for tensor in tensors.values()]
     return [torch.cat(rows, 1)] if scope == "global" else rows
 
@@ -79,6 +81,8 @@ def _parted(kept, scores, scope):
     """Return masks `{name: bool (R, O, *F)}` of what `_sharing` had joined."""
     if scope == "global":
         kept = kept[0].split([score[0].numel() for score in scores.values()], 1)
+    if scope == "four":
+        kept = [selection.unfolded(part, score) for part, score in zip(kept, scores.values(), strict=True)]
     return {name: part.reshape(score.shape) for (name, score), part in zip(scores.items(), kept, strict=True)}
 
 
@@ -99,8 +103,8 @@ def _top(score, inside, density, rounding):
         score = score if score.is_floating_point() else score.double()
         score = score.masked_fill(~inside, torch.finfo(score.dtype).min)
     if len(set(keeps)) == 1:
-        return highest(score, keeps[0])
-    return torch.stack([highest(own, keep) for own, keep in zip(score, keeps, strict=True)])
+        return selection.highest(score, keeps[0])
+    return torch.stack([selection.highest(own, keep) for own, keep in zip(score, keeps, strict=True)])
 
 
 def assert_left(keep, most):
@@ -219,16 +223,3 @@ def hold_(net, masks, optimizer):
         raise ValueError(f"{listed(odd)} are no parameters of this optimizer: make it of net.parameters()")
     apply_(net, masks)
     return optimizer.register_step_post_hook(lambda *_: apply_(net, masks) and None)
-
-
-def active_units(masks):
-    """Return how many units of every layer of a stack keep an incoming weight, `{name: (R,) int64}`; no biases.
-
-    Such a unit need not be alive: see `paths.live` for those on a way from the input to the output. ValueError for
-    masks without a weight's, and for those of a module, which has no runs.
-    """
-    found = {name: mask for name, mask in assert_named(masks).items() if name.endswith(".weight")}
-    if not found or any(mask.dim() not in (3, 5) for mask in found.values()):  # linear layers, convolutions
-        told = {name: tuple(mask.shape) for name, mask in masks.items()}
-        raise ValueError(f"masks are {told}; needed are those of a stack's weights, (R, O, *F): of a module mask[None]")
-    return {name: mask.flatten(2).any(2).sum(1) for name, mask in found.items()}

@@ -174,8 +174,8 @@ def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds,
     choice("scope", scope, masks.SCOPES[: 2 if of == "units" or turned & {*(layers or turned)} else None])
     score = functools.partial(_scored, chosen, layers=layers, **options)
     if rounds != 1:
-        if least is not None or any(isinstance(density, dict) for density in densities):
-            told = "least, or a density for each layer,"
+        if least is not None or scope == "four" or any(isinstance(density, dict) for density in densities):
+            told = 'least, scope="four", or a density for each layer,'
             raise ParameterError(f"{told} goes with one round, and {name} has {rounds}: pass rounds=1")
         score = functools.partial(chosen.function, **options) if layers is None else score
         return anneal.anneal(score, net, densities, rounds, scope, rounding, x, y, seeds, within=within)

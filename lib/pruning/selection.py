@@ -1,7 +1,8 @@
-"""The highest of many numbers, exactly so many of each row, by selection instead of a sort."""
+"""The highest of many numbers, exactly so many of each row, or of four in a row, by selection instead of a sort."""
 
 import numpy as np
 import torch
+from torch import nn
 
 SAMPLE = 2**12  # entries from which the place of a score among many is guessed
 
@@ -50,3 +51,18 @@ def _ranked(row, rank):
     if not below <= rank < below + len(between):
         between, below = row, 0
     return np.partition(between, rank - below)[rank - below]
+
+
+def fours(tensor):
+    """Return `(R, O, *F, n, 4)` of `(R, O, I, *F)`: four inputs in a row, of a filter those of one place.
+
+    Filled up with the lowest of all numbers, or with True, so that of scores and places that are left none is lost.
+    """
+    inputs = (tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.double()).movedim(2, -1)
+    last = torch.finfo(inputs.dtype).min if inputs.is_floating_point() else True
+    return nn.functional.pad(inputs, (0, -inputs.shape[-1] % 4), value=last).unflatten(-1, (-1, 4))
+
+
+def unfolded(parts, like):
+    """Return `(R, O, I, *F)` from its `fours`, as `like` has them."""
+    return parts.flatten(-2).movedim(-1, 2)[:, :, : like.shape[2]]

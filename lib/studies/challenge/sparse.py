@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from lib.networks import convnets, nets, plain
-from lib.pruning import masks, methods, shrink
+from lib.pruning import masks, methods, selection, shrink
 from lib.studies.challenge import modes
 
 BLOCK = 8  # the fastest of 4, 8, 16, 32 and 64 for products of 1024×768 and 768×256, at 50 to 95 % sparsity on one core
@@ -123,7 +123,7 @@ def _semi_structured(net, kept):
     modules = _matrices(net, kept, "semi_structured")
     for weight in (module.weight for module in modules if isinstance(module, nn.Linear)):
         if not (_has_two_of_four(weight) or weight.all()):
-            told = "masks that keep two of every four inputs (sparse.two_of_four), or all"
+            told = 'masks that keep two of every four inputs (scope="four"), or all'
             raise ValueError(f"semi_structured takes {told}")
     network = Transposed(modules, _semi, SEMI_ALIGNMENT, torch.float16)
     halved = [type(weight) is not torch.Tensor for weight, _, _ in network.layers]
@@ -142,7 +142,7 @@ def _semi(weight):
 
 
 def _has_two_of_four(weight):
-    return bool(((_fours(weight) != 0).sum(-1) <= 2).all())
+    return bool((selection.fours(weight[None] == 0).sum(-1) >= 2).all())
 
 
 # name: (net, masks) -> `Form` of the first run, all with the same logits. ValueError for a form that cannot hold this
@@ -173,19 +173,6 @@ def _blocks(weight, block):
     """Return `(R, rows of blocks, block, columns of blocks, block)`, filled up with zeros."""
     rows, columns = (-size % block for size in weight.shape[1:])
     return nn.functional.pad(weight, (0, columns, 0, rows)).unflatten(2, (-1, block)).unflatten(1, (-1, block))
-
-
-def two_of_four(weights):
-    """Return masks `{name: bool (R, O, I)}` that keep, of every four inputs in a row, the two largest weights."""
-    fours = {name: _fours(weight.detach().abs()).flatten(1, 2) for name, weight in weights.items()}
-    kept = masks.top(fours, 0.5, "unit")
-    full = {name: mask.view(*weights[name].shape[:2], -1) for name, mask in kept.items()}
-    return {name: mask[..., : weights[name].shape[2]] for name, mask in full.items()}
-
-
-def _fours(weight):
-    """Return `(..., fours, 4)` of `(..., I)`, filled up with zeros."""
-    return nn.functional.pad(weight, (0, -weight.shape[-1] % 4)).unflatten(-1, (-1, 4))
 
 
 # ---- what one form costs, over sparsities, kinds of masks and batch sizes
@@ -219,7 +206,7 @@ def masks_of(net, whole, sparsity):
     if whole == "block":
         return block_masks(weights, 1 - sparsity)
     if whole == "two_of_four":
-        return two_of_four(weights)
+        return masks.top({name: weight.detach().abs() for name, weight in weights.items()}, 0.5, "four")
     return modes.masks_of(net, whole, [1 - sparsity] * nets.runs(net))[0]
 
 
