@@ -25,8 +25,8 @@ def anneal(
     """
     number("rounds", rounds, "[1, 2^31)", whole=True)
     choice("scope", scope, masks.SCOPES[:3])
-    own = of_each(net, x, y, seeds)
-    own = [(*mine, within and nets.take(within, [run])) for run, mine in enumerate(own)]
+    own = enumerate(of_each(net, x, y, seeds))
+    own = [(*mine, None if within is None else nets.take(masks.assert_named(within), [run])) for run, mine in own]
     jobs = [(*run, goal) for d in densities for run, goal in zip(own, masks.each(d, len(own)), strict=True)]
     device, plan = next(net.parameters()).device, (rounds, scope, rounding)
     every = workers.each(lambda job: _annealed(score, *job, *plan), jobs, device)

@@ -71,7 +71,7 @@ def _raised(scores, least, density, rounding, within):
 
 def _sharing(tensors, scope):
     """Return tensors whose last axis is what shares one count: `(R, n)`, `(R, O, n)` of units, or `fours`."""
-    if choice("scope", scope, SCOPES) == "four":
+    if choice("scope", scope, SCOPES[: 2 if any(t.dim() == 2 for t in tensors.values()) else None]) == "four":
         return [selection.fours(tensor) for tensor in tensors.values()]
     rows = [tensor.flatten(2 if scope == "unit" else 1) for tensor in tensors.values()]
     return [torch.cat(rows, 1)] if scope == "global" else rows

@@ -150,7 +150,7 @@ def prune_each(
     stack, x, y, seeds = modules.opened(net, chosen, x, y, seeds, layers)
     if chosen.needs == "moments":
         likelihood.assert_fitting(x, stack, of)
-    if within and stack is not net:
+    if within is not None and stack is not net:
         within = {part: mask[None] for part, mask in masks.assert_named(within).items()}
     made = _masks(chosen, stack, densities, x, y, seeds, layers, scope, rounding, rounds, within, least, **options)
     if stack is net:
