@@ -6,6 +6,7 @@ from collections import OrderedDict
 from contextlib import nullcontext
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from flips import refused
@@ -128,6 +129,32 @@ def test_every_precision_comes_back(dtype, tmp_path):
     again = same(module, IMAGE.to(dtype), tmp_path)
     assert torch.equal(again[0].weight, module[0].weight)
     refused(tmp_path / plain.FILE, lambda: plain.load(tmp_path))
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(4, 64, 3), nn.Linear(64, 5000, dtype=torch.bfloat16)
+        (
+            self.register_buffer("count", torch.tensor(3)),
+            self.register_buffer("codes", torch.zeros(3000, dtype=torch.uint8)),
+        )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_masked_module_takes_the_room_of_what_is_left(packed, tmp_path):
+    net = Masked()
+    net.conv.to(memory_format=torch.channels_last)
+    for weight in (net.conv.weight, net.last.weight):
+        weight.data[torch.rand(weight.shape) < 0.95] = 0
+    net.last.weight.data[0, 0], net.conv.weight.data[0, 0, 0, 0], net.codes[7] = -0.0, torch.nan, 200
+    whole = sum(tensor.nbytes for tensor in net.state_dict().values())
+    size = plain.save(net, tmp_path, packed=packed).stat().st_size
+    assert size < (0.05 + 1 / 16) * whole + 16_000 if packed else size > whole, "a bit of the 16 of a number"
+    found = plain.load(tmp_path, Masked()).state_dict()
+    for name, tensor in net.state_dict().items():
+        assert found[name].dtype == tensor.dtype and found[name].stride() == tensor.stride()
+        assert np.array_equal(*(t.contiguous().view(torch.uint8).numpy() for t in (found[name][None], tensor[None])))
 
 
 def test_a_home_is_found(tmp_path, monkeypatch):

@@ -263,12 +263,13 @@ def _array(name, tensor):
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def save(module, folder):
+def save(module, folder, packed=False):
     """Return the file that holds the module, once it is on disk: its layout as json in the header, and its weights.
 
-    One safetensors file, `network.safetensors` in `folder`, written atomically: layout and weights cannot disagree.
-    What is saved loads to the same function: ValueError for a module of `KINDS` alone that has anything beside their
-    constructors' options and tensors, such as hooks. Of other modules `load` takes the code from a fresh instance.
+    One safetensors file, `network.safetensors` in `folder`, written atomically. packed: what is mostly zero, as under
+    masks, as the rest and a bit for each place, which `load` alone reads. What is saved loads to the same function:
+    ValueError for a module of `KINDS` alone that has anything beside their constructors' options and tensors, such as
+    hooks. Of other modules `load` takes the code from a fresh instance.
     """
     ways = {part.ways for part in _asserted(module).modules() if type(part) is Graph}
     if all(type(part) in KINDS or part in ways for part in module.modules()):
@@ -280,7 +281,7 @@ def save(module, folder):
     arrays = {name: _array(name, tensor) for name, tensor in tensors.items()}
     path = disk.assert_writable(folder) / FILE
     meta = {"holds": {"kind": "plain module"}, "format": FORMAT, "bfloat16": short, "module": description}
-    disk.save_tensors(path, arrays, meta)
+    disk.save_tensors(path, arrays, meta, packed=packed)
     return path
 
 

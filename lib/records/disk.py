@@ -270,16 +270,20 @@ def render(document: dict) -> bytes:
 # ---- weights
 
 
-def save_tensors(path: Path, tensors: dict[str, np.ndarray], meta: dict, later: bool = False) -> None:
+def save_tensors(
+    path: Path, tensors: dict[str, np.ndarray], meta: dict, later: bool = False, packed: bool = False
+) -> None:
     """Return nothing, once the tensors and `meta` (as json, in the header) are on disk: a safetensors file.
 
     With them goes a digest of both, which `load_tensors` checks. What the file holds (seed, type, recipe, level)
     belongs into `meta`, to be compared by `assert_holds`. Atomic: killed at any instant, `path` is what it was or
-    what it was to be. later: it waits beside `path` for `together`.
+    what it was to be. later: it waits beside `path` for `together`. packed: see `_packed`.
     """
     path = Path(path)
     # safetensors copies memory as it lies, and would store a transposed array untransposed
     tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    if packed:
+        tensors, meta = _packed(tensors, meta)
     text = render(meta).decode()
     data = safetensors.numpy.save(tensors, metadata={"meta": text, "digest": _digest(tensors, text)})
     with lock(path), writing(path, new(path)):
@@ -298,13 +302,37 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict]:
             raise ValueError("a digest of its content and what it holds are to stand in its header")
         if header["digest"] != _digest(tensors, header["meta"]):
             raise ValueError("its content is not what its digest says")
-        return tensors, json.loads(header["meta"])
+        return _unpacked(tensors, json.loads(header["meta"]))
     except FileNotFoundError:
         raise RecordError(f"there are no weights at {path}.") from None
-    except (safetensors.SafetensorError, TypeError, ValueError, OSError) as error:
+    except (safetensors.SafetensorError, LookupError, TypeError, ValueError, OSError) as error:
         told = f"{path} does not hold the weights of a run ({type(error).__name__}: {error}): truncated, altered, or"
         way_out = "Restore it from a copy, or delete it to make it again."
         raise RecordError(f"{told} written by another program or an earlier version. {way_out}") from error
+
+
+def _packed(tensors: dict[str, np.ndarray], meta: dict) -> tuple[dict[str, np.ndarray], dict]:
+    """Return tensors and `meta` with what is mostly zero as the rest and a bit for each place, where that is less."""
+    shapes, made = {}, dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind in "fiu":
+            there = tensor.reshape(-1).view(f"u{tensor.itemsize}") != 0  # of the bits, so that -0.0 comes back
+            rest, bits = tensor.reshape(-1)[there], np.packbits(there)
+            less = rest.nbytes + bits.nbytes + 512 < tensor.nbytes  # with their names, shapes, and a little
+            if less and f"{name} bits" not in tensors:
+                made |= {name: rest, f"{name} bits": bits}
+                shapes[name] = tensor.shape
+    return made, meta | {"packed": shapes}
+
+
+def _unpacked(tensors: dict[str, np.ndarray], meta: dict) -> tuple[dict[str, np.ndarray], dict]:
+    """Return the tensors and `meta` that `_packed` was given."""
+    for name, shape in meta.pop("packed", {}).items():
+        whole = np.zeros(shape, tensors[name].dtype)
+        there = np.unpackbits(tensors.pop(f"{name} bits"), count=whole.size).astype(bool)
+        whole.reshape(-1)[there] = tensors[name]
+        tensors[name] = whole
+    return tensors, meta
 
 
 def _digest(tensors: dict[str, np.ndarray], meta: str) -> str:
