@@ -17,6 +17,12 @@ def test_the_sign_flip_test_is_the_enumeration_of_all_flips(apart):
     assert evidence.sign_flip(apart) == expected
 
 
+def test_the_sign_flip_test_counts_equal_sums_of_float32_accuracies_as_equal():
+    right = np.array([[340, 339], [332, 331], [338, 341], [335, 334], [340, 339], [336, 338]])  # of 355 images
+    accuracies = (right / 355).astype(np.float32).astype(float)
+    assert evidence.sign_flip(100 * np.diff(accuracies)[:, 0]) == evidence.sign_flip(np.diff(right)[:, 0]) == 1
+
+
 @pytest.mark.parametrize("n", [7, 12])
 def test_the_sign_flip_test_is_scipys(n):
     apart = np.random.default_rng(n).normal(0.4, 1, n).round(1)  # rounded: with ties
