@@ -22,7 +22,7 @@ def descend(
     """Return (levels reached, ends): per run `{level: Descent}` of the levels of log-loss that it reached, and its end.
 
     Mini-batch SGD on the loss rescaled by e^-ℓ, with ℓ the log-loss at the start of the epoch. An epoch
-    that leaves the training loss larger, or not a number, is undone and tried again with another order and a
+    that does not lower the training loss, or makes it no number, is undone and tried again with another order and a
     step smaller by 1.1; an accepted one lets the step grow by 1.1 (arXiv 2010.12909, Algorithm B). So ℓ never
     rises, and the step on the true loss is ρ/e^ℓ.
 
