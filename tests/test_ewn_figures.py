@@ -170,7 +170,7 @@ def test_hours_of_training_beside_those_that_were_logged(monkeypatch):
     begun, *spent = figures.aside(claims, took).split(");")
     assert begun.startswith(f"; at log-loss −10: {began:.2f} (")
     assert spent == [" 0.5 to 5 core-hours each, to −300 or 10,000 epochs"
-                     " (the study's, all images, if logged in minutes: 20 to 20)"]  # fmt: skip
+                     " (the study's hours, all images, if logged in minutes: 20 to 20)"]  # fmt: skip
     assert figures.aside(claims, took[took["whose"] == "ours"]).count(";") == 1
     assert figures.aside([], took) == figures.aside(figures.claims(frame[frame["level"] == -10], "7", True), took) == ""
 

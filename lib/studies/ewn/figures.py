@@ -208,7 +208,7 @@ def _hours(took, images):
         return ""
     least, most, low, high = (f"{own['hours'].agg(end):.2g}" for own in (ours, theirs) for end in ("min", "max"))
     return (f"; {least} to {most} core-hours each, to {_end(ours)}"
-            f" (the study's, all images, if logged in minutes: {low} to {high})")  # fmt: skip
+            f" (the study's hours, all images, if logged in minutes: {low} to {high})")  # fmt: skip
 
 
 def stale(group):
