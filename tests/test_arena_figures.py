@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections import defaultdict
+from dataclasses import replace
 from statistics import mean, pstdev
 
 import matplotlib.pyplot as plt
@@ -396,6 +397,8 @@ def test_how_networks_were_trained_is_said(records):
         f"How networks were trained:\n\n- for {p['epochs']} epochs, then pruned, then for {p['recovery']} epochs, on"
         f" {p['train_examples']:,} images: X; Y."
     )
+    late = [replace(records[0], parameters=p | {"drops": [4, 6]})]
+    assert words.trained({"Z": late}).endswith(" images, at a tenth of the rate after each of epochs 4 and 6: Z.")
 
 
 def test_panels_fill_the_shortest_column_in_order():

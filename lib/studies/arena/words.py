@@ -121,10 +121,10 @@ def _when(frame):
 def trained(found):
     """Return a sentence on how the networks of `standings.groups` were trained, `found`, before and after pruning."""
     alike = {}
-    for title, records in found.items():
-        p = records[0].parameters
+    for title, p in {title: records[0].parameters for title, records in found.items()}.items():
         long = "down to that log-loss" if p["level"] else f"for {p['epochs']} epochs"
-        how = f"{long}, then pruned, then for {p['recovery']} epochs, on {gallery.images(p)}"
+        falls = f", at a tenth of the rate after each of epochs {' and '.join(map(str, p['drops']))}" * any(p["drops"])
+        how = f"{long}, then pruned, then for {p['recovery']} epochs, on {gallery.images(p)}{falls}"
         alike.setdefault(how, []).append(title)
     return "\n".join(["How networks were trained:\n", *(f"- {how}: {'; '.join(of)}." for how, of in alike.items())])
 
