@@ -470,7 +470,7 @@ def test_a_subset_is_stratified_fixed_and_nested():
     assert torch.equal(small.test_x, whole.test_x)
 
 
-@pytest.mark.parametrize("count", [-1, 1443])
+@pytest.mark.parametrize("count", [-1, 1443, True, 10.0])
 def test_an_impossible_subset_is_an_error(count):
     with pytest.raises(sets.DataError, match="train_examples.*1442"):
         sets.load("digits", train_examples=count)

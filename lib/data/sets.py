@@ -176,7 +176,7 @@ def _checksum(*tensors):
 
 def _stratified(data, purpose, count, what, most):
     """Return which `count` training examples are chosen, `bool (N,)`, all classes in proportion; at `most` so many."""
-    if not isinstance(count, int | np.integer) or not 0 < count <= most:
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or not 0 < count <= most:
         told = f"{what} is {count!r}; allowed is 0 to {most}, of the {len(data.train_y)} training images of {data.name}"
         raise DataError(told)
     order = draws.generator(0, purpose).permutation(len(data.train_y))
