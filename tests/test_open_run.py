@@ -9,12 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy
 import pytest
 from filelock import FileLock, Timeout
 
 import lib.draws  # noqa: F401  (a module that can change a number)
 import lib.records.runs as runs
 from lib.records import disk
+from lib.records.parameters import checked
 from lib.records.runs import ParameterError, RecordError
 
 HOME = Path(runs.__file__).resolve().parents[2]
@@ -76,6 +78,8 @@ def save_all(run) -> None:
 
 
 def test_a_run_knows_its_pairs_and_parameters(root):
+    assert repr(opened(lr=numpy.float64(2)).parameters["lr"]) == "2.0"
+    assert repr(checked({"lr": -0.0}, DEFAULTS)["lr"]) == "0.0", "one value has one name"
     run = opened(seed=[3, 1], type=["SWN", "EWN"], levels=-20, lr=1)
     assert (run.seeds, run.types, run.experiment) == ([3, 1], ["SWN", "EWN"], "toy")
     assert run.todo == [(3, "SWN"), (3, "EWN"), (1, "SWN"), (1, "EWN")] and run.done == []
@@ -103,14 +107,24 @@ def test_a_run_knows_its_pairs_and_parameters(root):
         ({"seed": []}, r"seed = \[\]"),
         ({"levels": []}, "at least one value"),
         ({"levels": [-10.5]}, "levels = -10.5 is of kind float; levels is of kind int, such as -10, or a list of such"),
-        ({"levels": [[-10]]}, "takes one value"),
+        (
+            {"levels": [[-10]]},
+            r"levels = \[-10\] is of kind list; levels is of kind int, such as -10, or a list of such",
+        ),
+        ({"levels": [None]}, "levels = None is of kind NoneType; levels is of kind int, such as -10, or a list"),
+        ({"levels": [float("nan")]}, "levels = nan is of kind float that is not finite; levels is of kind int"),
+        ({"levels": list(range(-999, 0)) + ["x"]}, "levels = 'x' is of kind str"),
+        ({"seed": [1] * 9999}, r"^seed = \[1, 1, .{60,90} … .{20}: 1 stands there twice"),
+        ({"lr": 10**999}, "^lr = 10{89} … 0{20} is of kind int; lr is of kind float, such as 0.1, one value"),
+        ({"lr": {"a": 1}}, "lr = .* is of kind dict; lr is of kind float, such as 0.1, one value"),
+        ({"epochs": numpy.int64(3)}, "epochs is of kind int, such as 5"),
         ({"lr": 10**400}, "is of kind int; lr is of kind float"),
         ({"lr": "fast"}, "lr = 'fast' is of kind str; lr is of kind float"),
         ({"lr": float("nan")}, "finite"),
         ({"lr": None}, "lr = None"),
         ({"epochs": 1.5}, "epochs is of kind int"),
         ({"epochs": True}, "epochs = True is of kind bool"),
-        ({"epochs": [1, 2]}, "only seed, type and list parameters"),
+        ({"epochs": [1, 2]}, r"epochs = \[1, 2\] is of kind list; epochs is of kind int, such as 5, one value"),
         ({"bias": 1}, "bias is of kind bool, such as True"),
         ({"dataset": 10}, "`-r dataset 10` passes a text"),
     ],

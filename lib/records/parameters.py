@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence, Set
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -91,28 +92,27 @@ def _literal(statement: ast.stmt, notebook: Path) -> tuple[str, object]:
     """Return the name and value of `name = literal` or `name: kind = literal`."""
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
     if len(targets) == 1 and isinstance(targets[0], ast.Name):
-        try:
+        with suppress(ValueError):  # not a literal: the message below holds for it too
             return targets[0].id, ast.literal_eval(statement.value)
-        except ValueError:
-            pass  # not a literal: the message below holds for it too
-    told = (
-        f"the parameters cell of {notebook.name} holds `{ast.unparse(statement)}`; only lines such as `levels: list ="
-    )
-    raise ParameterError(f"{told} [-10]` may stand there, since papermill injects its values after that cell.")
+    told = f"the parameters cell of {notebook.name} holds `{ast.unparse(statement)}`; only lines such as"
+    raise ParameterError(f"{told} `levels: list = [-10]` may stand there: papermill injects values after that cell.")
 
 
 # ---- what it was given
 
 
-def _kind(name: str, value) -> str:
-    """Return which kind of scalar a parameter's value is: 'bool', 'int', 'float' or 'str'."""
+def _kind(value) -> str:
+    """Return which kind of scalar a value is, 'bool', 'int', 'float' or 'str', or what else it is."""
     for kind in (bool, int, float, str):  # bool first: it is an int to Python
         if isinstance(value, kind):
-            if kind is float and not math.isfinite(value):
-                break
-            return kind.__name__
-    told = f"{name} = {value!r}: a parameter is a finite number, a text, True or False, or a list of these."
-    raise ParameterError(told)
+            return kind.__name__ if kind is not float or math.isfinite(value) else "float that is not finite"
+    return type(value).__name__
+
+
+def said(name: str, value) -> str:
+    """Return "name = value" for a message, of a long value its beginning and its end."""
+    text = repr(value)
+    return f"{name} = {text if len(text) <= LONGEST else f'{text[: LONGEST // 2]} … {text[-20:]}'}"
 
 
 def checked(values: dict, defaults: dict) -> dict:
@@ -139,22 +139,19 @@ def _value(name: str, value, default, runs: bool = True):
 
 
 def _scalar(name: str, value, examples: list, more: str = ""):
-    """Return `value` if it is of the kind of one of the `examples`; an int becomes a float where those go.
+    """Return `value` if it is of the kind of one of the `examples`; an int becomes a float where those go, -0.0 0.0.
 
     more: what is allowed besides one value, in words.
     """
-    if isinstance(value, list | tuple):
-        raise ParameterError(f"{name} = {value!r}: it takes one value; only seed, type and list parameters take more.")
-    kinds = {_kind(name, example) for example in examples}
-    kind = _kind(name, value)
+    kind, kinds = _kind(value), {*map(_kind, examples)} & {"bool", "int", "float", "str"}
     if kind == "int" and "float" in kinds and value.bit_length() < 1024:  # what a float can be
         return float(value)
     if kind not in kinds:
         raw = f" With papermill, `-r {name} {value}` passes a text." if kinds == {"str"} else as_list(name, value)
         raw = f" With papermill, `-p {name} True` or `-p {name} False`." if kinds == {"bool"} else raw
-        told = f"{name} = {value!r} is of kind {kind}; {name} is of kind {' or '.join(sorted(kinds))}"
-        raise ParameterError(f"{told}, such as {examples[0]!r}{more}.{raw}")
-    return value
+        allowed = f"{name} is of kind {' or '.join(sorted(kinds))}, such as {examples[0]!r}{more or ', one value'}"
+        raise ParameterError(f"{said(name, value)} is of kind {kind}; {allowed}.{raw}")
+    return float(value) + 0.0 if kind == "float" else value
 
 
 def as_list(name: str, value) -> str:
@@ -172,8 +169,8 @@ def _types(value, default=None) -> list[str]:
     """Return the types as a list of distinct texts."""
     types = many(value)
     if not types or not all(isinstance(type, str) and type for type in types):
-        raise ParameterError(f"type = {value!r}: it is a text, or a list of them; the default is {default!r}.")
-    _reject_repeated("type", types)
+        raise ParameterError(f"{said('type', value)}: it is a text, or a list of them; the default is {default!r}.")
+    reject_repeated("type", types)
     return types
 
 
@@ -186,9 +183,9 @@ def _seeds(value, default=0) -> list[int] | str:
         return _sweep(value, default)
     seeds = many(value)
     if not seeds or any(isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS for seed in seeds):
-        told = f"seed = {value!r}: it is an integer >= 0 and below 2^64, or a list of them; the default is {default!r}."
-        raise ParameterError(f"{told}{as_list('seed', value)}")
-    _reject_repeated("seed", seeds)
+        told = f"{said('seed', value)}: it is an integer >= 0 and below 2^64, or a list of them; the default is"
+        raise ParameterError(f"{told} {default!r}.{as_list('seed', value)}")
+    reject_repeated("seed", seeds)
     return seeds
 
 
@@ -197,8 +194,8 @@ def _sweep(value, default: str) -> str:
     match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value), re.ASCII)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if first > last or last >= SEEDS or last - first >= MOST_SEEDS:
-        told = f"seed = {value!r}: this notebook sweeps over consecutive seeds below 2^64, at most {MOST_SEEDS} of them"
-        raise ParameterError(f"{told}, first..last such as {default!r}.")
+        told = f"{said('seed', value)}: this notebook sweeps over consecutive seeds below 2^64, at most {MOST_SEEDS}"
+        raise ParameterError(f"{told} of them, first..last such as {default!r}.")
     return f"{first}..{last}"
 
 
@@ -210,10 +207,10 @@ def counted_out(seeds: list[int] | str) -> list[int]:
     return seeds
 
 
-def _reject_repeated(name: str, values: list) -> None:
+def reject_repeated(name: str, values: list) -> None:
     repeated = [value for index, value in enumerate(values) if value in values[:index]]
     if repeated:
-        raise ParameterError(f"{name} = {values!r}: {repeated[0]!r} stands there twice; every value goes once.")
+        raise ParameterError(f"{said(name, values)}: {repeated[0]!r} stands there twice; every value goes once.")
 
 
 def reject_unknown(names, defaults: dict) -> None:
@@ -231,13 +228,13 @@ def reject_unallowed(parameters: dict, allowed: dict[str, Sequence | Callable]) 
         if callable(choices):
             message = choices(parameters[name])
             if message is not None:
-                raise ParameterError(f"{name} = {parameters[name]!r}: {message}")
+                raise ParameterError(f"{said(name, parameters[name])}: {message}")
             continue
         choices = [choices] if isinstance(choices, str) else choices  # else "E" would be a choice of "EWN"
         for value in many(parameters[name]):
             if value not in choices:
                 way = as_list(name, value) or hint(value, choices)
-                raise ParameterError(f"{name} = {value!r} is not a choice.{way} Allowed: {listed(choices)}.")
+                raise ParameterError(f"{said(name, value)} is not a choice.{way} Allowed: {listed(choices)}.")
 
 
 def given(namespace: dict, defaults: dict) -> list[str]:
@@ -306,5 +303,5 @@ def text(name: str, value) -> str:
     """Return a parameter's value as it stands in a name: floats by repr, lists joined by commas."""
     if isinstance(value, list | tuple):
         return ",".join(text(name, item) for item in value)
-    kind = _kind(name, value)
+    kind = _kind(_scalar(name, value, [value]))
     return quote(value, safe="+") if kind == "str" else repr(float(value)) if kind == "float" else str(value)
