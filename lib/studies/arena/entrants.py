@@ -110,7 +110,7 @@ def _of_network(p):
     if trained and (p["level"] or p["norm"] != "no-WN"):
         return f"type = {listed(trained)}: what is trained under masks has neither a level nor weight normalisation"
     if odd := [share for share in p["shuffle_at"] if share not in p["sparsities"]]:
-        return f"shuffle_at = {p['shuffle_at']}: {odd[0]} is none of the sparsities {p['sparsities']}"
+        return f"shuffle_at = {p['shuffle_at']}: {odd[0]} is none of the sparsities {p['sparsities']}; take of those"
     net = network(p) if whole else None
     for sparsity in p["sparsities"] if whole else ():
         left, full = (list(widths(net, share).values()) for share in (unit_density(net, sparsity), 1))

@@ -271,6 +271,8 @@ def complaint(p):
     p = p | (AS_PUBLISHED if p["as_published"] else {})
     if p["hidden"] != [0] and 0 in p["hidden"]:
         return f"hidden = {p['hidden']}: widths are 1 or more; 0 alone is for the study's own"
+    if not p["average"] and not p["maximum"]:
+        return "average = 0.0 and maximum = 0.0: all units would have one score; take another number for one of them"
     if p["channels"] and p["on"] != "activation":
         return f"channels = True with on = {p['on']!r}: filters have a score by {contribution.ON[0]!r} alone"
     if p["channels"] and sets.SHAPES[p["dataset"]][0] == 1:
