@@ -187,12 +187,12 @@ def test_what_does_not_fit_is_refused(weight, activations, options):
 
 def test_each_run_is_scored_alone():
     net, x = nets.init_(nets.MLP([12, 9, 7, 4], ["no-WN"] * 3), [1, 2, 3]), draw(30, 12).float()
-    found = of_units(net, x, 1.0, 1.0)
+    found = contributing(net, x, None, None, average=1.0, maximum=1.0)
     for run in range(3):
         alone = of_units(nets.take(net, [run]), x, 1.0, 1.0)
         assert all(torch.equal(alone[name][0], score[run]) for name, score in found.items())
     with pytest.raises(ValueError, match="2 sets of examples for a stack of 3 runs"):
-        of_units(net, x.expand(2, -1, -1))
+        contributing(net, x.expand(2, -1, -1), None, None)
     with pytest.raises(ValueError, match="of which there is one at least"):
         of_units(net, x[:0])
 

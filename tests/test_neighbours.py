@@ -83,7 +83,8 @@ def of_units(**options):
 def of_autoencoder(preactivation):
     def make(net, seeds):
         drawn = vae_study.noise(seeds, "latent of the score", 1, len(X), net.latent)
-        return net.contributions(DIGITS.train_x[: len(X)].flatten(1), drawn, preactivation)
+        how = {"noise": drawn, "preactivation": preactivation}
+        return contribution.contributing(net, DIGITS.train_x[: len(X)].flatten(1), None, None, **how)
 
     return make
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import draws, nets, shrink, store
+from lib import draws, methods, nets, shrink, store
 from lib.errors import ParameterError
 from lib.studies.importance import vae, vae_study
 from lib.studies.importance.study import Schedule
@@ -214,7 +214,7 @@ def test_a_round_keeps_the_highest_contributions():
         torch.from_numpy(draws.generator(seed, "latent of the score", 1).standard_normal((30, 4), np.float32))
         for seed in SEEDS
     ])  # fmt: skip
-    for layer, scores in net.contributions(TRAIN[0][:30], drawn).items():
+    for layer, scores in methods.score(net, "contribution", TRAIN[0][:30], of="units", noise=drawn).items():
         for run in range(2):
             stay, go = scores[run][kept[layer][run]], scores[run][~kept[layer][run]]
             assert len(stay) == int(0.8 * scores.shape[1]) and stay.min() >= go.max() and stay.min() < stay.max()

@@ -86,7 +86,10 @@ def _scaled(size):
 
 @method("contribution", of="units", needs="examples")
 def contributing(net, x, y, seeds, **options):
-    """Return the contribution scores of hidden units, `{layer: (R, O)}`; of no chain, what the network itself says."""
+    """Return the contribution scores of hidden units, `{layer: (R, O)}`; of no chain, what the network itself says.
+
+    Each run is scored alone, so that no rank depends on a neighbour's rounding.
+    """
     return net.contributions(x, **options) if hasattr(net, "contributions") else of_units(net, x, **options)
 
 
@@ -119,14 +122,11 @@ def of_units(net, x, average=1.0, maximum=0.0, on="activation", channels=None):
     value before that function, as the study has it: a unit that is silent then counts by how far below zero it is.
     channels: score those of convolutions too, see `prunable`. A channel's contribution to a next unit sums |w| |a| over
     the filter's positions; every place where a next convolution puts its filter is an example more, and a linear layer
-    behind a convolution reads all positions of a channel. They have no preactivation score. Each run is scored alone.
+    behind a convolution reads all positions of a channel. They have no preactivation score.
     """
     choice("on", on, ON), assert_tensors(x)
     if channels and on != ON[0]:
         raise ValueError(f"on is {on!r} with channels=True; channels have a score by {ON[0]!r} alone")
-    if nets.runs(net) > 1:
-        each = zip(nets.apart(net), nets.of_runs(net, x, 3), strict=True)
-        return nets.join(of_units(*mine, average, maximum, on, channels) for mine in each)
     sums = {}
     with nets.mode(net, training=False), ExitStack() as hooks:
         for name in prunable(net, channels if on == ON[0] else False):

@@ -111,15 +111,30 @@ class VAE(nn.Module):
         hops += [nets.Hop("mean", last, last + 1), nets.Hop("log_variance", last, last + 1)]
         return hops + [nets.Hop(f"decoder.{k}", last + 1 + k, last + 2 + k) for k in range(len(self.decoder))]
 
+    @torch.no_grad()
     def contributions(self, images, noise, preactivation=False):
         """Return the contribution scores of the hidden fully connected units, `{layer: (R, O)}`; see `contribution`.
 
         images: bytes `(N, C·H·W)`, which the mean is over; noise: ε, `(R, N, latent)`. μ and log σ² are one layer
         behind the last of the encoder. preactivation: score by what the units sum up, before ReLU, as the published
-        program does. Each run is scored alone, so that no rank depends on a neighbour's rounding.
+        program does.
         """
-        each = zip(nets.apart(self), noise.split(1), strict=True)
-        return nets.join(_contributions(alone, images, draw.clone(), preactivation) for alone, draw in each)
+        read_by = readers(self)
+        weights = {layer: [self.get_submodule(name).weight for name in names] for layer, names in read_by.items()}
+        sums = {layer: contribution.Sums(torch.cat(parts, 1)) for layer, parts in weights.items()}
+
+        def note(layer):
+            return lambda _, __, output: sums[layer].add(output if preactivation else torch.relu(output)) and None
+
+        with ExitStack() as hooks:
+            for layer in read_by:
+                hooks.enter_context(self.get_submodule(layer).register_forward_hook(note(layer)))
+            for part, draw in zip(images.split(CHUNK), noise.split(CHUNK, 1), strict=True):
+                mean, log_variance = self.encode(numbers(part))
+                z = mean + draw * (log_variance / 2).exp()
+                for layer in self.decoder[:-1]:
+                    z = torch.relu(layer(z))
+        return {layer: own.score() for layer, own in sums.items()}
 
 
 def _conv(runs, inputs, units, side):
@@ -157,23 +172,3 @@ def readers(net):
 def hidden_widths(net):
     """Return the number of units of every hidden fully connected layer, `{layer: count}`."""
     return {layer: net.get_submodule(layer).weight.shape[1] for layer in readers(net)}
-
-
-@torch.no_grad()
-def _contributions(net, images, noise, preactivation):
-    read_by = readers(net)
-    weights = {layer: [net.get_submodule(name).weight for name in names] for layer, names in read_by.items()}
-    sums = {layer: contribution.Sums(torch.cat(parts, 1)) for layer, parts in weights.items()}
-
-    def note(layer):
-        return lambda _, __, output: sums[layer].add(output if preactivation else torch.relu(output)) and None
-
-    with ExitStack() as hooks:
-        for layer in read_by:
-            hooks.enter_context(net.get_submodule(layer).register_forward_hook(note(layer)))
-        for part, draw in zip(images.split(CHUNK), noise.split(CHUNK, 1), strict=True):
-            mean, log_variance = net.encode(numbers(part))
-            z = mean + draw * (log_variance / 2).exp()
-            for layer in net.decoder[:-1]:
-                z = torch.relu(layer(z))
-    return {layer: own.score() for layer, own in sums.items()}
