@@ -4,6 +4,7 @@ Because the key says (seed, purpose, position), a draw does not depend on how ma
 together, on the order in which they are trained, or on where a killed run was resumed.
 """
 
+import functools
 import hashlib
 
 import numpy as np
@@ -47,11 +48,6 @@ def orders(seeds: list[int], positions: list[int], size: int) -> np.ndarray:
     return np.stack([drawn[key] for key in keys])
 
 
-def uniform(stream: np.random.Generator, shape: tuple) -> np.ndarray:
-    """Return float64 numbers from [0, 1)."""
-    return stream.random(shape)
-
-
-def uniform32(stream: np.random.Generator, shape: tuple) -> np.ndarray:
-    """Return float32 numbers from [0, 1)."""
-    return stream.random(shape, np.float32)
+# What draws scores, `(generator, shape)` to numbers from [0, 1): float64, and float32.
+uniform = np.random.Generator.random
+uniform32 = functools.partial(uniform, dtype=np.float32)
