@@ -75,14 +75,9 @@ def subject(label, seed=1, examples=0):
     examples: test images that it is asked about, evenly spaced, 0 for all. ParameterError for another label;
     RecordError for a file whose network has another test accuracy here than where it was trained.
     """
-    if label in NOW:
-        return _trained_now(label, seed, examples)
-    known = networks()
-    choice("network", label, [*NOW, *known])
-    return _from_file(known[label], label, seed, examples)
-
-
-def _trained_now(label, seed, examples):
+    if label not in NOW:
+        known = networks()
+        return _from_file(known[choice("network", label, [*NOW, *known])], label, seed, examples)
     data = sets.load(label)
     net = nets.init_(NOW[label](tuple(data.train_x[0].shape), data.classes), [seed])
     trainer = Trainer(net, data.split("train"), data.split("test"), [seed], rule="adam", lr=0.001, batch=50, bar=False)
@@ -96,7 +91,10 @@ def _from_file(path, label, seed, examples):
     dataset, _, kind = folder.partition("-")
     activation, statistics = _style(kind)
     data, net = sets.load(dataset, statistics=statistics), _mlp(tensors, activation)
-    recorded, found = _recorded(arrays, meta), float(evaluate_alone(net, *data.split("test")).accuracy)
+    seen = arrays.get("history/test_accuracy")
+    if seen is None:  # of a descent, whose history is rows
+        seen = arrays["history/0"][:, meta["history"].index("test_accuracy")]
+    recorded, found = float(seen[-1]), float(evaluate_alone(net, *data.split("test")).accuracy)
     if abs(found - recorded) > APART:
         told = f"{path} says that its network has a test accuracy of {recorded:.4f}, here it has {found:.4f}: it read"
         raise RecordError(f"{told} other inputs, or is of another kind than {kind!r}. Explore one of another folder.")
@@ -114,14 +112,6 @@ def _mlp(tensors, activation):
         f"{names[-1]}.bias" in tensors, normalise_output=first == last,
     )  # fmt: skip
     return nets.load_(net, {name: tensor for name, tensor in tensors.items() if name.startswith("layers.")})
-
-
-def _recorded(arrays, meta):
-    """Return the last test accuracy in the history of a trained network, or of a descent."""
-    if "history/test_accuracy" in arrays:
-        return float(arrays["history/test_accuracy"][-1])
-    seen = arrays["history/0"][:, meta["history"].index("test_accuracy")]
-    return float(seen[-1])
 
 
 def _of(name, net, data, statistics, seed, examples):

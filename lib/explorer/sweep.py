@@ -187,14 +187,10 @@ def below(bars, kept, of):
 
     kept: masks of weights and biases. A count is shared by all weights, or by the units of a layer.
     """
-    stays = _of_scores(bars.values, kept, of)
+    if of == "weights":
+        stays = {name: kept[name][0].flatten().numpy() for name in bars.values}
+    else:
+        stays = {layer: kept[f"{layer}.weight"][0].flatten(1).any(1).numpy() for layer in bars.values}
     counts = _counted(bars.bins[name][~mask] for name, mask in stays.items())
     lowest = [bars.values[name][mask].min() for name, mask in stays.items() if mask.any()]
     return counts, lowest if of == "units" else [min(lowest)] if lowest else []
-
-
-def _of_scores(values, kept, of):
-    """Return which scores stay, `{name: bool (n,)}`."""
-    if of == "weights":
-        return {name: kept[name][0].flatten().numpy() for name in values}
-    return {layer: kept[f"{layer}.weight"][0].flatten(1).any(1).numpy() for layer in values}

@@ -114,7 +114,11 @@ def layer_step_(delta, x, v, s, bias, norm, lr, a, g, length, rectified, wanted)
         bias.sub_(lr[:, None] * delta.sum(1))
     if g is not None:
         _normalised_step(v, s, norm, lr, g, length, (delta * a).sum(1))
-    _subtract_product(v, delta * (factor * lr[:, None])[:, None], x)
+    step = (delta * (factor * lr[:, None])[:, None]).transpose(1, 2)
+    if x.dim() == 2:  # which the runs share: one wide product
+        v.flatten(0, 1).addmm_(step.flatten(0, 1), x, alpha=-1)
+    else:
+        v.baddbmm_(step, x, alpha=-1)
     return grad_x
 
 
@@ -147,14 +151,6 @@ def _normalised_step(v, s, norm, lr, g, length, along):
     on = (code != NO_WN).to(v.dtype)
     s.sub_(rate * slope * on)
     v.mul_(trailing(1 + on * rate * g * along / square, v))
-
-
-def _subtract_product(v, delta, x):
-    """Subtract deltaᵀ x from `v` in place; one wide product where the runs share `x (N, I)`."""
-    if x.dim() == 2:
-        v.flatten(0, 1).addmm_(delta.transpose(1, 2).flatten(0, 1), x, alpha=-1)
-    else:
-        v.baddbmm_(delta.transpose(1, 2), x, alpha=-1)
 
 
 def linear_sgd(x, v, s, bias, norm, lr, normalised=True, rectified=False):

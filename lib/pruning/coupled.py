@@ -102,7 +102,9 @@ class Coupled:
             self._note(event, layers)
         self._join_shared()
         self.joined += [self._pairs(hop) for hop in self.reader.hops if hop.layer is None]
-        self.sets = self._sets()
+        a, b = torch.cat([torch.zeros(2, 0, dtype=torch.int64), *self.joined], 1).numpy()
+        graph = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(self.count, self.count))
+        self.sets = torch.from_numpy(connected_components(graph, directed=False)[1]).long()
 
     def keep(self, units, why=None):
         """Let units stay."""
@@ -210,11 +212,6 @@ class Coupled:
             self.joined.append(pairs[:, both])
             self.keep(pairs[:, ~both][pairs[:, ~both] >= 0], f"{cut.tensor} is used twice")
         self.cuts = list(first.values())
-
-    def _sets(self):
-        a, b = torch.cat([torch.zeros(2, 0, dtype=torch.int64), *self.joined], 1).numpy()
-        graph = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(self.count, self.count))
-        return torch.from_numpy(connected_components(graph, directed=False)[1]).long()
 
     # ---- what is on a path, and what can go
 

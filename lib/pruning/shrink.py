@@ -147,17 +147,12 @@ def _constants(net, parts, reached):
         if source not in silent:
             value = act(sums[source])
             silent[source] = value * ~trailing(reached[source], value[0])
-        sums[target] = sums.get(target, 0) + _through(part, silent[source])
+        x = nn.Sequential(*part.inside)(silent[source])
+        if part.weight is not None:
+            compute = nn.functional.linear if part.weight.dim() == 2 else nn.functional.conv2d
+            x = compute(x, part.weight, part.bias, **part.options)
+        sums[target] = sums.get(target, 0) + x
     return {node: value[0] for node, value in sums.items()}
-
-
-def _through(part, x):
-    """Return what a hop makes of `x`."""
-    x = nn.Sequential(*part.inside)(x)
-    if part.weight is None:
-        return x
-    compute = nn.functional.linear if part.weight.dim() == 2 else nn.functional.conv2d
-    return compute(x, part.weight, part.bias, **part.options)
 
 
 # ---- the smaller modules

@@ -155,13 +155,10 @@ def write(records: list[tuple[Path, dict, bytes]]) -> None:
         recover(files[0].parent)  # or what is left to be moved there would be overwritten here
         with together(files, files[0].parent):
             for path, document, npz in records:
-                put(new(path.with_suffix(".npz")), npz), put(new(path), _text(path, document, npz))
+                put(new(path.with_suffix(".npz")), npz)
+                whole = {**document, "name": path.stem, "npz": _sha256(npz)}
+                put(new(path), _sealed(render({field: whole[field] for field in FIELDS})))
     saved()
-
-
-def _text(path: Path, document: dict, npz: bytes) -> bytes:
-    document = {**document, "name": path.stem, "npz": _sha256(npz)}
-    return _sealed(render({field: document[field] for field in FIELDS}))
 
 
 def files(place: Path) -> list[Path]:
