@@ -79,8 +79,7 @@ def within(number: float, interval: str) -> bool:
 @functools.cache
 def ends(interval: str) -> tuple[float, float]:
     """Return the two ends of an interval, exactly: integers stay integers, which are compared without rounding."""
-    low, high = (_end(end) for end in re.fullmatch(r"[\[(](.+), (.+)[\])]", interval).groups())
-    return low, high
+    return tuple(map(_end, re.fullmatch(r"[\[(](.+), (.+)[\])]", interval).groups()))
 
 
 def _end(text: str) -> float:

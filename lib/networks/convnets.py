@@ -176,8 +176,10 @@ class ResNet(nn.Module):
         self.blocks, channels = nn.ModuleList(), width
         for stage, count in enumerate(blocks):
             for k in range(count):
-                stride = 2 if stage and not k else 1
-                plan = _plan(width * 2**stage, stride, bottleneck)
+                stride, units = 2 if stage and not k else 1, width * 2**stage
+                plan = [(3, units, stride), (3, units, 1)]
+                if bottleneck:
+                    plan = [(1, units, 1), (3, units, stride), (1, BOTTLENECK * units, 1)]
                 self.blocks.append(Block(runs, channels, plan, side))
                 channels, side = plan[-1][1], math.ceil(side / stride)
         self.output = Linear(runs, channels, classes)
@@ -193,10 +195,3 @@ class ResNet(nn.Module):
         for k, block in enumerate(self.blocks):
             hops += block.hops(f"blocks.{k}", hops[-1].target)
         return [*hops, nets.Hop("output", hops[-1].target, hops[-1].target + 1)]
-
-
-def _plan(units, stride, bottleneck):
-    """Return (side, filters, stride) of a block's convolutions."""
-    if bottleneck:
-        return (1, units, 1), (3, units, stride), (1, BOTTLENECK * units, 1)
-    return (3, units, stride), (3, units, 1)

@@ -206,7 +206,7 @@ def _tell_idle(work, coupled, gone):
 
 
 def _cut(work, coupled, gone):
-    """Take out of the tensors, in place, what belongs to units that are gone."""
+    """Take out of the tensors, in place, what belongs to units that are gone, and let layers say how many are left."""
     for cut in coupled.cuts:
         path, _, name = cut.tensor.rpartition(".")
         part, left = work.get_submodule(path), ~_of(gone, cut.units)
@@ -219,17 +219,13 @@ def _cut(work, coupled, gone):
             if hasattr(part, size):
                 setattr(part, size, len(less))
     for name, (layer, *_) in coupled.calls.items():
-        _resize(work.get_submodule(name), layer, (~gone[layer.units]).view(layer.hop.wiring.groups, -1))
-
-
-def _resize(part, layer, left):
-    """Let a layer say how many inputs, units and groups it has."""
-    groups = int(left.any(1).sum())
-    units, inputs = h.turned(part.weight, layer.hop.wiring).shape[:2]
-    if isinstance(part, nn.Linear):
-        part.out_features, part.in_features = units, inputs
-    else:
-        part.out_channels, part.in_channels, part.groups = units, inputs * groups, groups
+        part, wiring = work.get_submodule(name), layer.hop.wiring
+        units, inputs = h.turned(part.weight, wiring).shape[:2]
+        if isinstance(part, nn.Linear):
+            part.out_features, part.in_features = units, inputs
+        else:
+            groups = int((~gone[layer.units]).view(wiring.groups, -1).any(1).sum())
+            part.out_channels, part.in_channels, part.groups = units, inputs * groups, groups
 
 
 def _add(work, name, constant):

@@ -90,8 +90,8 @@ def levels_complaint(levels):
 
 
 def _check(net, seeds, levels, folders, trained):
-    if levels_complaint(levels):
-        raise ValueError(f"levels = {levels}: {levels_complaint(levels)}")
+    if wrong := levels_complaint(levels):
+        raise ValueError(f"levels = {levels}: {wrong}")
     one_each(nets.runs(net), seeds=seeds, **({} if folders is None else {"folders": folders}))
     if folders and len(set(map(str, folders))) != len(folders):
         raise ValueError(f"folders = {[str(f) for f in folders]}: two runs would share one; each needs its own")

@@ -113,7 +113,7 @@ def log_spaced(steps, points):
 
 
 @torch.no_grad()
-def search(net, x, y, exponent, cap, limit, *, first=FIRST_STEP, budget=100_000, loss="logistic", keep=(), points=400):
+def search(net, x, y, exponent, cap, limit, *, budget=100_000, loss="logistic", keep=(), points=400):
     """Return the `Result` of descending the summed loss of every run of `net`, each by its own line search.
 
     One attempt: with ℓ the log-loss one step back (0 at first), θ' = θ - ρ exp(ℓ / exponent) ∇(L / e^ℓ). Where the
@@ -127,7 +127,7 @@ def search(net, x, y, exponent, cap, limit, *, first=FIRST_STEP, budget=100_000,
     number, or one per run. keep: which of "weights", "slopes" and "margins" go into the history beside the log-loss, at
     up to `points` log-spaced steps of the `budget`.
     """
-    state = _start(net, x, y, loss, first, exponent, cap, limit)
+    state = _start(net, x, y, loss, FIRST_STEP, exponent, cap, limit)
     result, slots = _empty_result(net, state, budget, keep, points)
     _record(result, slots, state, torch.ones_like(state.taken, dtype=torch.bool))
     with tqdm(total=len(state.run), unit="run", mininterval=1.0) as bar:
@@ -229,16 +229,20 @@ def _gradient(state, theta, seen):
 # ---------------------------------------------------------------- one attempt
 
 
-def _start(net, x, y, loss, first, *rules):
-    """Return the descents before their first attempt; `rules`: exponent, cap and limit, one number or one per run."""
-    _check(net, loss)
-    layers, runs, weight = list(net.layers), nets.runs(net), net.layers[0].weight
+def _start(net, x, y, loss, *rules):
+    """Return the descents before their first attempt; `rules`: step, exponent, cap, limit, numbers or one per run."""
+    layers = list(nets.layers(net).values())
+    choice("loss", loss, LOSSES)
+    if len(layers) != 2 or layers[1].weight.shape[1] != 1 or any(m.bias is not None for m in layers):
+        shapes = [tuple(m.weight.shape[1:]) for m in layers]
+        raise ValueError(f"layers {shapes}: the line search takes one hidden layer and one output, without bias")
+    runs, weight = nets.runs(net), layers[0].weight
     x, y = (torch.as_tensor(t, dtype=weight.dtype, device=weight.device) for t in (x, y))
     codes = [[m.norm == twins.EWN, m.norm != twins.NO_WN] if m.norm.any() else None for m in layers]
     theta = [_runs_last(t.detach()).contiguous() for m in layers for t in (m.weight, m.scale)]
     counts = torch.zeros(3, runs, dtype=torch.int64, device=weight.device)
     counts[0] = torch.arange(runs)
-    full = [torch.as_tensor(v, dtype=torch.float64, device=weight.device).expand(runs).clone() for v in (first, *rules)]
+    full = [torch.as_tensor(v, dtype=torch.float64, device=weight.device).expand(runs).clone() for v in rules]
     state = State(
         net.activation, loss, tuple(m.weight.requires_grad for m in layers),
         x if x.dim() == 2 else x.permute(1, 2, 0).contiguous(), y.expand(runs, -1).t().contiguous(),
@@ -251,14 +255,6 @@ def _start(net, x, y, loss, first, *rules):
 def _runs_last(tensor):
     """Return a tensor with its axes in reverse, so that (R, O, I) becomes (I, O, R), and back."""
     return tensor.permute(*reversed(range(tensor.dim())))
-
-
-def _check(net, loss):
-    layers = list(nets.layers(net).values())
-    choice("loss", loss, LOSSES)
-    if len(layers) != 2 or layers[1].weight.shape[1] != 1 or any(m.bias is not None for m in layers):
-        shapes = [tuple(m.weight.shape[1:]) for m in layers]
-        raise ValueError(f"layers {shapes}: the line search takes one hidden layer and one output, without bias")
 
 
 def _attempt(state):

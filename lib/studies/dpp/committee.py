@@ -101,7 +101,9 @@ def learn_(net, teacher, seeds, noise, count=800_000, lr=0.5, points=60, bar=Tru
     multiple of `DRAWN`. On the CPU: a step is too small to pay elsewhere. History: samples (T,), error (R, T), closed
     form, at about `points` times, equally far apart in log.
     """
-    _check(net, teacher, seeds, noise, count, lr)
+    one_each(nets.runs(net), teachers=range(nets.runs(teacher)), seeds=seeds, noise=noise)
+    if count_complaint(count) or not lr > 0:
+        raise ValueError(f"count is {count}, lr {lr}; allowed are multiples of {DRAWN} and rates above 0")
     inputs, blocks = nets.layers(net)[LAYER].weight.shape[2], count // DRAWN
     marks = {0, blocks, *np.geomspace(1, blocks, points).astype(int).tolist()}
     distinct = list(dict.fromkeys(seeds))
@@ -123,12 +125,6 @@ def learn_(net, teacher, seeds, noise, count=800_000, lr=0.5, points=60, bar=Tru
 
 def _answers(net, x):
     return net(x)[:, :, 0]
-
-
-def _check(net, teacher, seeds, noise, count, lr):
-    one_each(nets.runs(net), teachers=range(nets.runs(teacher)), seeds=seeds, noise=noise)
-    if count_complaint(count) or not lr > 0:
-        raise ValueError(f"count is {count}, lr {lr}; allowed are multiples of {DRAWN} and rates above 0")
 
 
 class _State:

@@ -125,11 +125,8 @@ class Items(NamedTuple):
 
     def of(self, chosen):
         """Return the items of the runs in the list `chosen`, which may repeat."""
-        return self._replace(units=_of(self.units, chosen), outputs=_of(self.outputs, chosen))
-
-
-def _of(moments, chosen):
-    return moments._replace(gram=moments.gram[chosen], mean=moments.mean[chosen])
+        both = (own._replace(gram=own.gram[chosen], mean=own.mean[chosen]) for own in (self.units, self.outputs))
+        return Items(self.inputs, *both)
 
 
 def items(net, x, on="activation", as_published=False):

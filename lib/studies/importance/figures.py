@@ -59,7 +59,8 @@ def rounds(records):
     """
     parts = []
     for record in records:
-        started, widths, start, after, train, test = (record.array(name)[0] for name in ARRAYS)
+        names = "prune_epoch", "widths", "start_widths", "after_prune_accuracy", "train_accuracy", "test_accuracy"
+        started, widths, start, after, train, test = (record.array(name)[0] for name in names)
         each, ends = np.vstack([start, widths]), np.append(started.astype(int), len(test) - 1)
         values = {"train": train[ends], "test": test[ends], "pruned": 1 - each.sum(1) / start.sum()}
         values |= {"before": np.append(np.nan, test[ends[:-1]]), "after": np.append(np.nan, after)}
@@ -67,9 +68,6 @@ def rounds(records):
         rows |= {name: 100 * value for name, value in values.items()}
         parts.append(pd.DataFrame(rows | dict(zip(record.axes["layer"], each.T, strict=True))))
     return pd.concat(parts, ignore_index=True)
-
-
-ARRAYS = ("prune_epoch", "widths", "start_widths", "after_prune_accuracy", "train_accuracy", "test_accuracy")
 
 
 def training(axes, frame, kind, events):
@@ -163,15 +161,13 @@ def autoencoders(records, count):
     """
     parts = []
     for record in records:
-        starts, reconstruction, kl = (record.array(name)[0] for name in PARTS)
+        names = "round_epoch", "test_reconstruction", "test_kl"
+        starts, reconstruction, kl = (record.array(name)[0] for name in names)
         ends, sizes = np.append(starts[1:].astype(int), len(kl) - 1), count(record.parameters, record)
         rows = {"type": record.type, "seed": record.seed, "round": range(len(ends)), "epoch": ends}
         rows |= {"parameters": sizes / 1e6, "reconstruction": reconstruction[ends], "kl": kl[ends]}
         parts.append(pd.DataFrame(rows))
     return pd.concat(parts, ignore_index=True)
-
-
-PARTS = ("round_epoch", "test_reconstruction", "test_kl")
 
 
 def left_over(axes, frame, name):
