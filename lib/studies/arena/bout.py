@@ -32,7 +32,7 @@ def fight(lab, kind, sparsities):
     made = {"none": _none, "small": _small}.get(kind) or {"weights": _weights, "units": _units}[found.of]
     kept, cells, seconds = made(lab, found, list(sparsities))
     net = lab.network()
-    each = [anatomy.anatomy(net, paths.complete(mask, nets.weights(net))) for mask in kept]
+    each = [anatomy.anatomy(net, mask) for mask in kept]
     left = {name: np.stack([one[name] for one in each], 1) for name in each[0]}
     left["true_sparsity"] = left.pop("sparsity")
     return left | _packed(cells, len(lab.seeds), len(sparsities)), seconds
@@ -203,10 +203,9 @@ def _gradual(lab, found, sparsities):
 
     def start(lab, net, chosen):
         def masks_at(trainer, densities):
-            within = trainer.masks or paths.complete({}, nets.weights(net))
             *_, (x, y, options) = _candidates(lab, trainer.net, methods.get(found.method))
-            return methods.prune(trainer.net, found.method, densities, x, y, lab.seeds, within=within,
-                                 **found.options | options)  # fmt: skip
+            return methods.prune(trainer.net, found.method, densities, x, y, lab.seeds,
+                                 within=trainer.masks or None, **found.options | options)  # fmt: skip
 
         return lab.gradual(net, nets.take(each, chosen), lab.p["epochs"], masks_at, {"gradual": found.method})
 

@@ -246,8 +246,7 @@ def _gradual(lab, densities):
     each, epochs = [1 - density for density in densities for _ in lab.seeds], lab.prune_epochs
 
     def smaller(trainer, shares):
-        kept = trainer.masks or paths.complete({}, nets.weights(trainer.net))
-        return methods.prune(trainer.net, "magnitude", shares, rounding=lab.rounding, within=kept)
+        return methods.prune(trainer.net, "magnitude", shares, rounding=lab.rounding, within=trainer.masks or None)
 
     def train(lab, net, chosen):
         goals = nets.take(each, chosen)
