@@ -25,7 +25,7 @@ HIDDEN, LATENT = (2048, 4096), 100
 CHUNK = 1000  # images that are looked at together
 
 
-def deconvolve(x, v, s, bias, norm, normalised=True, stride=STRIDE, padding=PADDING):
+def deconvolve(x, v, s, bias, norm, normalised=True):
     """Return `(R, N, O, H', W')`, the transposed convolution of every run's `x (R, N, I, H, W)`; bias (R, O) or None.
 
     The filters v are (R, O, I, h, w), a row per unit as in all layers, where torch has (I, O, h, w). Runs are folded
@@ -36,7 +36,7 @@ def deconvolve(x, v, s, bias, norm, normalised=True, stride=STRIDE, padding=PADD
     if x.device.type == "cpu" and len(w) == 1:  # a CPU is faster so, 1.9 times on 64 channels of 7×7
         folded = folded.contiguous(memory_format=torch.channels_last)
     bias = None if bias is None else bias.flatten()
-    out = conv_transpose2d(folded, w.transpose(1, 2).flatten(0, 1), bias, stride, padding, groups=len(w))
+    out = conv_transpose2d(folded, w.transpose(1, 2).flatten(0, 1), bias, STRIDE, PADDING, groups=len(w))
     return out.unflatten(1, w.shape[:2]).transpose(0, 1)
 
 
@@ -44,7 +44,6 @@ class Deconv2d(Layer):
     """R transposed convolutions: `(R, N, C, H, W)` to `(R, N, O, 2H, 2W)`; weight (R, O, C, 4, 4)."""
 
     function = staticmethod(deconvolve)
-    options = {"stride": STRIDE, "padding": PADDING}
 
     def __init__(self, runs, inputs, units, positions=1):
         super().__init__(runs, units, (inputs, SIDE, SIDE))
@@ -105,9 +104,8 @@ class VAE(nn.Module):
 
         The latent numbers are a node with two incoming hops, though z is not their sum: both have its units.
         """
-        names = [*(f"convs.{k}" for k in range(len(self.convs))), *(f"encoder.{k}" for k in range(len(self.encoder)))]
-        hops = nets.chain(names)
-        last = len(hops)
+        last = len(self.convs) + len(self.encoder)
+        hops = nets.chain(list(nets.layers(self))[:last])
         hops += [nets.Hop("mean", last, last + 1), nets.Hop("log_variance", last, last + 1)]
         return hops + [nets.Hop(f"decoder.{k}", last + 1 + k, last + 2 + k) for k in range(len(self.decoder))]
 
