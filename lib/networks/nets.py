@@ -20,6 +20,8 @@ from lib.kernels import twins
 from lib.networks import inits
 from lib.networks.layers import BatchNorm, DropConnect, Dropout, Layer, Linear
 
+COMPUTING = "activation", "chance"  # attributes of a stack's parts that no tensor holds
+
 
 def relu(z):
     """Return max(0, z); without gradients in place, which spares an evaluation a pass over its activations."""
@@ -212,9 +214,6 @@ def of_runs(net, examples, axes):
 def _parts(of):
     """Return what a data class is made of by name."""
     return {field.name: getattr(of, field.name) for field in fields(of) if field.init}
-
-
-COMPUTING = "activation", "chance"  # attributes of a stack's parts that no tensor holds
 
 
 def join(parts):

@@ -17,6 +17,10 @@ ROUNDINGS = {  # how many of n items are kept at a density: see `count`
     "keep_floor": lambda n, density: int(n * density + SLACK),
     "percentile": lambda n, density: max(0, n - 1 - int((n - 1) * (1 - density) + SLACK)),
 }
+COMPUTED = (
+    "compute their weights, so that no mask stays: first torch.nn.utils.parametrize.remove_parametrizations(layer, "
+    '"weight"), of the older kind remove_weight_norm, remove_spectral_norm or prune.remove'
+)
 
 
 def count(n, density, rounding="nearest"):
@@ -175,12 +179,6 @@ def assert_like(masks, tensors):
         if like is None or (mask.dtype, mask.shape) != (torch.bool, like.shape):
             wanted = f"one of {listed(tensors)}.{hint(name, tensors)}" if like is None else f"bool {tuple(like.shape)}"
             raise ValueError(f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}; it must be {wanted}")
-
-
-COMPUTED = (
-    "compute their weights, so that no mask stays: first torch.nn.utils.parametrize.remove_parametrizations(layer, "
-    '"weight"), of the older kind remove_weight_norm, remove_spectral_norm or prune.remove'
-)
 
 
 def computed(net):

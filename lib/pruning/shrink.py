@@ -18,6 +18,14 @@ from lib.pruning import paths
 from lib.pruning.masks import apply_, assert_units, fitted
 from lib.pruning.slices import TORCH_PRUNING, added, filled, sliced
 
+ACTIVATIONS = {  # the modules that do what those of `nets` do
+    "relu": [nn.ReLU],
+    "relu2": [nn.ReLU, plain.Square],
+    "sigmoid": [nn.Sigmoid],
+    "erf": [plain.Erf],
+    "none": [],
+}
+
 
 class Part(NamedTuple):
     """One hop of one network: weight (O, I, *F) and bias (O,), both None for an identity; float64, masked, BN folded.
@@ -113,15 +121,6 @@ INSIDE = {
     nets.MLP: lambda net: {},
     convnets.VGG: _inside_vgg,
     convnets.ResNet: lambda net: {"output": [nn.AdaptiveAvgPool2d(1), nn.Flatten()]},
-}
-
-
-ACTIVATIONS = {  # the modules that do what those of `nets` do
-    "relu": [nn.ReLU],
-    "relu2": [nn.ReLU, plain.Square],
-    "sigmoid": [nn.Sigmoid],
-    "erf": [plain.Erf],
-    "none": [],
 }
 
 

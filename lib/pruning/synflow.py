@@ -18,6 +18,10 @@ from lib.pruning.methods import method, run_by_run
 from lib.pruning.modules import assert_flows
 from lib.pruning.scores import plain
 
+# The sum of logits between which float32 holds all that lies behind it, gradients and single paths included.
+SAFE = 1e-15, 1e30
+POWERED = "of power."  # where a copy keeps its power and its weights: no part of a module has a name with a point
+
 
 @method("synflow", rounds=100)
 @run_by_run
@@ -46,11 +50,6 @@ def synflow_l2(net, x, y, seeds, power=2):
 
 # What the published code computes is no product of a weight and its slope, which alone a scaling leaves as it is.
 synflow_l2.form = lambda net, power=2: _thinned(powered(net, 2, absorb=power == 2))
-
-
-# The sum of logits between which float32 holds all that lies behind it, gradients and single paths included.
-SAFE = 1e-15, 1e30
-POWERED = "of power."  # where a copy keeps its power and its weights: no part of a module has a name with a point
 
 
 class Flow(NamedTuple):

@@ -16,6 +16,9 @@ from pathlib import Path
 from lib.records.parameters import code_cells, is_parameters, source
 
 COMPUTING = "numpy", "torch", "torchvision", "triton", "scipy", "pandas", "scikit-learn", "pillow", "dppy"
+# What finds, keeps, names and shows results, and cannot change a number of one.
+APART = re.compile(r"lib/(errors|figures/\w+|records/\w+|studies/\w+/(figures|names|standings|words))\.py")
+MARKS = {tokenize.NEWLINE: "\n", tokenize.INDENT: " ", tokenize.DEDENT: "\b", tokenize.COMMENT: "", tokenize.NL: ""}
 
 
 def origin(root: Path) -> dict:
@@ -30,7 +33,12 @@ def origin(root: Path) -> dict:
         "tested": _sha256(tested.read_text("utf-8")) if tested.exists() else None,  # installed or not
         "platform": platform.platform(),
         "cpu": _cpu(),
-        "instructions": _instructions(torch),
+        # Which the processor has for torch, and which oneDNN is limited to, None for no limit: processors of one name
+        # differ in it, and so do the last bits of what they compute.
+        "instructions": {
+            "torch": torch.backends.cpu.get_cpu_capability() if torch else None,
+            "onednn": os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA"),
+        },
         "gpu": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
     }
 
@@ -67,22 +75,6 @@ def _cpu() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
-
-
-# What finds, keeps, names and shows results, and cannot change a number of one.
-APART = re.compile(r"lib/(errors|figures/\w+|records/\w+|studies/\w+/(figures|names|standings|words))\.py")
-MARKS = {tokenize.NEWLINE: "\n", tokenize.INDENT: " ", tokenize.DEDENT: "\b", tokenize.COMMENT: "", tokenize.NL: ""}
-
-
-def _instructions(torch) -> dict[str, str | None]:
-    """Return the processor's instruction set that torch uses, and the one that oneDNN is limited to, None for no limit.
-
-    Processors of one name differ in it, and so do the last bits of what they compute.
-    """
-    return {
-        "torch": torch.backends.cpu.get_cpu_capability() if torch else None,
-        "onednn": os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA"),
-    }
 
 
 def code(notebook: Path) -> dict[str, str]:

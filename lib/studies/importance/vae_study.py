@@ -36,6 +36,7 @@ HISTORY = (
 LOOKED_AT = 8  # test images whose reconstructions are kept, and steps of the walk
 DRAWN = 16  # images decoded from draws of the prior
 CHUNK = {"cpu": 500, "cuda": 5000}  # images that are evaluated together
+MOMENTS = ("exp_avg", "exp_avg_sq")  # as Adam calls them
 
 
 class Bound:
@@ -89,9 +90,6 @@ def build(lab):
     """Return autoencoders as they start, one per seed: uniform in ±1/sqrt(fan-in), biases zero."""
     net = vae.VAE(lab.image, len(lab.seeds), tuple(lab.hidden), lab.latent)
     return nets.init_(net, lab.seeds, "torch_default")
-
-
-MOMENTS = ("exp_avg", "exp_avg_sq")  # as Adam calls them
 
 
 @dataclass(kw_only=True)
