@@ -9,7 +9,6 @@ import copy
 import hashlib
 import json
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -84,13 +83,14 @@ class States:
         self.paths.append(path)
         if path.exists():
             _restore(trainer, path, holds)
-        return partial(self._keep, trainer, path, holds)
 
-    def _keep(self, trainer, path, holds, over):
-        now = time.monotonic()
-        if now - (self.began if over else self.written) >= trainer.every:
-            self.written = now
-            save(trainer, path, holds)
+        def keep(over):
+            now = time.monotonic()
+            if now - (self.began if over else self.written) >= trainer.every:
+                self.written = now
+                save(trainer, path, holds)
+
+        return keep
 
 
 def save(trainer, path, holds):
@@ -108,20 +108,16 @@ def _restore(trainer, path, holds):
     """Take what `save` wrote."""
     tensors, arrays, meta = weights.load(path, holds, "Delete it to train from the start.")
     arrays = {name: arrays[name] for name in meta["names"]}  # the order of masks is that of layers
-    net = nets.load_(_narrowed(trainer.net, tensors), tensors)
+    net = trainer.net
+    widths = {name: tensors[f"{name}.weight"].shape[1] for name in nets.layers(net)}
+    fewer = {name: width for name, width in widths.items() if width < net.get_submodule(name).weight.shape[1]}
+    net = nets.load_(shrink.narrow(net, shrink.first(net, fewer)) if fewer else net, tensors)  # narrowed since it began
     trainer.resume(net, _memory(net, weights.under("memory/", arrays)), meta["steps"])
     device = next(net.parameters()).device
     trainer.masks = {k: torch.from_numpy(v).to(device) for k, v in weights.under("masks/", arrays).items()}
     trainer.epoch, trainer.steps, trainer.seconds = (meta[name] for name in COUNTS)
     both = (weights.under(kind, arrays) for kind in ("history/", "notes/"))
     trainer.history, trainer.notes = ({name: list(rows) for name, rows in of.items()} for of in both)
-
-
-def _narrowed(net, tensors):
-    """Return `net`, or a stack of as many units as these tensors have, where it was narrowed since it began."""
-    widths = {name: tensors[f"{name}.weight"].shape[1] for name in nets.layers(net)}
-    fewer = {name: width for name, width in widths.items() if width < net.get_submodule(name).weight.shape[1]}
-    return shrink.narrow(net, shrink.first(net, fewer)) if fewer else net
 
 
 def _memory(net, arrays):
