@@ -5,7 +5,6 @@ are the whole state: on a CPU the continued training ends bit for bit where the 
 the file. Its name is a digest of all that the training depends on, so that a state is either there or not.
 """
 
-import copy
 import hashlib
 import json
 import time
@@ -112,19 +111,12 @@ def _restore(trainer, path, holds):
     widths = {name: tensors[f"{name}.weight"].shape[1] for name in nets.layers(net)}
     fewer = {name: width for name, width in widths.items() if width < net.get_submodule(name).weight.shape[1]}
     net = nets.load_(shrink.narrow(net, shrink.first(net, fewer)) if fewer else net, tensors)  # narrowed since it began
-    trainer.resume(net, _memory(net, weights.under("memory/", arrays)), meta["steps"])
+    kept = weights.under("memory/", arrays)
+    keys = dict.fromkeys(name.split("/")[0] for name in kept)
+    memory = {key: weights.shaped(net, weights.under(f"{key}/", kept)) for key in keys}
+    trainer.resume(net, memory, meta["steps"])
     device = next(net.parameters()).device
     trainer.masks = {k: torch.from_numpy(v).to(device) for k, v in weights.under("masks/", arrays).items()}
     trainer.epoch, trainer.steps, trainer.seconds = (meta[name] for name in COUNTS)
     both = (weights.under(kind, arrays) for kind in ("history/", "notes/"))
     trainer.history, trainer.notes = ({name: list(rows) for name, rows in of.items()} for of in both)
-
-
-def _memory(net, arrays):
-    """Return what the optimizer remembered, stacks like `net` as `Trainer.memory` returns them."""
-    moments = {}
-    for key in dict.fromkeys(name.split("/")[0] for name in arrays):
-        moments[key] = copy.deepcopy(net).requires_grad_(False)
-        for name, value in weights.under(f"{key}/", arrays).items():
-            moments[key].get_parameter(name).copy_(torch.from_numpy(value))
-    return moments

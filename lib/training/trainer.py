@@ -1,6 +1,5 @@
 """Training of stacks by mini-batches: SGD, Adam and RMSprop, schedules, masks that stay zero. The last epoch counts."""
 
-import copy
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -15,7 +14,7 @@ from lib.errors import choice, instance, number, one_each
 from lib.kernels import capture
 from lib.networks import nets
 from lib.pruning import checks, masks, shrink
-from lib.training import optimizers
+from lib.training import optimizers, weights
 from lib.training.evaluate import evaluate
 
 HISTORY = (
@@ -106,12 +105,8 @@ class Trainer:
         for name, p in self.net.named_parameters():
             for key, value in self.optimizer.state[p].items():
                 if getattr(value, "shape", None) == p.shape:
-                    if key not in moments:
-                        moments[key] = copy.deepcopy(self.net).requires_grad_(False)
-                        for parameter in moments[key].parameters():
-                            parameter.zero_()
-                    moments[key].get_parameter(name).copy_(value)
-        return moments
+                    moments.setdefault(key, {})[name] = value
+        return {key: weights.shaped(self.net, tensors) for key, tensors in moments.items()}
 
     def resume(self, net, memory=None, steps=0):
         """Go on with the stack `net`, trained in place, and an optimizer of this `memory`, made in `steps` steps."""

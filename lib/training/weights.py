@@ -3,6 +3,7 @@
 Tensors of the networks are `net/<name>` in the file, arrays have names of their own, such as `history/<column>`.
 """
 
+import copy
 from pathlib import Path
 
 import torch
@@ -37,6 +38,14 @@ def load(path, holds=None, way_out="", optional=()):
 def under(prefix, arrays):
     """Return the arrays whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def shaped(net, tensors):
+    """Return a stack shaped as `net`, not to train, of these parameters by name, of zeros where there is none."""
+    made = copy.deepcopy(net).requires_grad_(False)
+    for name, parameter in made.named_parameters():
+        parameter.copy_(torch.as_tensor(tensors[name])) if name in tensors else parameter.zero_()
+    return made
 
 
 def stack(tensors, like, path):
