@@ -82,7 +82,11 @@ def unshrunk(net, masks=None, run=0):
 
 def _parts(net, masks, run):
     """Return the `Part`s of one run, in the order of the forward pass."""
-    inside, count, masks = _inside(net), nets.runs(net), {} if masks is None else masks
+    if type(net) not in INSIDE:
+        known = listed(f"{kind.__module__}.{kind.__name__}" for kind in INSIDE)
+        told = f"stacks of {type(net).__module__}.{type(net).__name__} are not known to lib/pruning/shrink.py"
+        raise ValueError(f"{told}; known are {known}, and torch modules that are no stacks. {TORCH_PRUNING}")
+    inside, count, masks = INSIDE[type(net)](net), nets.runs(net), {} if masks is None else masks
     nets.assert_plain(net), fitted(net, masks)
     run = number("run", run, f"[0, {count})", whole=True)
     alone = apply_(nets.take(net, [run]), {name: mask[[run]] for name, mask in masks.items()}).double()
@@ -101,15 +105,6 @@ def _part(alone, hop, inside):
     return Part(hop, weight[0], bias[0], inside, layer.options)
 
 
-def _inside(net):
-    """Return the modules between a node and the layer that reads it, `{layer: [modules]}`, where there are any."""
-    if type(net) not in INSIDE:
-        known = listed(f"{kind.__module__}.{kind.__name__}" for kind in INSIDE)
-        told = f"stacks of {type(net).__module__}.{type(net).__name__} are not known to lib/pruning/shrink.py"
-        raise ValueError(f"{told}; known are {known}, and torch modules that are no stacks. {TORCH_PRUNING}")
-    return INSIDE[type(net)](net)
-
-
 def _inside_vgg(net):
     names = list(nets.layers(net))
     inside = {names[end + 1]: [nn.MaxPool2d(2)] for end in net.ends}
@@ -117,7 +112,7 @@ def _inside_vgg(net):
     return inside
 
 
-INSIDE = {
+INSIDE = {  # the modules between a node and the layer that reads it, `{layer: [modules]}`, where there are any
     nets.MLP: lambda net: {},
     convnets.VGG: _inside_vgg,
     convnets.ResNet: lambda net: {"output": [nn.AdaptiveAvgPool2d(1), nn.Flatten()]},

@@ -28,24 +28,19 @@ def fight(lab, kind, sparsities):
     there is no such thing; held_out_accuracy, of the last, and passes, the one after which it was best there, counted
     from the first after pruning or, of what is pruned before, of all; and `anatomy.anatomy`.
     """
-    found = entrants.get(kind)
-    made = {"none": _none, "small": _small}.get(kind) or {"weights": _weights, "units": _units}[found.of]
-    kept, cells, seconds = made(lab, found, list(sparsities))
+    entrant = entrants.get(kind)
+    made = {"none": _none, "small": _small}.get(kind) or {"weights": _weights, "units": _units}[entrant.of]
+    kept, cells, seconds = made(lab, entrant, list(sparsities))
     net = lab.network()
     each = [anatomy.anatomy(net, mask) for mask in kept]
     left = {name: np.stack([one[name] for one in each], 1) for name in each[0]}
     left["true_sparsity"] = left.pop("sparsity")
-    return left | _packed(cells, len(lab.seeds), len(sparsities)), seconds
-
-
-def _packed(cells, runs, count):
-    """Return arrays from what is known at places, `{(mask, sparsity): {name: (R,)}}`; see `fight`."""
-    shape = runs, len(MASKS), count
+    shape = len(lab.seeds), len(MASKS), len(sparsities)
     found = {name: np.full(shape, np.nan) for name in (*STAGES, "held_out_accuracy", "passes")}
     for (mask, k), values in cells.items():
         for name in values.keys() & found.keys():
             found[name][:, mask, k] = values[name]
-    return {"accuracy": np.stack([found.pop(stage) for stage in STAGES], 2)} | found
+    return left | {"accuracy": np.stack([found.pop(stage) for stage in STAGES], 2)} | found, seconds
 
 
 # ---- masks
