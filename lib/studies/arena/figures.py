@@ -39,10 +39,10 @@ def panels(heights, columns):
     return figure, [found[k] for k in range(len(heights))]
 
 
-def grid(count, height, columns=3):
-    """Return (figure, panels), so many of so many inches each, side by side."""
-    rows = -(-count // columns)
-    figure, found = plt.subplots(rows, columns, figsize=(drawing.WIDE, rows * height), squeeze=False)
+def grid(count, height):
+    """Return (figure, panels), so many of so many inches each, three side by side."""
+    rows = -(-count // 3)
+    figure, found = plt.subplots(rows, 3, figsize=(drawing.WIDE, rows * height), squeeze=False)
     for spare in found.flat[count:]:
         spare.axis("off")
     return figure, found.flat[:count]

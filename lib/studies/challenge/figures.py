@@ -179,8 +179,8 @@ def speed(axes, rows, batch):
     drawing.log_ticks(axes)
 
 
-def faster(rows, share=0.8):
-    """Return the claims that without so many neurons a pass is faster than without as many weights, or blocks of them.
+def faster(rows):
+    """Return the claims that without 80 % of the neurons a pass is faster than without as many weights, or blocks.
 
     rows: type, seed, whole, batch, asked, quantile, latency, macs. A gain is how many times faster, by medians, where
     weights and blocks leave as many multiplications as neurons do, see `matched`.
@@ -191,7 +191,7 @@ def faster(rows, share=0.8):
         weights = own[own["whole"].isin(["weight", "block"])].groupby(["seed", "asked"], as_index=False)
         weights = weights[["latency", "left"]].min().assign(type="weight")
         neurons = own[(own["whole"] == "neuron") & (own["type"] == "shrunk")].assign(type="neuron")
-        here = matched(pd.concat([weights, neurons]), "latency").query("abs(asked - @share) < 1e-6")
+        here = matched(pd.concat([weights, neurons]), "latency").query("abs(asked - 0.8) < 1e-6")
         wide = here.pivot(index="seed", columns="type", values="latency").reindex(columns=["weight", "neuron"])
         gone, images = gallery.percent(1 - here["left"].mean(), 1), f"{batch} image{'s' * (batch > 1)}"
         text = f"{gone} of all weights gone, {images}: neurons are faster than weights or blocks (interpolated)"

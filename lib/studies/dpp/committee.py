@@ -89,7 +89,7 @@ def many(seed, inputs, count, purpose="test"):
 
 
 @torch.no_grad()
-def learn_(net, teacher, seeds, noise, count=800_000, lr=0.5, points=60, bar=True, soft=False):
+def learn_(net, teacher, seeds, noise, count=800_000, lr=0.5, bar=True, soft=False):
     """Train the students `net` in place by online SGD; return their history.
 
     Sample after sample, each seen once, with error Δ = φ(x) - y and label y = φ*(x) + σ ε,
@@ -99,13 +99,13 @@ def learn_(net, teacher, seeds, noise, count=800_000, lr=0.5, points=60, bar=Tru
     which is the published scaling for weights that are divided by √I. noise: σ, one number per run; seeds: one per run;
     runs of one seed see the same inputs. soft: v stays, as in a soft committee (Saad & Solla 1995). `count` is a
     multiple of `DRAWN`. On the CPU: a step is too small to pay elsewhere. History: samples (T,), error (R, T), closed
-    form, at about `points` times, equally far apart in log.
+    form, at about 60 times, equally far apart in log.
     """
     one_each(nets.runs(net), teachers=range(nets.runs(teacher)), seeds=seeds, noise=noise)
     if count_complaint(count) or not lr > 0:
         raise ValueError(f"count is {count}, lr {lr}; allowed are multiples of {DRAWN} and rates above 0")
     inputs, blocks = nets.layers(net)[LAYER].weight.shape[2], count // DRAWN
-    marks = {0, blocks, *np.geomspace(1, blocks, points).astype(int).tolist()}
+    marks = {0, blocks, *np.geomspace(1, blocks, 60).astype(int).tolist()}
     distinct = list(dict.fromkeys(seeds))
     which = torch.tensor([distinct.index(seed) for seed in seeds])
     sigma, at, errors = torch.tensor(noise, dtype=torch.float32), [], []
