@@ -227,18 +227,13 @@ class Run:
         path = self.path(type, seed)
         self._waiting[seed, type] = path, document, npz
         stack = {pair for pair in self.todo if {f"{pair[1]}-{pair[0]}", pair[1]} & set(stacked_with or ())}
-        self._save_together(stack | {(seed, type)})
+        stack |= {(seed, type)}
+        if stack <= self._waiting.keys():
+            storage.write([self._waiting[pair] for pair in stack])
+            self._since = time.monotonic()
+            for pair in stack:
+                _drop(self.experiment, _work(self._waiting.pop(pair)[0]))
         return path
-
-    def _save_together(self, stack: set[Pair]) -> None:
-        """Return nothing; save the records of `stack` if all of them are there."""
-        if not stack <= self._waiting.keys():
-            return
-        together = [self._waiting[pair] for pair in stack]
-        storage.write(together)
-        self._since = time.monotonic()
-        for pair in stack:
-            _drop(self.experiment, _work(self._waiting.pop(pair)[0]))
 
     def _content(self, scores, cost, arrays, axes) -> tuple[dict, bytes]:
         """Return the checked fields of a record and its npz; RecordError if two would be one table column."""

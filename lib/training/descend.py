@@ -143,7 +143,13 @@ def attempt(state, sets, batch, goals=None, screened=True):
     # Not <=: a loss that stays what it is would be accepted for ever.
     accepted = (measured.log_loss < state.log_loss) & (measured.log_loss > -torch.inf) & measured.complete
     _undo(state.net, before, ~accepted)
-    _advance(state, accepted, measured, norms)
+    state.log_loss = torch.where(accepted, measured.log_loss, state.log_loss)
+    state.step = torch.where(accepted, state.step * GROWTH, state.step / GROWTH)
+    state.epoch, state.attempt = state.epoch + accepted.cpu(), state.attempt + 1
+    state.norms_before = {k: torch.where(accepted[:, None], norms[k], old) for k, old in state.norms_before.items()}
+    state.losses = torch.where(accepted[:, None], measured.losses, state.losses)
+    state.train_accuracy = torch.where(accepted, measured.right, state.train_accuracy)
+    state.moved = torch.where(accepted, measured.moved, state.moved)
     state.seconds = state.seconds + (time.perf_counter() - began) / len(state.seeds)
     seen = [run for run in accepted.nonzero()[:, 0].tolist() if looked_at(int(state.epoch[run]))]
     write_history(state, seen, sets[1])
@@ -170,16 +176,6 @@ def _try(state, train_set, orders, batch, goals, before, screened):
 def _undo(net, before, rejected):
     for name, p in net.named_parameters():
         p.copy_(torch.where(rejected.reshape(-1, *[1] * (p.dim() - 1)), before[name], p))
-
-
-def _advance(state, accepted, measured, norms):
-    state.log_loss = torch.where(accepted, measured.log_loss, state.log_loss)
-    state.step = torch.where(accepted, state.step * GROWTH, state.step / GROWTH)
-    state.epoch, state.attempt = state.epoch + accepted.cpu(), state.attempt + 1
-    state.norms_before = {k: torch.where(accepted[:, None], norms[k], old) for k, old in state.norms_before.items()}
-    state.losses = torch.where(accepted[:, None], measured.losses, state.losses)
-    state.train_accuracy = torch.where(accepted, measured.right, state.train_accuracy)
-    state.moved = torch.where(accepted, measured.moved, state.moved)
 
 
 def write_history(state, chosen, test_set):

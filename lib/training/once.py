@@ -28,8 +28,11 @@ def obtain(start, recipes, train, most=0):
 
     def work(missing):
         of = [paths[run] for run in missing]
-        trained = train(nets.take(start, missing), missing, checkpoint.States(of[0].parent))
-        _save_together(of, [recipes[run] for run in missing], *trained)
+        net, history = train(nets.take(start, missing), missing, checkpoint.States(of[0].parent))
+        with disk.together(of, of[0].parent.parent):
+            for k, run in enumerate(missing):
+                own = {name: column[k] for name, column in history.items()}
+                save(paths[run], nets.take(net, [k]), own, recipes[run], later=True)
 
     with ExitStack() as held:
         for path in sorted(path for path in paths if not path.exists()):
@@ -51,14 +54,6 @@ def _read(paths, recipes, like):
     if len(set(lengths.values())) > 1:
         raise ValueError(f"these networks were trained for different times: {lengths}; delete those to be made again")
     return nets.join(networks), nets.join({name: column[None] for name, column in h.items()} for h in histories)
-
-
-def _save_together(paths, recipes, net, history):
-    """Write what was trained, one file a run: all of them or, killed or out of room before, none."""
-    with disk.together(paths, paths[0].parent.parent):
-        for run, (path, recipe) in enumerate(zip(paths, recipes, strict=True)):
-            own = {name: column[run] for name, column in history.items()}
-            save(path, nets.take(net, [run]), own, recipe, later=True)
 
 
 def save(path, net, history, recipe, later=False):
