@@ -25,25 +25,19 @@ def anatomy(net, masks):
     total = torch.tensor([mask[0].numel() for mask in kept.values()], dtype=torch.float64, device=units[0].device)
     each = (kept, live.masks)
     left, on_path = (torch.stack([mask.flatten(1).sum(1) for mask in of.values()], 1).double() for of in each)
+    macs = 0  # between the live units of all layers
+    for hop in (hop for hop in hops if hop.layer):
+        layer = net.get_submodule(hop.layer)
+        pairs = live.units[hop.source].shape[1] * live.units[hop.target].shape[1]
+        # A pair of units has as many as the filter has entries, or as a flattened channel has pixels.
+        macs += units[hop.source] * units[hop.target] * (layer.weight[0].numel() // pairs * layer.positions)
     found = {
         "sparsity": 1 - left.sum(1) / total.sum(), "effective_sparsity": 1 - on_path.sum(1) / total.sum(),
-        "parameters": left.sum(1), "macs": _macs(net, live, units),
+        "parameters": left.sum(1), "macs": macs,
         "layer_sparsity": 1 - left / total, "layer_effective_sparsity": 1 - on_path / total,
         "live_units": torch.stack([units[hop.target] for hop in hops if hop.layer], 1),
     }  # fmt: skip
     return {name: tensor.double().cpu().numpy() for name, tensor in found.items()}
-
-
-def _macs(net, live, units):
-    """Return the multiplications of one example between the live units of all layers, `(R,)`."""
-    macs = 0
-    for hop in (hop for hop in nets.graph(net) if hop.layer):
-        layer = net.get_submodule(hop.layer)
-        pairs = live.units[hop.source].shape[1] * live.units[hop.target].shape[1]
-        # A pair of units has as many as the filter has entries, or as a flattened channel has pixels.
-        each = layer.weight[0].numel() // pairs * layer.positions
-        macs = macs + units[hop.source] * units[hop.target] * each
-    return macs
 
 
 @torch.no_grad()

@@ -104,8 +104,13 @@ def masks_of(kind, net, layer, keeps, seeds, moments=None, rule="exact", **optio
     programs do. options: keywords of the method. Pruning, with or without a refit, is `reweight`.
     """
     name, of = _parts(kind)
-    weight = _weight(kind, net, layer, keeps, seeds, rule)
+    if rule not in RULES or (rule != "exact" and not kind.startswith("random")):
+        raise ValueError(f"rule is {rule!r} for {kind}; allowed are {RULES}, all but the first for random types alone")
+    one_each(nets.runs(net), seeds=seeds)
+    weight = reweight.plain_layer(net, layer).weight
     total, part = (weight.shape[2], f"{layer}.weight") if of == "weights" else (weight.shape[1], layer)
+    for keep in keeps:
+        number("keep", keep, f"[1, {total}]", whole=True)
     if name == "random":  # one stream for each type and layer, so that masks of several keeps are nested
         options |= {"keys": {part: (f"{kind} {layer}",)}, "draw": draws.uniform}
     if rule != "exact":
@@ -116,15 +121,3 @@ def masks_of(kind, net, layer, keeps, seeds, moments=None, rule="exact", **optio
         options |= {"layers": [layer], "scope": "unit" if of == "weights" else "layer"}
     made = methods.prune_each(net, name, [keep / total for keep in keeps], x, None, seeds, of, **options)
     return dict(zip(keeps, made, strict=True))
-
-
-def _weight(kind, net, layer, keeps, seeds, rule):
-    """Return the weights (R, O, I) of the layer, after a look at what was asked for."""
-    if rule not in RULES or (rule != "exact" and not kind.startswith("random")):
-        raise ValueError(f"rule is {rule!r} for {kind}; allowed are {RULES}, all but the first for random types alone")
-    one_each(nets.runs(net), seeds=seeds)
-    weight = reweight.plain_layer(net, layer).weight.detach()
-    total = weight.shape[2 if of_edges(kind) else 1]
-    for keep in keeps:
-        number("keep", keep, f"[1, {total}]", whole=True)
-    return weight
