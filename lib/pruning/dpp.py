@@ -113,8 +113,13 @@ def sample(matrices, keep, seeds, sampler="exact", purpose="dpp"):
     (`IdentityWarning`) of multiples of the identity.
     """
     matrices = _given(matrices)
-    keeps, items = _asked(matrices.shape[-1], keep, seeds, sampler), matrices.shape[-1]
-    draw = _draw if sampler == "exact" else _draw_by_dppy
+    items = matrices.shape[-1]
+    keeps = [number("keep", k, f"[1, {items}]", whole=True) for k in ([keep] if np.ndim(keep) == 0 else keep)]
+    draw = _draw if choice("sampler", sampler, SAMPLERS) == "exact" else _draw_by_dppy
+    if np.ndim(seeds) != 1 or not len(seeds):
+        raise ValueError(f"seeds is {seeds!r}; needed is a list, one integer for each set that is to be drawn")
+    if not keeps:
+        raise ValueError(f"keep is {keep}; needed is a number of items, or a list of them")
 
     def work(part):
         eigen = _eigen(matrices, part)
@@ -128,17 +133,6 @@ def sample(matrices, keep, seeds, sampler="exact", purpose="dpp"):
     if not (sets.sum(-1) == torch.tensor(keeps, device=sets.device)[:, None, None]).all():
         raise RuntimeError(f"a draw of {keep} items has another size; rounding must have got the better of a matrix")
     return sets[0] if np.ndim(keep) == 0 else sets
-
-
-def _asked(items, keep, seeds, sampler):
-    """Return `keep` as a list of integers, after a look at what is asked for."""
-    keeps = [number("keep", k, f"[1, {items}]", whole=True) for k in ([keep] if np.ndim(keep) == 0 else keep)]
-    choice("sampler", sampler, SAMPLERS)
-    if np.ndim(seeds) != 1 or not len(seeds):
-        raise ValueError(f"seeds is {seeds!r}; needed is a list, one integer for each set that is to be drawn")
-    if not keeps:
-        raise ValueError(f"keep is {keep}; needed is a number of items, or a list of them")
-    return keeps
 
 
 def _check_rank(eigen, first, keep):

@@ -308,21 +308,13 @@ def curves(records: list[Record], name: str) -> pd.DataFrame:
         meant = "" if name in known else hint(name, known)
         told = f"{len(lacking)} of {len(records)} records have no array {name!r}, such as {lacking[0]}.{meant}"
         raise RecordError(f"{told} There are: {listed(known)}. Leave runs out by a filter such as type='EWN'.")
-    identities = [_columns(record) for record in records]
-    values = scientific(pd.DataFrame(identities))  # that some lack a parameter, which came or went, is no value of it
-    varying = ["type", "seed", *(key for key, found in values.items() if found.nunique() > 1)]
-    frames = [
-        _tidy(record, name, {key: identity.get(key) for key in varying})
-        for record, identity in zip(records, identities, strict=True)
-    ]
+    identities, frames = [_columns(record) for record in records], []
+    settings = scientific(pd.DataFrame(identities))  # that some lack a parameter, which came or went, is no value of it
+    varying = ["type", "seed", *(key for key, found in settings.items() if found.nunique() > 1)]
+    for record, identity in zip(records, identities, strict=True):
+        values, axes = record.array(name)
+        indices = np.indices(values.shape).reshape(values.ndim, values.size)
+        along = {axis: np.asarray(record.axes[axis])[index] for axis, index in zip(axes, indices, strict=True)}
+        columns = {key: identity.get(key) for key in varying} | along | {name: values.ravel()}
+        frames.append(pd.DataFrame(columns, index=range(values.size)))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["type", "seed", name])
-
-
-def _tidy(record: Record, name: str, columns: dict) -> pd.DataFrame:
-    """Return one array as rows: `columns` the same in each, then an element's coordinates, then itself."""
-    import pandas as pd
-
-    values, axes = record.array(name)
-    indices = np.indices(values.shape).reshape(values.ndim, values.size)
-    along = {axis: np.asarray(record.axes[axis])[index] for axis, index in zip(axes, indices, strict=True)}
-    return pd.DataFrame({**columns, **along, name: values.ravel()}, index=range(values.size))
