@@ -11,7 +11,7 @@ import torch
 
 from lib import descend, descent, draws, nets, stacking, twins
 from lib import sets as data
-from lib.errors import RecordError
+from lib.errors import ParameterError, RecordError
 from lib.studies.ewn import study as ewn
 
 TYPES = ["EWN", "SWN", "no-WN"]
@@ -394,3 +394,10 @@ def test_histories_are_thinned_but_keep_the_levels():
     state = descent.Descent(None, [1], *[None] * len(descent.VECTORS), {}, {}, [rows])
     epochs = state.thinned(keep=[4321])["epoch"]
     assert len(epochs) <= 201 and epochs[0] == 0 and epochs[-1] == 5000 and 4321 in epochs
+
+
+def test_two_runs_share_no_folder(digits, tmp_path):
+    """As of a notebook's weights, one folder, with two seeds."""
+    with pytest.raises(ParameterError, match="two runs share one; name one each, or take one run"):
+        descend.descend(stack(["EWN"] * 2, [1, 2]), digits, [1, 2], [-2], folders=[tmp_path] * 2, batch=16)
+    assert not [*tmp_path.iterdir()]

@@ -7,7 +7,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lib import draws
-from lib.errors import one_each
+from lib.errors import ParameterError, one_each
 from lib.networks import nets
 from lib.training import descent, passes, screening, stacking
 from lib.training.descent import Descent, Journal, looked_at
@@ -94,7 +94,7 @@ def _check(net, seeds, levels, folders, trained):
         raise ValueError(f"levels = {levels}: {wrong}")
     one_each(nets.runs(net), seeds=seeds, **({} if folders is None else {"folders": folders}))
     if folders and len(set(map(str, folders))) != len(folders):
-        raise ValueError(f"folders = {[str(f) for f in folders]}: two runs would share one; each needs its own")
+        raise ParameterError(f"folders = {[*map(str, folders)]}: two runs share one; name one each, or take one run")
     if trained:
         descent.assert_trained(folders, levels)
 
