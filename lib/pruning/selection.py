@@ -12,7 +12,7 @@ def highest(score, keep):
     if score.is_floating_point() and score.element_size() < 4:
         score = score.float()  # the same order, in numbers that NumPy has
     if score.numel() and not all(bool(extreme.isfinite()) for extreme in score.aminmax()):
-        raise ValueError("a score is NaN or infinite: no order exists; look at the network that it came from")
+        raise ValueError("a score is NaN or infinite, as where training diverged: it has no order; try a smaller lr")
     if keep in (0, score.shape[-1]):
         return torch.full_like(score, keep > 0, dtype=torch.bool)
     lowest = _largest(score, keep)
