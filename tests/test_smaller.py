@@ -9,6 +9,7 @@ from torch import nn
 
 from lib import anatomy, convnets, masks, nets, plain, runs, shrink, smaller
 from lib.errors import ParameterError
+from tests.odd_networks import Lambda
 
 X = torch.rand(5, 3 * 32 * 32, generator=torch.Generator().manual_seed(1))
 NETWORKS = {
@@ -119,6 +120,13 @@ def test_a_sequence_of_torchs_own_layers_is_a_module_too(tmp_path):
     kept = {"0.weight": (torch.arange(8) < 2)[:, None].expand(8, 6).clone()}
     found = smaller.table(nn.DataParallel(net), kept, torch.rand(4, 6), tmp_path, seconds=0.001, onnx=False)
     assert found["pruned"].tolist() == [36 / 72, 1 - (12 + 6) / 72] and found["macs"].tolist() == [72, 18]
+
+
+def test_several_outputs_are_compared_one_by_one(tmp_path):
+    net = Lambda(lambda s, x: {"o": s.b(s.a(x).relu()), "h": [s.c(x)]}, **{k: nn.Linear(6, 6) for k in "abc"})
+    kept = {"a.weight": (torch.arange(6) < 2)[:, None].expand(6, 6).clone()}
+    found = smaller.table(net, kept, torch.rand(4, 6), tmp_path, seconds=0.001, onnx=False)
+    assert found["torch_apart"]["full"] == 0 and found["torch_apart"]["shrunk"] < 1e-6
 
 
 def test_rows_of_units_go_on_speaking():

@@ -16,7 +16,7 @@ from lib.pruning.masks import apply_, assert_named, assert_units
 def table(net, masks, x, folder, run=0, seconds=0.2, onnx=True):
     """Return what shrinking `net` under `masks` saves: a data frame with the rows "full" and "shrunk".
 
-    net: one run of a stack, of x `(N, I)`, or a torch module that returns one tensor, of x as it reads examples. bytes,
+    net: one run of a stack, of x `(N, I)`, or a torch module, of x as it reads it, in ONNX its first output. bytes,
     onnx_bytes: of the files in `folder/full` and `folder/shrunk`, both read back before they are run; parameters: how
     many there are; pruned: the share of the full network's weights that are zero or gone, in "full" the true sparsity,
     in "shrunk" the effective one, but for units on no path that stay, of which `shrink` warns; macs: multiplications of
@@ -35,7 +35,7 @@ def table(net, masks, x, folder, run=0, seconds=0.2, onnx=True):
     for name, made in (("full", full), ("shrunk", shrink.shrink(net, masks, run, x))):
         file = plain.save(made, Path(folder) / name)
         module = plain.load(file.parent, own).eval()
-        forms, expected = {"torch": module}, module(x) if expected is None else expected
+        forms, expected = {"torch": module}, hops.tensors(module(x)) if expected is None else expected
         layers = hops.weighted(module)
         weights = [hops.weight_of(layers[first]) for first in {*hops.shared(module).values()}]
         left, total = sum(int(w.count_nonzero()) for w in weights), total or sum(map(torch.numel, weights))
@@ -48,7 +48,8 @@ def table(net, masks, x, folder, run=0, seconds=0.2, onnx=True):
             once = plain.latency(function, x, 2, None).median
             passes = max(3, int(1000 * seconds / once))
             saved[name][f"{form}_ms"] = plain.latency(function, x, passes, None).median
-            saved[name][f"{form}_apart"] = float((function(x) - expected).abs().max())
+            pairs = zip(hops.tensors(function(x)), expected, strict=False)
+            saved[name][f"{form}_apart"] = max(float((one - other).abs().max()) for one, other in pairs)
     return pd.DataFrame.from_dict(saved, orient="index")
 
 
