@@ -477,6 +477,17 @@ def test_what_a_module_cannot_be_asked_is_told_with_the_way_out(case):
         methods.prune(made(), name, 0.5, x, Y, of=of)
 
 
+def test_transposed_convolutions_stay_whole_beside_others():
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 2), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    with pytest.warns(UserWarning, match="^2 are transposed convolutions.*their units stay"):
+        found = methods.prune(net, "magnitude", 0.5, torch.rand(2, 3, 6, 6), of="units")
+    assert list(found) == ["0"] and int(found["0"].sum()) == 3
+    for scope in ("unit", "four"):
+        with pytest.raises(ParameterError, match=f"scope '{scope}' is of rows, and 2 are transposed.*layer, global"):
+            methods.prune(net, "magnitude", 0.5, scope=scope)
+        assert list(methods.prune(net, "magnitude", 0.5, scope=scope, layers=["0"])) == ["0.weight"]
+
+
 def test_layers_that_are_named_need_no_module_that_can_be_read():
     net = nn.Sequential(nn.Linear(8, 5), Lambda(lambda net, x: x.cumsum(1)), nn.Linear(5, 4)).double()
     found = methods.prune(net, "magnitude", 0.4, of="units", layers=["0"])

@@ -8,9 +8,9 @@ import warnings
 
 import torch
 
-from lib.errors import ParameterError, hint, listed
+from lib.errors import ParameterError, choice, hint, listed
 from lib.networks import nets
-from lib.pruning.masks import assert_like, assert_units, each
+from lib.pruning.masks import SCOPES, assert_like, assert_units, each
 
 # folders that no warning names
 INSIDE = tuple(os.path.join(folder, "") for folder in (os.path.dirname(__file__), *torch.__path__))
@@ -39,6 +39,15 @@ def assert_rows(net, x, bytes=True):
     if not shared or x.shape[-1:] != (inputs,) or x.dtype not in (own.dtype, torch.uint8 if bytes else own.dtype):
         told = f"x is {x.dtype} of shape {tuple(x.shape)}; needed for a stack are {own.dtype}"
         raise ParameterError(f"{told}, rows (N, {inputs}), of images x.flatten(1), or (R, N, {inputs})")
+
+
+def assert_scope(net, of, scope, layers=None):
+    """Raise ParameterError for a scope that there is not, or not of what these layers have."""
+    choice("scope", scope, SCOPES[: 2 if of == "units" else None])
+    turned = [name for name, layer in nets.layers(net).items() if getattr(layer, "turned", False)]
+    if scope in SCOPES[2:] and (odd := [name for name in turned if layers is None or name in layers]):
+        told = f"scope {scope!r} is of rows, and {listed(odd)} are transposed convolutions, whose rows are inputs"
+        raise ParameterError(f"{told}: take {listed(SCOPES[:2])}, or say which layers are pruned without them")
 
 
 def assert_scores(made, net, of="weights", where=""):

@@ -170,8 +170,7 @@ def _masks(chosen, net, densities, x, y, seeds, layers, scope, rounding, rounds,
         made = chosen.function(net, densities, x, y, seeds, **options)
         return checks.assert_drawn(made, net, name, of, densities)
     scope, rounds = scope or SCOPES[of], chosen.rounds if rounds is None else rounds
-    turned = {name for name, layer in nets.layers(net).items() if getattr(layer, "turned", False)}  # a row is an input
-    choice("scope", scope, masks.SCOPES[: 2 if of == "units" or turned & {*(layers or turned)} else None])
+    checks.assert_scope(net, of, scope, layers)
     score = functools.partial(_scored, chosen, layers=layers, **options)
     if rounds != 1:
         if least is not None or scope == "four" or any(isinstance(density, dict) for density in densities):

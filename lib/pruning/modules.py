@@ -101,9 +101,12 @@ class One(nn.Module):
         if odd := [name for name in found if name not in known]:
             raise ParameterError(f"there are no layers {odd}; there are {known}.{hint(odd[0], known)}")
         if odd := [name for name in found if isinstance(self._own.get_submodule(name), TRANSPOSED)]:
-            told = "transposed convolutions, whose weights (I, O, ...) have no row for a unit"
-            raise ParameterError(f"{listed(odd)} are {told}: say whose units may go without them, layers=[...]")
-        return found
+            told = f"{listed(odd)} are transposed convolutions, whose weights (I, O, ...) have no row for a unit"
+            if self._wanted is not None or len(odd) == len(found):
+                raise ParameterError(f"{told}: say whose units may go without them, layers=[...]")
+            checks.warn(f"{told}: their units stay")
+        self._wanted = [name for name in found if name not in odd]  # so that this is read, and told, once
+        return self._wanted
 
     def _hidden(self):
         """Return the names of the layers whose units are no outputs, also not as terms or parts of one."""
