@@ -384,12 +384,6 @@ def test_weights_that_are_computed_stay_and_are_told():
     assert shrunk(network, {}, torch.rand(2, 6))[0][2].in_features == 4
 
 
-def test_what_attends_is_left_to_torch_pruning():
-    network = nn.Sequential(nn.Linear(6, 8), nn.TransformerEncoderLayer(8, 2, batch_first=True), nn.Linear(8, 3))
-    with pytest.raises(ValueError, match=r"MultiheadAttention.*on single units\. Torch-Pruning takes units out"):
-        shrink.shrink(network.eval(), {}, inputs=torch.rand(2, 5, 6))
-
-
 def helped(s, x):
     y = s.a(x).relu()
     return (s.out(y), s.aux(y)) if s.training else s.out(y)
@@ -404,3 +398,98 @@ def test_what_training_alone_uses_is_told():
     assert small.a.out_features == small.out.in_features == 4 and small.aux.in_features == 8
     _, told = shrunk(network, {}, torch.rand(2, 6))
     assert told == ""
+
+
+# --- what is not read ------------------------------------------------------------------------------------------------
+
+
+class Tokens(nn.Module):
+    """A transformer of images: a token is put before the others, and attention joins them."""
+
+    def __init__(self):
+        super().__init__()
+        self.p, self.first, self.places = conv(3, 8, 4, 0, stride=4), *map(nn.Parameter, torch.zeros(2, 1, 5, 8))
+        self.n, self.m = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.qkv, self.a, self.b, self.c, self.o = (nn.Linear(*n) for n in ((8, 24), (8, 8), (8, 12), (12, 8), (8, 3)))
+
+    def forward(self, x):
+        x = self.p(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.first[:, :1].expand(len(x), -1, -1), x], 1) + self.places
+        q, k, v = self.qkv(self.n(x)).reshape(len(x), 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        x = x + self.a(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(len(x), 5, 8))
+        return self.o((x + self.c(self.b(self.m(x)).relu()))[:, 0])
+
+
+def last(s, x):
+    """Tokens are looked up, and the last one that is not 0 is found by what it is."""
+    made, there = s.o(s.b(s.a(s.e(x)).relu()).relu()), (x != 0).to(torch.int32) * torch.arange(x.shape[1])
+    return made[torch.arange(len(x)), there.argmax(1)]
+
+
+def written(s, x):
+    there = torch.zeros(len(x), 5)
+    there[:, 1:4] = s.a(x)
+    return s.o(s.c(s.b(there.cumsum(1)).relu()))
+
+
+def recurrent(s, x):
+    return s.o(s.a(s.r(s.b(x).relu())[0][:, -1]).relu())
+
+
+UNREAD = {
+    "attention": (Tokens, torch.rand(2, 3, 8, 8), {"b": 12}),
+    "torch's attention": (lambda: nn.Sequential(
+        nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), nn.Flatten(), nn.Linear(24, 6), nn.Linear(6, 3)),
+        torch.rand(2, 3, 8), {"0.linear1": 12, "2": 6}),
+    "what is looked up": (lambda: Lambda(last, e=nn.Embedding(9, 4), a=nn.Linear(4, 10), b=nn.Linear(10, 8),
+                                         o=nn.Linear(8, 3)), torch.randint(1, 9, (2, 5)), {"a": 10, "b": 8}),
+    "what is written": (lambda: Lambda(written, a=nn.Linear(4, 3), b=nn.Linear(5, 6), c=nn.Linear(6, 8),
+                                       o=nn.Linear(8, 3)), torch.rand(2, 4), {"b": 6, "c": 8}),
+    "recurrence": (lambda: Lambda(recurrent, r=nn.GRU(6, 4, batch_first=True), a=nn.Linear(4, 8), b=nn.Linear(3, 6),
+                                  o=nn.Linear(8, 2)), torch.rand(2, 5, 3), {"a": 8}),
+    "an angle": (lambda: Lambda(lambda s, x, y: torch.cosine_similarity(s.b(s.a(x).relu()), s.b(s.a(y).relu())),
+                                a=nn.Linear(4, 8), b=nn.Linear(8, 3)), (torch.rand(2, 4), torch.rand(2, 4)), {"a": 8}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_units_go_beside_what_is_not_read(case):
+    """What that makes, and what it is given, stays whole."""
+    made, x, goes = UNREAD[case]
+    network, inputs = filled(made()), x if isinstance(x, tuple) else (x,)
+    masks = rows(network, 0.5, None)
+    with warnings.catch_warnings(record=True) as told, torch.no_grad():
+        warnings.simplefilter("always")
+        small = shrink.shrink(network, masks, inputs=x)
+        torch.testing.assert_close(small(*inputs), apply_(copy.deepcopy(network), masks).eval()(*inputs))
+    assert all("units on no path stay" in str(one.message) and "no output" not in str(one.message) for one in told)
+    full, left = ({name: part.out_features for name, part in weighted(n).items() if isinstance(part, nn.Linear)}
+                  for n in (network, small))  # fmt: skip
+    assert {name: full[name] for name in full if left[name] < full[name]} == goes
+    if len(inputs) == 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert goes.keys() <= methods.prune(network, "magnitude", 0.5, x, of="units").keys()
+
+
+def test_what_is_decided_by_values_is_refused_all_the_same():
+    network = Lambda(
+        lambda s, x: s.b(s.a(x).relu() if s.a(x).mean() > 0 else s.a(x)), a=nn.Linear(4, 6), b=nn.Linear(6, 2)
+    )
+    with pytest.raises(ValueError, match="Lambda decides by values: it calls __bool__.*torch_pruning"):
+        shrink.shrink(network, {}, inputs=torch.rand(2, 4))
+    with pytest.raises(ValueError, match="Lambda cannot be watched as it reads such inputs: .*4 inputs, and gets 5"):
+        shrink.shrink(network, {}, inputs=torch.rand(2, 5))
+
+
+def remembered(s, x):
+    """What a pass makes once, and keeps, as of places that attention compares."""
+    s.kept.setdefault("a", s.a.weight.sum(1))
+    return s.b(s.a(x) + s.kept["a"][None, :1])
+
+
+def test_nothing_stays_of_what_a_pass_remembers():
+    network = filled(Lambda(remembered, a=nn.Linear(4, 6), b=nn.Linear(6, 2), kept={}))
+    small, _ = shrunk(network, {}, torch.rand(2, 4))
+    assert small(torch.rand(2, 4)).dtype == small.kept["a"].dtype == torch.float32
+    assert network.kept == {}

@@ -17,8 +17,9 @@ from lib.pruning.hops import weighted
 
 HEAD = """# Classifiers of torchvision
 
-Made by `python -m workflow.classifiers`. *read*: PHEW walks them, and `shrink.shrink` takes units out. Others are
-refused by the sentence that stands here. Weights are those of convolutions and linear layers, in millions.
+Made by `python -m workflow.classifiers`. *read*: PHEW walks them, and `shrink.shrink` takes units out. Others PHEW
+refuses by the sentence that stands here, and `shrink.shrink` takes out units that attention does not join. Weights are
+those of convolutions and linear layers, in millions.
 
 | classifier | layers | weights | |
 | --- | --- | --- | --- |"""

@@ -50,20 +50,57 @@ class Layer(NamedTuple):
 
 
 class Recorder(topology.Reader):
-    """A reader that keeps every call."""
+    """A reader that keeps every call; in whole, `{group: where}`, each as one unit, what those made that are not read.
+
+    held: numbers of what they were given; stay: [(group, units, why)] of them, and of units with constants among them.
+    """
 
     def __init__(self, *watched):
         super().__init__(*watched)
-        self.events = []
+        self.events, self.whole, self.held, self.stay = [], {}, set(), []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        given = tree_map(_still, (args, kwargs or {}))
-        found = super().__torch_function__(func, types, args, kwargs)
+        given, kwargs = tree_map(_still, (args, kwargs or {})), kwargs or {}
+        known = _known(given)
+        if known and h.name_of(func) in topology.UNIT_WISE and all(x.units[0] in self.whole for x in known):
+            return self._whole(func, args, kwargs)  # which says of what type it is
+        try:
+            found = super().__torch_function__(func, types, args, kwargs)
+        except topology.Refused:
+            if func.__name__ in topology.VALUES or "out" in kwargs:
+                raise
+            return self._whole(func, args, kwargs)
         made = [_still(x) for x in _known(found)]
-        if made and _known(given):
+        if made and known:
             where = f"{self.where()} calls {func.__name__}"
             self.events.append(Event(func, h.name_of(func), *given, made, self.inside[-1][0], where))
         return found
+
+    def _whole(self, func, args, kwargs):
+        """Return what a function that is not read makes: one unit, which all that it was given leads to."""
+        units = [(x.units[0], h.used_of(x.units[1]) * torch.tensor([[1], [0]])) for x in _known((args, kwargs))]
+        group, name = self._new(1, *((None, source, h.Wiring(pairs)) for source, pairs in units)), func.__name__
+        self.whole[group] = where = f"is not read: {self.where()} calls {name}"
+        self.stay.append((group, torch.zeros(1, dtype=torch.int64), f"they lead to what {where}"))
+        self.held |= {id(x) for x in h.tensors((args, kwargs))}
+        plain = tree_map(lambda x: x.clone() if hasattr(x, "units") else x, (args, kwargs))  # it may write into them
+        made = func(*plain[0], **plain[1])
+        if name == "__setitem__" or name[-1] == "_" != name[-2] or name[:3] == "__i":
+            made = args[0]
+        for x in h.tensors(made):
+            x.units = group, torch.zeros((), dtype=torch.float64).expand(x.shape)
+        return made
+
+    def _joined(self, func, args, kwargs, known):
+        """Return what puts values behind each other, where what is constant at some places of a unit belongs to it."""
+        group, numbers = super()._joined(func, args, kwargs, known)
+        small = h.small_of(numbers)
+        for axis in range(small.dim()) if (small < 0).any() else ():
+            highest = small.amax(axis, keepdim=True).expand_as(small)
+            if small.shape[axis] > 1 and ((small == highest) | (small < 0)).all():
+                self.stay.append((group, h.used_of(highest), f"{self.where()} calls {func.__name__} with constants"))
+                return group, highest.expand(numbers.shape)
+        return group, numbers
 
 
 def _still(x):
@@ -97,6 +134,8 @@ class Coupled:
         self.stays, self.why = torch.zeros(self.count, dtype=torch.bool), {}
         for group in (0, self.reader.output):
             self.keep(self._all(group))
+        for group, units, why in self.reader.stay:
+            self.keep(units + self.starts[group], why)
         layers = iter(hop for hop in self.reader.hops if hop.layer is not None)
         for event in self.reader.events:
             self._note(event, layers)

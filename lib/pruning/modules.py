@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from lib.errors import ParameterError, hint, listed
 from lib.networks import nets
 from lib.networks.layers import Layer
-from lib.pruning import checks, hops, topology
+from lib.pruning import checks, coupled, hops, topology
 from lib.pruning.masks import COMPUTED, computed
 
 NO_SUMS = (
@@ -111,14 +111,18 @@ class One(nn.Module):
     def _hidden(self):
         """Return the names of the layers whose units are no outputs, also not as terms or parts of one."""
         try:
-            reader = topology.read(self._own, self._example)
+            reader = topology.read(self._own, self._example, coupled.Recorder)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise ParameterError(f"{error}. Or say which layers' units may go, layers=[...]") from error
-        outputs = {reader.output}
+        outputs = {reader.output, *reader.whole}
         for hop in reversed(reader.hops):
             outputs |= {hop.source} if hop.layer is None and hop.target in outputs else set()
         made = {hop.layer for hop in reader.hops if hop.target in outputs}
-        return [name for name in dict.fromkeys(hop.layer for hop in reader.hops) if name and name not in made]
+        found = [name for name in dict.fromkeys(hop.layer for hop in reader.hops) if name and name not in made]
+        if reader.whole and not found:
+            told = f"{type(self._own).__name__} has no hidden units to prune: its layers make outputs, or lead to what"
+            raise ParameterError(f"{told} {next(iter(reader.whole.values()))}; or say which may go, layers=[...]")
+        return found
 
     def train(self, mode=True):
         self._own.train(mode)

@@ -37,8 +37,8 @@ def sliced(module, masks, inputs=None):
     that it reads, as for `topology.topology`; the copy reads what has this shape. Convolutions, linear layers, batch
     normalisations and factors or terms for each channel get narrower, in sums, products and concatenations alike; the
     weights that are masked inside stay, as zeros. A layer keeps at least one unit. Warns where units on no path stay,
-    because something normalises over them or needs their number, and says what, and of layers that training alone uses,
-    which stay whole. ValueError for what cannot be read, or would compute otherwise: Torch-Pruning may then.
+    and says what normalises over them, needs their number or is not read, and of layers that training alone uses,
+    which stay whole. ValueError for what decides by values, or would compute otherwise: Torch-Pruning may then.
     """
     isinstance(inputs, torch.Tensor) and assert_tensors(inputs)
     work = h.copied(h.unwrapped(module)).eval()
@@ -46,6 +46,8 @@ def sliced(module, masks, inputs=None):
         coupled = Coupled(work, inputs)
     except topology.Refused as error:
         raise ValueError(f"{str(error).removesuffix(topology.BY_HAND)}. {TORCH_PRUNING}") from error
+    except (RuntimeError, IndexError, TypeError) as error:
+        raise ValueError(f"{type(work).__name__} cannot be watched as it reads such inputs: {error}") from error
     types = {(part, name): tensor.dtype for part, name, tensor in _tensors(work)}
     apply_(work, masks).double()
     x = [_example(one).to(next(work.parameters()).device) for one in coupled.reader.given]
@@ -79,7 +81,7 @@ def _tensors(work):
 
 
 class _Doubled(TorchFunctionMode):
-    """Within the block, numbers that are made floating-point ones are float64, as those of the module are."""
+    """Within the block, what is made floating-point numbers, of none, is float64, as the module is: zeros, say."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         found = func(*args, **(kwargs or {}))
@@ -87,12 +89,13 @@ class _Doubled(TorchFunctionMode):
             return found
         if h.name_of(func) in CASTS:
             return args[0].to(found.device, torch.float64)
-        return found if h.tensors((args, kwargs)) else found.double()  # zeros, say, made for what is remembered
+        return found if any(x.is_floating_point() for x in h.tensors((args, kwargs))) else found.double()
 
 
 def _example(like):
-    """Return numbers in (0, 1) of the shape of an example, as of images, none of them like its neighbour."""
-    return torch.arange(like.numel(), dtype=torch.float64).sin().view(like.shape) * 0.45 + 0.5
+    """Return numbers in (0, 1) of the shape of an example, none like its neighbour; whole numbers as they are."""
+    made = torch.arange(like.numel(), dtype=torch.float64).sin().view(like.shape) * 0.45 + 0.5
+    return made if like.is_floating_point() else like
 
 
 def _watched(work, coupled, x):
@@ -112,9 +115,9 @@ def _watched(work, coupled, x):
 
 def _run(work, x, how):
     """Return what a module makes of examples in float64; ValueError, which says how it does not run."""
-    try:
+    try:  # of a copy, so that nothing stays of what a pass puts into a module
         with _Doubled():
-            return work(*x)
+            return h.copied(work, {id(p): p for p in work.parameters()})(*x)
     except Exception as error:  # whatever code may do that counts on sizes, or on a type
         raise ValueError(f"{type(work).__name__} does not run {how}: {error}. {TORCH_PRUNING}") from error
 
@@ -198,7 +201,8 @@ def _tell(coupled, left, whole):
 
 def _tell_idle(work, coupled, gone):
     """Warn of layers that nothing depends on in eval() mode, where units of others go."""
-    used, names = {layer.hop.layer for layer in coupled.layers}, h.shared(work)
+    used, names, held = {layer.hop.layer for layer in coupled.layers}, h.shared(work), coupled.reader.held
+    used |= {name for name, part in h.weighted(work).items() if id(part._parameters.get("weight")) in held}
     idle = [name for name, first in names.items() if not {name, first} & used]
     if idle and gone.any():
         told = f"{listed(idle)} make no output in eval() mode and stay whole"
@@ -252,16 +256,17 @@ def _assert_same(outputs, work, x, way_out):
     with ExitStack() as hooks:
         for part in work.modules():
             if hasattr(part, "num_features") and not part.state_dict():
-                hooks.enter_context(part.register_forward_pre_hook(_recount))
+                hook = lambda copied, given, part=part: _recount(copied, part, given)  # noqa: E731
+                hooks.enter_context(part.register_forward_pre_hook(hook))
         again = _run(work, x, "without units on no path")
     for before, after in zip(h.tensors(outputs), h.tensors(again), strict=True):
         if before.shape != after.shape or (before - after).abs().max() > CLOSE * before.abs().max().clamp(1e-30):
             raise ValueError(f"{type(work).__name__} computes otherwise without units on no path. {way_out}")
 
 
-def _recount(part, given):
+def _recount(copied, part, given):
     """Let a normalisation without tensors, of which nothing was cut, say how many channels it is given."""
-    part.num_features = given[0].shape[1]
+    copied.num_features = part.num_features = given[0].shape[1]
 
 
 # ---- constants

@@ -196,7 +196,7 @@ class Reader(TorchFunctionMode):
         known = [x for x in h.tensors((args, kwargs)) if hasattr(x, "units")]
         if not known or name in SHAPES or name.startswith(("is_", "new_")) or name.endswith("_like"):
             return func(*args, **kwargs)
-        if name in MOVES:
+        if name in MOVES and (known[1:] == [] or name[-3:] == "_as") and any(known[0] is x for x in args):
             return self.moved(func, name, args, kwargs, known[0])
         state = self._state(func, name, args, kwargs, known)
         if state is None or func.__name__ in VALUES or kwargs.get("out") is not None:
