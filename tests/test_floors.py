@@ -30,8 +30,8 @@ HALL = """
     kernels.twins networks.layers networks.nets pruning.masks pruning.methods pruning.scores training.trainer
     training.evaluate training.lab records.runs figures.drawing
 """.split()
-LONGEST_HALL = 2465
-LONGEST_LIB = 18_274  # all files: the library is small and is to fall; lower this with it, never raise it
+LONGEST_HALL = 2447
+LONGEST_LIB = 18_221  # all files: the library is small and is to fall; lower this with it, never raise it
 
 
 @functools.cache

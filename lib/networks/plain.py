@@ -266,10 +266,9 @@ def _array(name, tensor):
 def save(module, folder, packed=False):
     """Return the file that holds the module, once it is on disk: its layout as json in the header, and its weights.
 
-    One safetensors file, `network.safetensors` in `folder`, written atomically. packed: what is mostly zero, as under
-    masks, as the rest and a bit for each place, which `load` alone reads. What is saved loads to the same function:
-    ValueError for a module of `KINDS` alone that has anything beside their constructors' options and tensors, such as
-    hooks. Of other modules `load` takes the code from a fresh instance.
+    One safetensors file, `network.safetensors` in `folder`, written atomically. packed: what is mostly zero as the rest
+    and a bit for each place, which `load` alone reads. What is saved loads to the same function: ValueError for a
+    module of `KINDS` alone that has anything beside their constructors' options and tensors, such as hooks.
     """
     ways = {part.ways for part in _asserted(module).modules() if type(part) is Graph}
     if all(type(part) in KINDS or part in ways for part in module.modules()):
