@@ -30,12 +30,11 @@ PATH=$PWD/workflow/bin:$PATH
     fi
     echo "gpu.sh: going on with $(python -c 'import sys; print(sys.executable)') as it is" >&2
 }
-seeds='1 2 3' deep='levels: [-10, -100]' wide='densities: [0.069, 0.018]' profile=''
+seeds='1 2 3' wide='densities: [0.069, 0.018]' profile=''
 if [ -n "${PRUNING_CARD:-}" ]; then # kernels are compiled where there is a GPU to run them, and interpreted elsewhere
     export PYTHONPATH=$PWD/tests/stand_in${PYTHONPATH:+:$PYTHONPATH} TRITON_INTERPRET=1
     export PRUNING_RUNS=${PRUNING_RUNS:-runs/quick/stand-in} PRUNING_FIGURES=${PRUNING_FIGURES:-figures/quick/stand-in}
     small='batch_size: 20, train_examples: 40' seeds=1 profile=--quick
-    deep="levels: [-1], dataset: digits, width: 16, $small"
     wide="densities: [0.1], dataset: digits32, net: vgg11_bn, width: 2, epochs: 2, drops: [1], examples_per_class: 2"
     wide="$wide, $small"
 fi
@@ -108,7 +107,6 @@ run() { # COMMAND ...: until the time is over
     within "$end" "$@"
     told $? "$@"
 }
-run papermill notebooks/mnist_prune.ipynb -y "{seed: [9192, 3576, 2356], type: [EWN, SWN, no-WN], $deep}"
 for seed in $seeds; do
     for kind in phew synflow synflow_l2 snip grasp magnitude_init random dense; do
         run papermill notebooks/phew_density.ipynb -y "{seed: $seed, type: $kind, $wide}"

@@ -48,13 +48,13 @@ def test_tests_come_first_then_tables_then_runs_and_results_bear_the_cards_name(
     done, calls = call(folder)
     assert done.returncode == 0, done.stderr
     order = [kind for line in calls for kind in ("pytest", "all.py", "papermill", "all notebooks") if kind in line]
-    assert order == ["pytest"] + ["all.py"] * 11 + ["papermill"] * 25 + ["all notebooks"] * 3
+    assert order == ["pytest"] + ["all.py"] * 11 + ["papermill"] * 24 + ["all notebooks"] * 3
     tables = [line.split()[-1] for line in calls if "all.py" in line]
     assert tables[:2] == ["kernels", "captured_steps"], "what decides defaults"
     kept = {path.name: path.read_text() for path in (folder / "benchmarks" / "results").iterdir()}
     assert set(kept) == {f"NVIDIA-H100-80GB-{part}.txt" for part in ("tests", "tables", "runs")}
     assert kept["NVIDIA-H100-80GB-tables.txt"].split() == [word for name in tables for word in ("==", name)]
-    assert "3 passed" in kept["NVIDIA-H100-80GB-tests.txt"] and kept["NVIDIA-H100-80GB-runs.txt"].count("done:") == 28
+    assert "3 passed" in kept["NVIDIA-H100-80GB-tests.txt"] and kept["NVIDIA-H100-80GB-runs.txt"].count("done:") == 27
     assert "3 passed" in done.stdout and "== kernels" in done.stdout, "each part prints as it goes"
     assert_opened(calls)
 
@@ -70,7 +70,7 @@ def test_a_stand_in_is_given_all_of_it_at_small_size(folder):
     done, calls = call(folder, "runs", PRUNING_CARD="stand-in")
     assert done.returncode == 0, done.stderr
     made = [line for line in calls if line.startswith("papermill")]
-    assert len(made) == 9 and all("dataset: digits" in line for line in made)
+    assert len(made) == 8 and all("dataset: digits" in line for line in made)
     assert_opened(calls)
     assert [line for line in calls if line.startswith("all")] == [
         f"all --quick notebooks/{name}.ipynb" for name in ("weight_vs_neuron", "train_time_prune", "mnist_prune")
