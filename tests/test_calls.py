@@ -296,7 +296,7 @@ TOLD = {
                         "scope is 'unit'; allowed are layer, global"),
     "inputs for units": (
         lambda: methods.prune(nn.Sequential(nn.ConvTranspose2d(4, 6, 3)), "magnitude", 0.5, scope="unit"),
-        "scope is 'unit'; allowed are layer, global"),
+        "scope 'unit' is of rows, which are inputs in the transposed convolutions 0: take layer, global, or"),
     "scores of a module": (lambda: masks.top(methods.score(module(), "magnitude"), 0.5), "no runs as first axis.*None"),
     "scores of a module of filters": (lambda: masks.top({"0.weight": torch.ones(4, 3, 3, 3)}, 0.5, "global"),
                                       "0.weight have no runs as first axis"),
@@ -386,7 +386,7 @@ TOLD = {
     "a scope of walks": (lambda: methods.prune(stack(), "phew", 0.5, seeds=[0, 1], scope="layer"), "takes no scope"),
     "a network that diverged": (lambda: shrink.shrink(diverged()), "layers.1 has weights that are not finite"),
     "an example of another width": (lambda: shrink.shrink(module(), {}, inputs=torch.ones(2, 7)),
-                                    "^Linear '0' has 6 inputs, and gets 7$"),
+                                    "reads such inputs: Linear '0' has 6 inputs, and gets 7$"),
     "scores as an array": (lambda: masks.top({"a": np.ones((1, 2, 3))}, 0.5), "score of a is a ndarray.*from_numpy"),
     "scores in a list": (lambda: masks.top([torch.ones(1, 2, 3)], 0.5), "scores are a list; needed is a dict"),
     "scores as a tensor": (lambda: masks.top(torch.ones(1, 2, 3), 0.5), "scores are a Tensor; needed is a dict"),

@@ -186,9 +186,16 @@ def test_top_is_a_stable_sort(seed, ties):
                     for s, m in zip(scores[k][run].flatten(1), kept[k][run].flatten(1), strict=True)
                 ],
                 "global": [tuple(torch.cat([t[k][run].flatten() for k in scores]) for t in (scores, kept))],
+                "four": [
+                    pair
+                    for k in scores
+                    for row in zip(*(t[k][run].movedim(1, -1).flatten(0, -2) for t in (scores, kept)), strict=True)
+                    for pair in zip(*(part.split(4) for part in row), strict=True)
+                ],
             }[scope]
             for score, mask in rows:
-                assert torch.equal(mask, literally(score, masks.count(len(score), density)))
+                keep = masks.count(4 if scope == "four" else len(score), density)
+                assert torch.equal(mask, literally(score, min(keep, len(score))))
 
 
 def long_rows(kind, n=5 * selection.SAMPLE + 7):

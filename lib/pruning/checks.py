@@ -46,7 +46,7 @@ def assert_scope(net, of, scope, layers=None):
     choice("scope", scope, SCOPES[: 2 if of == "units" else None])
     turned = [name for name, layer in nets.layers(net).items() if getattr(layer, "turned", False)]
     if scope in SCOPES[2:] and (odd := [name for name in turned if layers is None or name in layers]):
-        told = f"scope {scope!r} is of rows, and {listed(odd)} are transposed convolutions, whose rows are inputs"
+        told = f"scope {scope!r} is of rows, which are inputs in the transposed convolutions {listed(odd)}"
         raise ParameterError(f"{told}: take {listed(SCOPES[:2])}, or say which layers are pruned without them")
 
 

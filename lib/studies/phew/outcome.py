@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from lib.networks import nets
-from lib.pruning import anatomy, masks, methods, paths, synflow
+from lib.pruning import anatomy, methods, paths, synflow
 from lib.records import store
 from lib.records.parameters import without
 from lib.studies.phew import study
@@ -27,7 +27,7 @@ def measure(starts):
     each = []
     for start in starts:
         left = anatomy.anatomy(start.net, start.masks)
-        left["active_units"] = torch.stack(list(masks.active_units(start.masks).values()), 1).cpu().numpy()
+        left["active_units"] = torch.stack([m.flatten(2).any(2).sum(1) for m in start.masks.values()], 1).cpu().numpy()
         trace = synflow.path_kernel(start.net, start.masks).cpu().numpy()
         left["log_path_kernel"] = np.log(np.where(trace > 0, trace, np.nan))
         each.append(left)
