@@ -115,9 +115,10 @@ def _watched(work, coupled, x):
 
 def _run(work, x, how):
     """Return what a module makes of examples in float64; ValueError, which says how it does not run."""
-    try:  # of a copy, so that nothing stays of what a pass puts into a module
+    fresh = h.copied(work, {id(p): p for p in work.parameters()})  # so that nothing stays of what a pass puts into it
+    try:
         with _Doubled():
-            return h.copied(work, {id(p): p for p in work.parameters()})(*x)
+            return fresh(*x)
     except Exception as error:  # whatever code may do that counts on sizes, or on a type
         raise ValueError(f"{type(work).__name__} does not run {how}: {error}. {TORCH_PRUNING}") from error
 
@@ -256,8 +257,8 @@ def _assert_same(outputs, work, x, way_out):
     with ExitStack() as hooks:
         for part in work.modules():
             if hasattr(part, "num_features") and not part.state_dict():
-                hook = lambda copied, given, part=part: _recount(copied, part, given)  # noqa: E731
-                hooks.enter_context(part.register_forward_pre_hook(hook))
+                hook = part.register_forward_pre_hook(lambda own, given, part=part: _recount(own, part, given))
+                hooks.enter_context(hook)
         again = _run(work, x, "without units on no path")
     for before, after in zip(h.tensors(outputs), h.tensors(again), strict=True):
         if before.shape != after.shape or (before - after).abs().max() > CLOSE * before.abs().max().clamp(1e-30):
