@@ -205,7 +205,7 @@ TOLD = {
     "no runs": (lambda: convnets.build("vgg11", (3, 32, 32), 10, -1), "is 0; allowed are whole"),
     "a text of a density": (lambda: methods.prune(module(), "magnitude", "0.5"), "density.* is '0.5'; allowed are"),
     "no density": (lambda: methods.prune(stack(), "magnitude", None), r"is None; allowed are numbers in \(0, 1\]"),
-    "a density of none": (lambda: methods.prune(module(), "magnitude", 1e-6), "of 45.* a common count, is 0.0222"),
+    "a density of none": (lambda: methods.prune(module(), "magnitude", 1e-6), "none; scope='global' one at 0.0222"),
     "rounds of none": (lambda: methods.prune(stack(), "synflow", 1e-3), "0.001 of 45 keeps none"),
     "no unit": (lambda: methods.prune(stack(), "magnitude", 0.01, of="units"), "0.01 of 5 keeps none"),
     "no hidden unit": (lambda: methods.prune(nn.Sequential(nn.Linear(6, 3)), "random", 0.5, of="units"),

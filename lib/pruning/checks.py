@@ -130,7 +130,7 @@ def some(made, densities):
         count = sum(mask[0].numel() for mask in kept.values())
         left = sum(mask.flatten(1).sum(1) for mask in kept.values())
         if not left.all():
-            raise ParameterError(f"density {density} of {count} keeps none; one, of a common count, is {1 / count:.3g}")
+            raise ParameterError(f"density {density} of {count} keeps none; scope='global' one at {1 / count:.3g}")
         if (left == count).all() and not isinstance(density, dict) and max(each(density, len(left))) < 1:
             told = f"nothing is pruned: density {density} of {count} keeps all"
             warn(f"{told}; one less is a density of {1 - 1 / count:.6g}")
